@@ -1,0 +1,1 @@
+"""Cognitive-neuroscience statistics for the features inside language models."""

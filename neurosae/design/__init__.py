@@ -1,0 +1,1 @@
+"""From a design file to stimuli, weights and admissible relabellings."""

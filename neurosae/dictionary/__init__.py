@@ -1,0 +1,1 @@
+"""Sparse dictionaries: train, evaluate, load."""

@@ -1,0 +1,1 @@
+"""From stimuli to responses: tokens, one hooked pass, alignment, storage."""

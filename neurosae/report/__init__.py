@@ -1,0 +1,1 @@
+"""From a stored study to figures and one HTML file."""

@@ -1,0 +1,1 @@
+"""Strict YAML, files on disk and the results schema."""
