@@ -276,6 +276,8 @@ def _started(pid: int) -> str | None:
 
     The start distinguishes a process from a later one with the same number.
     """
+    if pid <= 0:  # to os.kill these are groups of processes
+        return None
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError, ValueError):
