@@ -1,0 +1,389 @@
+"""Dissimilarities between conditions from one Gram matrix, models of them, and how well the two agree.
+
+Everything here is a function of the N x N Gram matrix G of item x condition patterns (N rows), never of features x
+features. With Z (N x K) the indicator of the condition of each row and H_ij = 0 where rows i and j belong to one item,
+
+    crossnobis   C = Z'(G o H)Z / Z'HZ      every pair of *different* items: leave-one-item-out, in closed form
+    plug-in      C = Z'GZ / Z'11'Z
+    d_kl = (C_kk + C_ll - 2 C_kl) / m       m features
+
+Where every item is in every condition this is rsatoolbox's crossnobis with items as folds. Where items are nested in
+conditions no fold can leave an item out of two conditions; then C_kl (k != l) is a product of independent means and
+C_kk leaves one item of the condition out. Both are unbiased: noise alone gives 0 on average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import scipy.optimize
+import scipy.sparse as sp
+import scipy.stats
+
+from neurosae.errors import DataError, choose
+from neurosae.extraction.responses import ItemCells
+
+ROUNDING = 1e-12  # relative size below which a float64 sum is zero
+SAME = 1e-6  # activations are float32: values closer than this (relatively) are one value, computed in two batches
+DENSE = 0.1  # columns denser than this are multiplied by BLAS, the rest as sparse x sparse
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """Item x condition x feature patterns of one site, region and position.
+
+    Attributes
+    ----------
+    items : names
+    conditions : level tuples; a row or column of the RDM
+    X : CSR of shape (n_rows, m), the features that are kept
+    item, condition : for each row of X its number in `items` and in `conditions`
+    numbers : numeric columns of the responses, averaged as X is
+    n_dead, n_untestable : features without activity here, and with too few informative items
+    n_dropped : items left out because a condition or frame was missing
+    """
+
+    items: tuple[str, ...]
+    conditions: tuple[tuple[str, ...], ...]
+    X: sp.csr_matrix
+    item: np.ndarray
+    condition: np.ndarray
+    numbers: pd.DataFrame
+    n_dead: int
+    n_untestable: int
+    n_dropped: int
+
+    @property
+    def labels(self) -> list[str]:
+        """Condition labels such as `sg/pl`."""
+        return ["/".join(levels) for levels in self.conditions]
+
+    @property
+    def nested(self) -> bool:
+        """Whether some items are not in all conditions."""
+        return len(self.item) < len(self.items) * len(self.conditions)
+
+
+def patterns(cells: ItemCells, *, crossed: bool, min_informative: int = 6) -> Patterns:
+    """Choose the items and features that an RDM can be made of.
+
+    Parameters
+    ----------
+    cells : item x condition x feature means
+    crossed : bool
+        Whether the design puts every item into every condition; items that miss one are then left out and counted.
+    min_informative : int
+        A feature is kept when it differs between the conditions of at least so many items (nested items: when it is
+        not zero in so many). No relabelling of conditions within items, or of items, changes that number.
+
+    Raises
+    ------
+    DataError
+        With fewer than 3 conditions (one distance fits every model) or fewer than 2 items in a condition.
+    """
+    item, condition, X = cells.row_item, cells.row_cell, cells.X
+    n_conditions, n_items = len(cells.cells), len(cells.items)
+    if n_conditions < 3:
+        names = ", ".join("/".join(c) for c in cells.cells)
+        raise DataError(
+            f"an RDM needs at least 3 conditions, not {n_conditions} ({names}): every model fits a single distance. "
+            "Name more factors under `conditions`, or use `test: contrast`."
+        )
+    full = np.bincount(item, minlength=n_items) == n_conditions
+    rows = np.flatnonzero(full[item]) if crossed else np.arange(len(item))
+    used = np.unique(item[rows])
+    item, condition = np.searchsorted(used, item[rows]), condition[rows]
+    smallest = int(np.bincount(condition, minlength=n_conditions).min()) if len(rows) else 0
+    if smallest < 2:
+        raise DataError(
+            f"a condition has {smallest} complete items; cross-validated distances need at least 2 per condition "
+            "(6 for p <= .05). Add items, or take fewer `conditions`."
+        )
+    X = sp.csr_matrix(X[rows])
+    alive = np.diff(X.tocsc().indptr) > 0
+    keep = informative(X, item, nested=not crossed) >= min_informative
+    frames = {str(name) for name in cells.dropped["item"]} - {str(name) for name in cells.items}
+    return Patterns(
+        items=tuple(cells.items[i] for i in used),
+        conditions=cells.cells,
+        X=sp.csr_matrix(X[:, keep]),
+        item=item,
+        condition=condition,
+        numbers=cells.numbers.iloc[rows].reset_index(drop=True),
+        n_dead=int((~alive).sum()),
+        n_untestable=int((alive & ~keep).sum()),
+        n_dropped=n_items - len(used) + len(frames),
+    )
+
+
+def informative(X: sp.csr_matrix, item: np.ndarray, *, nested: bool) -> np.ndarray:
+    """Number of items in which each feature differs between conditions; for nested items, in which it is not zero.
+
+    Examples
+    --------
+    >>> X = sp.csr_matrix([[1.0, 2.0, 0.0], [1.0, 0.0, 0.0], [0.0, 3.0, 0.0], [4.0, 3.0, 0.0]])
+    >>> informative(X, np.array([0, 0, 1, 1]), nested=False)
+    array([1, 1, 0])
+    """
+    size = np.bincount(item).astype(float)
+    totals = sp.csr_matrix((np.ones(len(item)), (item, np.arange(len(item)))), shape=(len(size), len(item)))
+    sums = sp.csr_matrix(totals @ abs(X))
+    if nested:
+        return np.diff(sums.tocsc().indptr)
+    # n sum x^2 - (sum x)^2 = 0 exactly when all n values are equal; signed features need the signed sum
+    spread = sp.diags(size) @ (totals @ X.power(2)) - (totals @ X).power(2)
+    varies = sp.csr_matrix(spread) > SAME**2 * sums.power(2)
+    return np.asarray(varies.sum(axis=0)).ravel().astype(int)
+
+
+def gram(X: sp.csr_matrix) -> np.ndarray:
+    """Inner products of all rows, X X', of shape (n_rows, n_rows).
+
+    Examples
+    --------
+    >>> gram(sp.csr_matrix([[1.0, 0.0], [2.0, 3.0]]))
+    array([[ 1.,  2.],
+           [ 2., 13.]])
+    """
+    columns = sp.csc_matrix(X)
+    count = np.diff(columns.indptr)
+    dense = count > DENSE * X.shape[0]
+    block = columns[:, np.flatnonzero(dense)].toarray()
+    rest = sp.csr_matrix(columns[:, np.flatnonzero(~dense & (count > 0))])
+    return block @ block.T + (rest @ rest.T).toarray()
+
+
+def condition_products(G: np.ndarray, found: Patterns, weights: np.ndarray, *, crossvalidated: bool) -> np.ndarray:
+    """Average inner product between the patterns of each pair of conditions, of shape (K, K).
+
+    Parameters
+    ----------
+    G : array of shape (n_rows, n_rows)
+    found : the patterns whose Gram matrix G is
+    weights : array of shape (n_items,)
+        How often each item counts: ones, or 0 and 1 for a part of the items.
+    crossvalidated : bool
+        Leave the products of an item with itself out.
+    """
+    Z = np.zeros((len(found.item), len(found.conditions)))
+    Z[np.arange(len(Z)), found.condition] = weights[found.item]
+    total, pairs = Z.T @ G @ Z, np.outer(Z.sum(axis=0), Z.sum(axis=0))
+    if crossvalidated:
+        same = found.item[:, None] == found.item[None, :]
+        total, pairs = total - Z.T @ np.where(same, G, 0.0) @ Z, pairs - Z.T @ same @ Z
+    return total / pairs
+
+
+def _squared(C: np.ndarray) -> np.ndarray:
+    """Condensed d_kl = C_kk + C_ll - 2 C_kl, pairs in the order (0, 1), (0, 2), …"""
+    d = np.diag(C)
+    return (d[:, None] + d[None, :] - C - C.T)[np.triu_indices(len(C), 1)]
+
+
+def _crossnobis(G: np.ndarray, found: Patterns, weights: np.ndarray) -> np.ndarray:
+    return _squared(condition_products(G, found, weights, crossvalidated=True)) / found.X.shape[1]
+
+
+def _euclidean(G: np.ndarray, found: Patterns, weights: np.ndarray) -> np.ndarray:
+    return _squared(condition_products(G, found, weights, crossvalidated=False)) / found.X.shape[1]
+
+
+def _correlation(G: np.ndarray, found: Patterns, weights: np.ndarray) -> np.ndarray:
+    C = condition_products(G, found, weights, crossvalidated=False)
+    Z = np.zeros((len(found.conditions), len(found.item)))
+    Z[found.condition, np.arange(len(found.item))] = weights[found.item]
+    sums = Z @ np.asarray(found.X.sum(axis=1)).ravel() / Z.sum(axis=1)
+    centred = C - np.outer(sums, sums) / found.X.shape[1]
+    length = np.diag(centred)
+    # a pattern without variance has no correlation: NaN here, a status and a reason in the table
+    length = np.sqrt(np.where(length > ROUNDING * np.maximum(np.diag(C), 1e-300), length, np.nan))
+    return (1 - centred / np.outer(length, length))[np.triu_indices(len(C), 1)]
+
+
+DISTANCES: dict[str, Callable[[np.ndarray, Patterns, np.ndarray], np.ndarray]] = {
+    "crossnobis": _crossnobis,
+    "euclidean": _euclidean,
+    "correlation": _correlation,
+}
+
+
+def distances(G: np.ndarray, found: Patterns, distance: str = "crossnobis") -> np.ndarray:
+    """Condensed RDM of all items, of shape (K (K-1) / 2,): pairs in the order (0, 1), (0, 2), …
+
+    Squared distances are divided by the number of features, as in rsatoolbox; crossnobis may be negative.
+    """
+    return choose("distance", distance, DISTANCES)(G, found, np.ones(len(found.items)))
+
+
+# --- agreement of two RDMs ------------------------------------------------------------------------------------------
+
+COMPARATORS = ("cosine_cov", "corr_cov", "cosine", "corr", "rho-a")
+
+
+def embed(rdm: np.ndarray, compare: str) -> np.ndarray:
+    """Map a condensed RDM into the space in which the comparator is an ordinary inner product.
+
+    `corr*` and `rho-a` subtract the mean (of distances or mid-ranks). `*_cov` whitens with the covariance that
+    distances have because they share conditions: -1/2 J D J, the double-centred kernel, whose Frobenius product is
+    the whitened inner product (linear CKA).
+
+    Examples
+    --------
+    >>> embed(np.array([1.0, 2.0, 3.0]), "corr")
+    array([-1.,  0.,  1.])
+    """
+    choose("comparator", compare, dict.fromkeys(COMPARATORS, True))
+    vector = scipy.stats.rankdata(rdm) if compare == "rho-a" else np.asarray(rdm, dtype=float)
+    if compare in ("corr", "corr_cov", "rho-a"):
+        vector = vector - vector.mean()
+    if not compare.endswith("_cov"):
+        return vector
+    square = condensed_to_square(vector)
+    row = square.mean(axis=0)
+    return (-0.5 * (square - row[:, None] - row[None, :] + row.mean())).ravel()
+
+
+def compare_rdms(a: np.ndarray, b: np.ndarray, compare: str = "cosine_cov") -> float:
+    """Agreement of two condensed RDMs as rsatoolbox defines it; NaN where one of them has no variation to agree in.
+
+    Examples
+    --------
+    >>> round(compare_rdms(np.array([1.0, 2.0, 4.0]), np.array([2.0, 4.0, 8.0]), "cosine_cov"), 12)
+    1.0
+    """
+    x, y = embed(a, compare), embed(b, compare)
+    lengths = [np.sqrt(np.einsum("i,i->", v, v)) for v in (x, y)]
+    largest = [np.abs(v).max() for v in (a, b)]
+    if not np.isfinite(lengths).all() or any(
+        n <= ROUNDING * max(top, 1e-300) for n, top in zip(lengths, largest, strict=True)
+    ):
+        return float("nan")
+    n = len(a)
+    scale = (n**3 - n) / 12 if compare == "rho-a" else lengths[0] * lengths[1]
+    return float(np.einsum("i,i->", x, y) / scale)
+
+
+def condensed_to_square(vector: np.ndarray) -> np.ndarray:
+    """Symmetric matrix with zero diagonal from its upper triangle, row by row.
+
+    Examples
+    --------
+    >>> condensed_to_square(np.array([1.0, 2.0, 3.0]))[0]
+    array([0., 1., 2.])
+    """
+    k = round((1 + np.sqrt(1 + 8 * len(vector))) / 2)
+    square = np.zeros((k, k))
+    square[np.triu_indices(k, 1)] = vector
+    return square + square.T
+
+
+def partial_fit(data: np.ndarray, models: np.ndarray, compare: str) -> tuple[np.ndarray, np.ndarray, float]:
+    r"""Regress the data RDM on all models at once, with non-negative weights, in the space of the comparator.
+
+        w = argmin_{w >= 0} |x - sum_k w_k m_k|^2,   share = 1 - |residual|^2 / |x|^2
+
+    Parameters
+    ----------
+    data : array of shape (n_pairs,)
+    models : array of shape (n_models, n_pairs), nuisance models among them
+
+    Returns
+    -------
+    weights : array of shape (n_models,)
+        In units of the data per largest distance of the model. NaN where the models are linearly dependent.
+    unique : array of shape (n_models,)
+        Share of |x|^2 that is lost without the model.
+    share : float
+        Share of |x|^2 that all models explain together.
+
+    Examples
+    --------
+    >>> models = np.array([[0.0, 1, 1, 1, 1, 0], [1.0, 0, 1, 1, 0, 1]])
+    >>> weights, unique, share = partial_fit(2 * models[0] + models[1], models, "cosine_cov")
+    >>> weights.round(9), round(share, 9)
+    (array([2., 1.]), 1.0)
+    """
+    top = np.abs(models).max(axis=1)
+    x = embed(data, compare)
+    columns = np.stack([embed(m / t if t > 0 else m, compare) for m, t in zip(models, top, strict=True)], axis=1)
+    scale = np.sqrt((x**2).sum())
+    everyone = np.arange(len(models))
+    weights, rest = scipy.optimize.nnls(columns, x)
+    unique = np.array([_residual(columns[:, everyone != k], x) - rest**2 for k in everyone]) / scale**2
+    singular = np.linalg.svd(columns, compute_uv=False)
+    if len(singular) < len(models) or singular[-1] <= 1e-9 * singular[0]:
+        weights = np.full(len(models), np.nan)
+    return weights, np.maximum(unique, 0.0), float(1 - (rest / scale) ** 2)
+
+
+def _residual(columns: np.ndarray, x: np.ndarray) -> float:
+    return float(scipy.optimize.nnls(columns, x)[1] ** 2) if columns.shape[1] else float((x**2).sum())
+
+
+# --- how far a perfect model could get ------------------------------------------------------------------------------
+
+
+def item_halves(found: Patterns, n_splits: int, rng: np.random.Generator) -> np.ndarray:
+    """Random halves of the items as 0/1 rows, of shape (n_splits, n_items); nested items are halved by condition."""
+    kinds = pd.Series([""] * len(found.items))
+    for item, condition in zip(found.item, found.condition, strict=True):
+        kinds[item] += f"{condition},"
+    halves = np.zeros((n_splits, len(found.items)))
+    for members in kinds.groupby(kinds).groups.values():
+        for row in halves:
+            row[rng.permutation(np.asarray(members))[: len(members) // 2]] = 1
+    return halves
+
+
+def reliability(
+    G: np.ndarray, found: Patterns, halves: np.ndarray, *, distance: str, compare: str
+) -> tuple[float, float]:
+    r"""Split-half reliability of an RDM over items, and the ceiling it sets.
+
+        r = mean agreement of the RDMs of two halves of the items,  r' = 2r / (1 + r),  ceiling = sqrt(r')
+
+    r' (Spearman–Brown) is what all items would give; sqrt(r') is what the RDM of infinitely many items would reach.
+    One dictionary is one subject, so there is no lower and upper bound over subjects; see `noise_ceiling` for several.
+
+    Returns
+    -------
+    reliability, ceiling : NaN where a half has fewer than 2 items of a condition; the ceiling also where r' <= 0
+    """
+    function = DISTANCES[distance]
+    counts = np.stack([np.bincount(found.condition, weights=h[found.item]) for h in (halves[0], 1 - halves[0])])
+    if counts.min() < 2:
+        return float("nan"), float("nan")
+    r = float(np.mean([compare_rdms(function(G, found, h), function(G, found, 1 - h), compare) for h in halves]))
+    full = 2 * r / (1 + r) if r > -1 else -np.inf
+    return full, float(np.sqrt(full)) if full > 0 else float("nan")
+
+
+def noise_ceiling(rdms: np.ndarray, compare: str = "cosine_cov") -> tuple[float, float]:
+    """Lower and upper noise ceiling of several RDMs (item groups, seeds, models), as in rsatoolbox.
+
+    Upper: mean agreement of each RDM with the mean of all; lower: with the mean of the others. RDMs are first brought
+    to one scale (length, variance, or ranks, as the comparator asks).
+
+    Parameters
+    ----------
+    rdms : array of shape (n_rdms, n_pairs), at least 2 rows
+
+    Examples
+    --------
+    >>> low, high = noise_ceiling(np.array([[1.0, 2, 3], [1.0, 2, 4], [1.0, 3, 3]]), "cosine")
+    >>> low <= high <= 1
+    True
+    """
+    if len(rdms) < 2:
+        raise DataError(f"a noise ceiling needs at least 2 RDMs, not {len(rdms)}; use the split-half reliability.")
+    if compare == "rho-a":
+        scaled = np.stack([scipy.stats.rankdata(v) for v in rdms])
+    else:
+        centred = rdms - rdms.mean(axis=1, keepdims=True) if compare in ("corr", "corr_cov") else rdms
+        scaled = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True))
+    upper = [compare_rdms(scaled.mean(axis=0), v, compare) for v in rdms]
+    lower = [compare_rdms(np.delete(scaled, i, axis=0).mean(axis=0), v, compare) for i, v in enumerate(rdms)]
+    return float(np.mean(lower)), float(np.mean(upper))
