@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from neurosae.errors import unknown
+from neurosae.errors import nearest
 from neurosae.spec.words import Problem, describe, file_problem, key_problem, name_problem, text_problem
 
 
@@ -59,9 +59,13 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     Examples
     --------
     >>> unknown_key("n_permutation", ["alpha", "n_permutations"])
-    "unknown key. Did you mean 'n_permutations'? Known: alpha, n_permutations."
+    "unknown key. Did you mean 'n_permutations'?"
+    >>> unknown_key("seed", ["alpha", "n_permutations"])
+    'unknown key. Known: alpha, n_permutations.'
     """
-    return unknown("key", key, known).replace(f"unknown key '{key}'", "unknown key", 1)
+    names = list(known)
+    hint = nearest(key, names)
+    return f"unknown key. Did you mean '{hint}'?" if hint else f"unknown key. Known: {', '.join(names)}."
 
 
 def refusing(problem: Callable[[Any], str | None]) -> BeforeValidator:

@@ -1,0 +1,387 @@
+"""Schema of an analysis file, and the references between its sections and to its design."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    SerializeAsAny,
+    ValidationInfo,
+    WithJsonSchema,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
+
+from neurosae.errors import unknown
+from neurosae.spec.blocks import TESTS, ContrastBlock, FeatureChoice, Inference, RdmModel, RsaBlock
+from neurosae.spec.design import Design, load_design, region_names
+from neurosae.spec.effects import effect_problems, shape_problems
+from neurosae.spec.fields import Bool, Count, FileName, IntPair, Natural, OneOrMore, Strict, Text, fail, fail_all
+from neurosae.spec.load import load_yaml
+from neurosae.spec.sites import DictionaryBlock, ModelBlock, Site, StudyPath, TrainBlock
+from neurosae.spec.words import Problem, Where, describe, short
+
+SCHEMA = "neurosae/analysis/1"
+COLUMNS = ("n_tokens", "position", "norm", "surprisal", "logit_diff")
+"""Numbers that every stimulus or response has, for model RDMs."""
+WHOLE = "all"
+"""The region of middle-out alignment: the whole text."""
+
+__all__ = [
+    "Analysis",
+    "ContrastBlock",
+    "DictionaryBlock",
+    "FeatureChoice",
+    "Inference",
+    "ModelBlock",
+    "Positions",
+    "RdmModel",
+    "Report",
+    "RsaBlock",
+    "Site",
+    "TrainBlock",
+    "load_analysis",
+]
+
+
+class Positions(Strict):
+    """Which tokens are kept, what their positions mean, and how several tokens become one response."""
+
+    regions: OneOrMore | None = None
+    """Regions whose tokens leave the model; left out, those that the tests name."""
+    align: Literal["region", "start", "end", "middle_out"] = "region"
+    """What position 0 is: last token of the region, its start or end (always both), or the middle of the text."""
+    window: IntPair | None = None
+    """First and last position around start and end, [-2, 2]."""
+    single_lock: Bool = False
+    """Allow a test to use only one of <region>@start and <region>@end."""
+    tokens: Literal["last", "first", "mean", "max", "sum", "all"] = "last"
+    """How the tokens of a region become one response; all keeps them apart."""
+    frames: Literal["mean"] = "mean"
+    """Frames are averaged within items before any test."""
+    keep_x: Bool = False
+    """Also store the raw stream."""
+    allow_straddle: Bool = False
+    """Accept a token that lies across the border of a region."""
+
+    @property
+    def locked(self) -> bool:
+        """Whether regions come as pairs, <region>@start and <region>@end."""
+        return self.align in ("start", "end")
+
+    @model_validator(mode="after")
+    def _check(self) -> Positions:
+        if self.window is not None and not self.locked:
+            fail("window", text=f"has no meaning with align: {self.align}; use align: start or end.")
+        if self.window is not None and self.window[0] > self.window[1]:
+            fail("window", text=f"{list(self.window)} ends before it begins; write [first, last].")
+        if (self.window is not None or self.align == "middle_out") and "tokens" not in self.model_fields_set:
+            fail(text="asks for several positions; say what becomes of them, e.g. `tokens: all` keeps them apart.")
+        return self
+
+
+class Report(Strict):
+    """What the report shows."""
+
+    title: Text | None = None
+    """Title; left out, the name of the analysis."""
+    top_features: Count = 20
+    """How many features are shown with all their items."""
+
+
+def _test_block(value: Any, _: Any, info: ValidationInfo) -> Any:
+    """A test's block by the schema of its kind; the registry may be the user's own."""
+    tests = (info.context or {}).get("tests", TESTS)
+    if isinstance(value, Strict):
+        return value
+    if not isinstance(value, Mapping):
+        fail(text=f"is {describe(value)}; write {{test: contrast, …}}.")
+    kind = value.get("test")
+    if not isinstance(kind, str):
+        fail("test", text=f"is {describe(kind) if 'test' in value else 'missing'}; write one of {', '.join(tests)}.")
+    if kind not in tests:
+        fail("test", text=unknown("test", short(kind), tests))
+    return tests[kind][0].model_validate(value, context=info.context)
+
+
+TestBlock = Annotated[
+    SerializeAsAny[Annotated[ContrastBlock | RsaBlock, Field(discriminator="test")]], WrapValidator(_test_block)
+]
+Effect = Annotated[dict[str, Any], WithJsonSchema({"type": "object"})]
+
+
+class Analysis(Strict):
+    """An analysis file."""
+
+    schema_: Annotated[Literal["neurosae/analysis/1"], Field(alias="schema")]
+    """Write `schema: neurosae/analysis/1`."""
+    name: FileName
+    """Name of the study, and of its folder under results/."""
+    design: StudyPath | None = None
+    """The design file, relative to this file; only `train` does without."""
+    seed: Natural = 0
+    """Seed of everything random."""
+    model: ModelBlock
+    """The language model: {name: embedded}."""
+    sites: dict[FileName, Site] = Field(min_length=1)
+    """Sites by name: {late: {hook: blocks.3.hook_resid_post, dictionary: {embedded: late}}}."""
+    positions: Positions = Positions()
+    """Which tokens are analysed."""
+    inference: Inference = Inference()
+    """How hypotheses are tested."""
+    effects: dict[FileName, Effect] = Field(default_factory=dict)
+    """Effects by name, as weights: {subject: {pl: 1, sg: -1}}."""
+    tests: dict[FileName, TestBlock] = Field(default_factory=dict)
+    """Tests by name, run in this order."""
+    report: Report = Report()
+    """What the report shows."""
+
+    @field_validator("schema_", mode="before")
+    @classmethod
+    def _check_schema(cls, value: Any) -> Any:
+        if value != SCHEMA:
+            fail(text=f"is {describe(value)}; an analysis begins with `schema: {SCHEMA}`.")
+        return value
+
+    @field_validator("effects", mode="before")
+    @classmethod
+    def _check_effects(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            fail_all(problem for name, effect in value.items() for problem in shape_problems(effect, (name,)))
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Analysis:
+        fail_all(_own_problems(self))
+        return self
+
+
+def load_analysis(path: str | Path, tests: Mapping[str, tuple[type[Strict], str]] = TESTS) -> Analysis:
+    """Read an analysis file and compare it with its design.
+
+    Left-out `positions.regions` are filled in (the regions that tests name), and with `align: start` or `end` a
+    region of a test becomes the pair `<region>@start`, `<region>@end`.
+
+    Parameters
+    ----------
+    path : a YAML file that begins with `schema: neurosae/analysis/1`
+    tests : kind of test -> (schema, module); add your own to `TESTS`
+
+    Raises
+    ------
+    SpecError
+        In one line: file, line, field, what is wrong, and what would be right.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> text = '''
+    ... schema: neurosae/analysis/1
+    ... name: dictionaries
+    ... model: {name: embedded}
+    ... sites: {late: {hook: blocks.3.hook_resid_post, dictionary: {train: {d_sae: 2048, n_tokens: 1000000}}}}
+    ... '''
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = (Path(folder) / "dictionaries.yaml").write_text(text)
+    ...     load_analysis(Path(folder) / "dictionaries.yaml").sites["late"].dictionary.train.k
+    32
+    """
+    designs: list[Design] = []
+
+    def check(analysis: Analysis) -> Iterator[Problem]:
+        if analysis.design is None:
+            return
+        if not analysis.design.is_file():
+            yield ("design",), f"there is no file {analysis.design}; paths are relative to the file that names them."
+            return
+        designs.append(load_design(analysis.design))
+        yield from _design_problems(analysis, designs[0])
+
+    context = {"folder": Path(path).parent, "tests": tests}
+    analysis = load_yaml(path, Analysis, context=context, check=check)
+    return _completed(analysis, designs[0]) if designs else analysis
+
+
+def _completed(analysis: Analysis, design: Design) -> Analysis:
+    positions, tests = analysis.positions, dict(analysis.tests)
+    if positions.locked:
+        for name, block in tests.items():
+            tests[name] = block.model_copy(update={"region": tuple(_pair(block.region))})
+    if positions.regions is None:
+        named = dict.fromkeys(region.partition("@")[0] for block in tests.values() for region in _regions(block))
+        everything = () if positions.align == "middle_out" else region_names(design)
+        named.pop(WHOLE, None)
+        positions = positions.model_copy(update={"regions": tuple(named) or everything})
+    return analysis.model_copy(update={"positions": positions, "tests": tests})
+
+
+def _pair(regions: tuple[str, ...]) -> dict[str, None]:
+    pairs = ((name,) if "@" in name else (f"{name}@start", f"{name}@end") for name in regions)
+    return dict.fromkeys(name for pair in pairs for name in pair)
+
+
+def _regions(block: Any) -> tuple[str, ...]:
+    given = getattr(block, "region", ())
+    return (given,) if isinstance(given, str) else tuple(given or ())
+
+
+# ------------------------------------------------------------------ references between the sections
+
+
+def _own_problems(analysis: Analysis) -> Iterator[Problem]:
+    if analysis.tests and analysis.design is None:
+        yield ("tests",), "need a design; name its file, `design: ../stimuli/….yaml`."
+    for name, block in analysis.tests.items():
+        where: Where = ("tests", name)
+        for site in getattr(block, "sites", None) or ():
+            yield from _site_problems(site, analysis.sites, (*where, "sites"))
+        for inner, effect in _effects_used(block):
+            if effect not in analysis.effects:
+                hint = unknown("effect", short(effect), analysis.effects).partition("'.")[2]
+                yield (*where, *inner), f"uses effect '{effect}', which is not under `effects:`.{hint}"
+        yield from _lock_problems(block, analysis.positions, where)
+        if isinstance(block, ContrastBlock) and block.features is not None:
+            yield from _choice_problems(name, block, analysis)
+    yield from _family_problems(analysis)
+
+
+def _effects_used(block: Any) -> Iterator[tuple[Where, str]]:
+    if isinstance(block, ContrastBlock):
+        yield from (((), effect) for effect in block.effect)
+    if isinstance(block, RsaBlock):
+        for name, model in block.models.items():
+            if model.effect is not None:
+                yield ("models", name), model.effect
+
+
+def _site_problems(site: str, sites: Mapping[str, Site], where: Where) -> Iterator[Problem]:
+    base, _, layer = site.rpartition(".")
+    if site not in sites and not (layer.isdecimal() and base in sites and "*" in sites[base].hook):
+        yield where, unknown("site", short(site), sites)
+
+
+def _lock_problems(block: Any, positions: Positions, where: Where) -> Iterator[Problem]:
+    named = _regions(block)
+    for region in named:
+        name, at, lock = region.partition("@")
+        if not at:
+            continue
+        if lock not in ("start", "end"):
+            yield (*where, "region"), f"'{region}' is no region; write {name}@start or {name}@end."
+        elif not positions.locked:
+            yield (*where, "region"), f"'{region}' exists only with positions.align: start or end; write {name}."
+        elif not positions.single_lock and not {name, f"{name}@start", f"{name}@end"} - {region} & {*named}:
+            text = f"uses only '{region}' of a pair; name {name} (both), or set positions.single_lock: true."
+            yield (*where, "region"), text
+
+
+def _choice_problems(name: str, block: ContrastBlock, analysis: Analysis) -> Iterator[Problem]:
+    assert block.features is not None
+    source, where = block.features.from_, ("tests", name, "features")
+    earlier = list(analysis.tests)[: list(analysis.tests).index(name)]
+    kind = [other for other in earlier if isinstance(analysis.tests[other], ContrastBlock)]
+    chooser = analysis.tests.get(source)
+    if source not in kind:
+        if source in analysis.tests and source not in earlier:
+            yield where, f"'{source}' is no earlier test; tests run in the order of the file, so put it above '{name}'."
+        else:
+            yield where, unknown("contrast test", short(source), kind)
+    elif chooser.split == block.split:
+        other, at = ("localizer", source) if block.split == "test" else ("test", name)
+        text = f"would choose features and test them on the same items (split: {block.split}). Set `split: {other}`"
+        yield where, f"{text} on '{at}'."
+
+
+def _family_problems(analysis: Analysis) -> Iterator[Problem]:
+    owner: dict[str, str] = {}
+    for family, members in analysis.inference.families.items():
+        where: Where = ("inference", "families", family)
+        splits: dict[str, str] = {}
+        for member in members:
+            block = analysis.tests.get(member)
+            if block is None:
+                yield where, unknown("test", short(member), analysis.tests)
+                continue
+            if member in owner:
+                other = "twice" if owner[member] == family else f"also in family '{owner[member]}'"
+                yield where, f"test '{member}' is {other}; a test belongs to one family."
+            owner[member] = family
+            correction = getattr(block, "correction", None) or analysis.inference.correction
+            if correction != "maxT":
+                text = f"test '{member}' is corrected by {correction}, but a family shares one maximum"
+                yield where, f"{text}; set `correction: maxT` on it, or take it out."
+            splits.setdefault(getattr(block, "split", "test"), member)
+        if len(splits) > 1:
+            pair = " and ".join(f"'{member}' ({split})" for split, member in splits.items())
+            yield where, f"{pair} use different items; a family needs the same split."
+
+
+# ------------------------------------------------------------------ references to the design
+
+
+def _design_problems(analysis: Analysis, design: Design) -> Iterator[Problem]:
+    for name, effect in analysis.effects.items():
+        yield from effect_problems(effect, design, ("effects", name))
+    known = region_names(design)
+    for region in analysis.positions.regions or ():
+        if region not in known:
+            yield ("positions", "regions"), unknown("region", short(region), known)
+    for name, block in analysis.tests.items():
+        where: Where = ("tests", name)
+        if getattr(block, "split", "test") == "localizer" and design.partition is None:
+            text = "the design sets no items apart; give it a partition, {localizer: 24, seed: 7}, say."
+            yield (*where, "split"), text
+        for region in _regions(block):
+            yield from _region_problems(region, known, analysis.positions, where=(*where, "region"))
+        if isinstance(block, RsaBlock):
+            yield from _condition_problems(block, design, where)
+            yield from _rdm_problems(block, analysis, design, where=where)
+
+
+def _region_problems(region: str, known: tuple[str, ...], positions: Positions, *, where: Where) -> Iterator[Problem]:
+    name = region.partition("@")[0]
+    if positions.align == "middle_out":
+        if region != WHOLE:
+            yield where, f"with positions.align: middle_out there is one region, {WHOLE}; write it instead of {region}."
+    elif name not in known:
+        yield where, unknown("region", short(name), known)
+    elif positions.regions is not None and name not in positions.regions:
+        text = f"region '{name}' is not under positions.regions, so it never leaves the model; add it there."
+        yield where, text
+
+
+def _condition_problems(block: RsaBlock, design: Design, where: Where) -> Iterator[Problem]:
+    inner = (*where, "conditions")
+    n = 1
+    for name in block.conditions:
+        if name not in design.factors and name != "frame":
+            yield inner, unknown("factor", short(name), [*design.factors, "frame"])
+            return
+        if name != "frame" and design.factors[name].varies == "between":
+            yield inner, f"'{name}' varies between items; p_from: item_flips needs factors that vary within items."
+        n *= len(design.frames) if name == "frame" else len(design.factors[name].levels)
+    if n < 3:
+        yield inner, f"give {n} conditions, that is {n * (n - 1) // 2} distance; add a factor, or use a contrast."
+
+
+def _rdm_problems(block: RsaBlock, analysis: Analysis, design: Design, *, where: Where) -> Iterator[Problem]:
+    columns = [*COLUMNS, *design.covariates]
+    for name, model in block.models.items():
+        inner = (*where, "models", name)
+        if model.column is not None and model.column not in columns:
+            yield inner, unknown("column", short(model.column), columns)
+        effect = analysis.effects.get(model.effect or "", {})
+        missing = [
+            factor
+            for factor in (design.factors if "cells" in effect else effect)
+            if factor in design.factors and factor not in block.conditions
+        ]
+        if missing:
+            yield (
+                inner,
+                f"the effect '{model.effect}' needs {' and '.join(missing)} among the conditions; add it there.",
+            )
