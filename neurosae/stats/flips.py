@@ -1,0 +1,268 @@
+"""Relabellings of whole items, the maxima they give, and p-values of single features without random numbers.
+
+One relabelling is applied to all features, positions and sites at once: their dependence is kept and the maximum is
+calibrated. What no relabelling changes (the sum of squares of a column, its number of informative items) is divided out
+beforehand, so only signed sums are recomputed. With D (n x m) the item contrasts and s in {-1, +1}^n,
+
+    u_j = s'D_j / sqrt(n (q_j + d0 s0_j^2)),   t_j = u_j sqrt(df / (1 - u_j^2)),   df = n - 1 + d0,
+
+q_j = sum_i D_ij^2; d0 = 0 is the plain t. Blocks of features with different df are joined on the normal-equivalent
+scale z(t), monotone within a block. Relabelling 0 is the identity, and p = #{T* >= T} / B, so p is never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+import scipy.sparse as sp
+from scipy import special
+
+from neurosae.stats import kernels
+from neurosae.stats.relabel import Relabelling, flip_mask, labels
+
+TIE = 1e-5  # of a float32 maximum on the z scale, relative to 1 + |z|
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A block of features made ready for relabelling.
+
+    V : kernel columns, in feature order;  u : observed statistics (m,), float64, on the kernel's scale
+    df : degrees of freedom that turn u into t; inf where u already is the statistic
+    weights, counts, mode : for label permutations, see `kernels.Labels`
+    """
+
+    V: kernels.FlipColumns | kernels.GroupColumns
+    u: np.ndarray
+    df: float
+    weights: np.ndarray | None = None
+    counts: np.ndarray | None = None
+    mode: int = 0
+
+
+def flip_columns(D: sp.csc_matrix, *, scale: np.ndarray, df: float, n_items: int | None = None) -> Columns:
+    """Columns for sign flips: V_j = D_j / scale_j, exact zeros dropped.
+
+    Parameters
+    ----------
+    D : CSC float64 of shape (n_items, m), item contrasts or signed ranks
+    scale : array of shape (m,), a quantity that no flip changes
+    df : degrees of freedom of t; inf where s'V is the statistic itself
+    """
+    D = sp.csc_matrix(D)
+    scaled = D.data / np.repeat(scale, np.diff(D.indptr))
+    col = np.repeat(np.arange(D.shape[1]), np.diff(D.indptr))
+    u = np.bincount(col, scaled, D.shape[1])
+    bound = np.bincount(col, np.abs(scaled), D.shape[1]) * (1 + 1e-5)
+    val = scaled.astype(np.float32)
+    V = kernels.FlipColumns(
+        D.indptr.astype(np.int64), D.indices.astype(np.int32), val, u.astype(np.float32), bound.astype(np.float32)
+    )
+    return Columns(V, u, df)
+
+
+def group_columns(
+    Y: sp.csc_matrix, codes: np.ndarray, *, weights: np.ndarray, mode: int, shrink: np.ndarray, df: float
+) -> Columns:
+    """Columns for label permutations; modes and `shrink` as in `kernels.GroupColumns` and `kernels.Labels`."""
+    Y = sp.csc_matrix(Y)
+    col = np.repeat(np.arange(Y.shape[1]), np.diff(Y.indptr))
+    total, square = np.bincount(col, Y.data, Y.shape[1]), np.bincount(col, Y.data**2, Y.shape[1])
+    V = kernels.GroupColumns(
+        Y.indptr.astype(np.int64),
+        Y.indices.astype(np.int32),
+        Y.data.astype(float),
+        total,
+        square,
+        np.ascontiguousarray(shrink, dtype=float),
+    )
+    counts = np.bincount(codes, minlength=len(weights)).astype(np.int64)
+    made = Columns(V, np.zeros(Y.shape[1]), df, np.asarray(weights, dtype=float), counts, mode)
+    label = kernels.Labels(_cell_masks(np.asarray(codes)[None], len(weights)), made.weights, counts, mode)
+    u = np.empty(Y.shape[1])
+    kernels.group_values(V, label, u)
+    return Columns(V, u, df, made.weights, counts, mode)
+
+
+def _cell_masks(codes: np.ndarray, n_cells: int) -> np.ndarray:
+    return np.ascontiguousarray(codes.T[None] == np.arange(1, n_cells)[:, None, None])
+
+
+def take(columns: Columns, order: np.ndarray) -> Columns:
+    """The same columns in another order."""
+    V, lengths = columns.V, np.diff(columns.V.indptr)[order]
+    indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    place = np.repeat(V.indptr[:-1][order] - indptr[:-1], lengths) + np.arange(indptr[-1])
+    rest = [np.ascontiguousarray(array[order]) for array in V[3:]]
+    made = type(V)(indptr, V.idx[place], V.val[place], *rest)
+    return Columns(made, columns.u[order], columns.df, columns.weights, columns.counts, columns.mode)
+
+
+def maxima(
+    columns: Columns, relabelling: Relabelling, *, two_sided: bool = True, prune: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Maximum over the columns per relabelling, and per column the number of relabellings that reach its own value.
+
+    Returns
+    -------
+    maxima : array of shape (n_permutations,), on the scale of `Columns.u`
+    reached : int array of shape (m,); only label permutations are counted, for flips p is exact (`flip_p`), so 0
+    """
+    if relabelling.kind == "flip":
+        sorted_ = take(columns, np.argsort(-columns.V.bound, kind="stable"))
+        out = _each_tile(lambda a: _flip_tile(sorted_, relabelling, a, two_sided=two_sided, prune=prune), relabelling)
+        return np.concatenate(out)[: relabelling.n], np.zeros(len(columns.u), dtype=np.int64)
+    limit = np.abs(columns.u) if two_sided else columns.u
+    limit = limit - 1e-9 * (1 + np.abs(columns.u)) * _unit(columns)
+    out = _each_tile(lambda a: _group_tile(columns, relabelling, a, two_sided=two_sided, limit=limit), relabelling)
+    return np.concatenate([mx for mx, _ in out]), np.sum([n for _, n in out], axis=0)
+
+
+def _unit(columns: Columns) -> np.ndarray | float:
+    """Size of rounding in u: 1 for bounded statistics, the size of the summands where u is a mean."""
+    if columns.mode != 0 or columns.weights is None:
+        return 1.0
+    V = columns.V
+    size = np.bincount(np.repeat(np.arange(len(V.total)), np.diff(V.indptr)), np.abs(V.val), len(V.total))
+    return size * np.abs(columns.weights / columns.counts).max()
+
+
+def _flip_tile(columns: Columns, r: Relabelling, first: int, *, two_sided: bool, prune: bool) -> np.ndarray:
+    mx = np.empty(kernels.LANES, dtype=np.float32)
+    kernels.flip_maxima(columns.V, flip_mask(r, first), mx, two_sided=two_sided, prune=prune)
+    return mx
+
+
+def _group_tile(columns: Columns, r: Relabelling, first: int, *, two_sided: bool, limit: np.ndarray):
+    lanes = min(kernels.LANES, r.n - first)
+    mx, reached = np.empty(lanes), np.zeros(len(limit), dtype=np.int64)
+    masks = _cell_masks(labels(r, first, lanes), len(columns.counts))
+    label = kernels.Labels(masks, columns.weights, columns.counts, columns.mode)
+    kernels.group_maxima(columns.V, label, mx, limit=limit, two_sided=two_sided, reached=reached)
+    return mx, reached
+
+
+def _each_tile(task: Callable, relabelling: Relabelling) -> list:
+    """One task per tile on as many threads as numba may use; the order of the results is that of the tiles."""
+    starts = range(0, relabelling.n, kernels.LANES)
+    threads = min(numba.get_num_threads(), len(starts))
+    if threads <= 1:
+        return [task(a) for a in starts]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(task, starts))
+
+
+def step_counts(blocks: Sequence[Columns], relabelling: Relabelling, *, two_sided: bool = True) -> list[np.ndarray]:
+    """Westfall-Young step-down over all columns of several blocks: counts of maxima over the features not yet passed.
+
+    Returns one int array per block; divided by `relabelling.n` and made monotone they are adjusted p
+    (`multiplicity.step_down`).
+    """
+    z = np.concatenate([to_z(b.u, b.df) for b in blocks])
+    tables = np.stack([_z_table(b.df) for b in blocks])
+    which = np.repeat(np.arange(len(blocks)), [len(b.u) for b in blocks])
+    on_scale = np.array(
+        [kernels.z_of(float(u), tables[k]) for u, k in zip(np.concatenate([b.u for b in blocks]), which, strict=True)]
+    )
+    size = np.abs(on_scale) if two_sided else on_scale
+    order = np.argsort(size, kind="stable")
+    joined = take(_joined(blocks), order)
+    limit = size[order] - TIE * (1 + np.abs(size[order]))
+    task = _step_task(joined, relabelling, tables=(tables, which[order]), limit=limit, two_sided=two_sided)
+    reached = np.empty(len(z), dtype=np.int64)
+    reached[order] = np.sum(_each_tile(task, relabelling), axis=0)
+    return np.split(reached, np.cumsum([len(b.u) for b in blocks])[:-1])
+
+
+def _step_task(columns: Columns, r: Relabelling, *, tables: tuple, limit: np.ndarray, two_sided: bool) -> Callable:
+    def task(first: int) -> np.ndarray:
+        lanes = min(kernels.LANES, r.n - first)
+        running, reached = np.full(lanes, -1e30), np.zeros(len(limit), dtype=np.int64)
+        if r.kind == "flip":
+            kernels.flip_steps(
+                columns.V,
+                flip_mask(r, first),
+                running,
+                tables=tables,
+                limit=limit,
+                two_sided=two_sided,
+                reached=reached,
+            )
+        else:
+            label = kernels.Labels(
+                _cell_masks(labels(r, first, lanes), len(columns.counts)), columns.weights, columns.counts, columns.mode
+            )
+            kernels.group_steps(
+                columns.V, label, running, tables=tables, limit=limit, two_sided=two_sided, reached=reached
+            )
+        return reached
+
+    return task
+
+
+def _joined(blocks: Sequence[Columns]) -> Columns:
+    V = [b.V for b in blocks]
+    starts = np.concatenate([[0], np.cumsum([v.indptr[-1] for v in V])])
+    indptr = np.concatenate([v.indptr[:-1] + a for v, a in zip(V, starts, strict=False)] + [starts[-1:]]).astype(
+        np.int64
+    )
+    rest = [np.concatenate(parts) for parts in zip(*[v[1:] for v in V], strict=True)]
+    first = blocks[0]
+    return Columns(
+        type(V[0])(indptr, *rest),
+        np.concatenate([b.u for b in blocks]),
+        first.df,
+        first.weights,
+        first.counts,
+        first.mode,
+    )
+
+
+def to_t(u: np.ndarray, df: float) -> np.ndarray:
+    """Turn u into t = u sqrt(df / (1 - u^2)); u itself where df is infinite; +-inf where no variance is left.
+
+    Examples
+    --------
+    >>> to_t(np.array([0.0, 0.6]), 9).round(3)
+    array([0.  , 2.25])
+    """
+    if np.isinf(df):
+        return u
+    left = 1 - u * u
+    flat = left < 1e-12
+    return np.where(flat, np.copysign(np.inf, u), u * np.sqrt(df / np.where(flat, 1, left)))
+
+
+def to_z(u: np.ndarray, df: float) -> np.ndarray:
+    """Signed normal equivalent of u = t / sqrt(df + t^2): the z with the same two-sided p; u where df is infinite.
+
+    With x = 1 - u^2 the two-sided p of t is the incomplete beta I_x(df/2, 1/2); beyond float64 its series is used.
+
+    Examples
+    --------
+    >>> from scipy import stats
+    >>> bool(np.isclose(2 * stats.norm.sf(to_z(np.array([0.6]), 9))[0], 2 * stats.t.sf(2.25, 9)))
+    True
+    """
+    u = np.asarray(u, dtype=np.float64)
+    if np.isinf(df):
+        return u
+    a, x = df / 2, 1 - np.minimum(np.abs(u), 1 - 1e-6) ** 2
+    p = special.betainc(a, 0.5, x)
+    tiny = p < 1e-290
+    log_p = np.log(np.where(tiny, 1, p))
+    if tiny.any():
+        xt = x[tiny]
+        series = special.hyp2f1(a + 0.5, 1.0, a + 1.0, xt)
+        log_p[tiny] = a * np.log(xt) + 0.5 * np.log1p(-xt) - np.log(a) - special.betaln(a, 0.5) + np.log(series)
+    return np.copysign(-special.ndtri_exp(log_p - np.log(2)), u)
+
+
+def _z_table(df: float) -> np.ndarray:
+    if np.isinf(df):
+        return np.full(4097, np.nan)
+    return to_z(np.tanh(np.linspace(0, kernels.STEEPEST, 4097)), df)
