@@ -208,7 +208,8 @@ def summarize(pairs: pd.DataFrame, ld: np.ndarray, *, seed: int = 0) -> tuple[li
             by_cell = some.groupby(["item", "cell"], sort=False)["ld"].mean()
             by_item = by_cell.groupby("item", sort=False).agg(["mean", "min"])
             row = over_items(by_item["mean"].to_numpy(), by_item["min"].to_numpy() > 0, seed=seed)
-            contrasts.append({"contrast": contrast, "frame": frame, **row})
+            wrong = by_item.index[by_item["min"] <= 0].tolist()
+            contrasts.append({"contrast": contrast, "frame": frame, **row, "wrong": wrong})
         for cell, some in part.groupby("cell", sort=False):
             values = some.groupby("item", sort=False)["ld"].mean().to_numpy()
             row = {"n_items": len(values), "mean": float(values.mean()), **share(values > 0)}
