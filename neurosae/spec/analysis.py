@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from neurosae.errors import unknown
+from neurosae.errors import nearest, unknown
 from neurosae.spec.blocks import TESTS, ContrastBlock, FeatureChoice, Inference, RdmModel, RsaBlock
 from neurosae.spec.design import Design, load_design, region_names
 from neurosae.spec.effects import effect_problems, shape_problems
@@ -196,7 +196,9 @@ def load_analysis(path: str | Path, tests: Mapping[str, tuple[type[Strict], str]
         if analysis.design is None:
             return
         if not analysis.design.is_file():
-            yield ("design",), f"there is no file {analysis.design}; paths are relative to the file that names them."
+            hint = nearest(analysis.design.name, [other.name for other in analysis.design.parent.glob("*.yaml")])
+            guess = f" Did you mean {hint}?" if hint else " Paths are relative to the file that names them."
+            yield ("design",), f"there is no file {analysis.design}.{guess}"
             return
         designs.append(load_design(analysis.design))
         yield from _design_problems(analysis, designs[0])
@@ -285,7 +287,7 @@ def _choice_problems(name: str, block: ContrastBlock, analysis: Analysis) -> Ite
     earlier = list(analysis.tests)[: list(analysis.tests).index(name)]
     kind = [other for other in earlier if isinstance(analysis.tests[other], ContrastBlock)]
     chooser = analysis.tests.get(source)
-    if source not in kind:
+    if source not in kind or not isinstance(chooser, ContrastBlock):
         if source in analysis.tests and source not in earlier:
             yield where, f"'{source}' is no earlier test; tests run in the order of the file, so put it above '{name}'."
         else:
@@ -294,6 +296,9 @@ def _choice_problems(name: str, block: ContrastBlock, analysis: Analysis) -> Ite
         other, at = ("localizer", source) if block.split == "test" else ("test", name)
         text = f"would choose features and test them on the same items (split: {block.split}). Set `split: {other}`"
         yield where, f"{text} on '{at}'."
+    elif chooser.sites is not None and (other := set(block.sites or analysis.sites) - {*chooser.sites}):
+        site = min(other)
+        yield where, f"'{source}' chooses no features at site '{site}'; name sites in both tests: {{sites: [{site}]}}."
 
 
 def _family_problems(analysis: Analysis) -> Iterator[Problem]:

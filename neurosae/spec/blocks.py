@@ -50,10 +50,8 @@ class Inference(Strict):
 
 
 class Block(Strict):
-    """What every test says: its kind, where, and on which items."""
+    """What every test says, beside its kind (`test`): where, and on which items."""
 
-    test: str
-    """Kind of test."""
     region: OneOrMore
     """Region or regions of the design."""
     split: Split = "test"

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, WithJsonSchema, field_validator, model_validator
+from pydantic import Field, GetJsonSchemaHandler, WithJsonSchema, field_validator, model_validator
 
 from neurosae.errors import SpecError, unknown
 from neurosae.spec.fields import (
@@ -24,6 +25,7 @@ from neurosae.spec.fields import (
     Key,
     Name,
     NamePair,
+    Names,
     Natural,
     Number,
     Strict,
@@ -33,21 +35,20 @@ from neurosae.spec.fields import (
 )
 from neurosae.spec.frames import (
     between,
-    form_problems,
     frame_problems,
-    frame_texts,
     item_problems,
-    levels_of,
     list_cells,
     list_problems,
-    slot_names,
     slots_of,
+    target_problems,
     where_slot,
 )
 from neurosae.spec.load import as_record, load_yaml
 from neurosae.spec.words import Problem, Where, describe
 
 SCHEMA = "neurosae/design/1"
+
+MAX_STIMULI = 1_000_000
 
 RESERVED = frozenset(
     "stimulus item frame text target foil split region site feature token token_index position n_tokens norm surprisal "
@@ -68,6 +69,11 @@ class Factor(Strict):
     """within: every item is seen at every level; between: an item has one level."""
     values: dict[str, Number] | None = None
     """Numbers of the levels, for linear and quadratic effects: {none: 0, low: 1, high: 4}."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Both forms, for editors."""
+        return {"anyOf": [{"type": "array", "items": {"type": "string"}, "minItems": 2}, handler(core)]}
 
     @model_validator(mode="before")
     @classmethod
@@ -166,9 +172,9 @@ class Design(Strict):
     """Items that choose features; without it all items are test items."""
     unit: Literal["item", "shared_forms"] = "item"
     """The unit of replication; shared_forms merges items that share a form which carries a factor."""
-    labels: tuple[Name, ...] = ()
+    labels: Names = ()
     """Names of the words that items carry, such as a topic."""
-    covariates: tuple[Name, ...] = ()
+    covariates: Names = ()
     """Names of the numbers that items carry, such as a frequency."""
     strata: Name | None = None
     """A label; relabellings between items stay inside its values."""
@@ -341,40 +347,11 @@ def _region_problems(design: Design) -> Iterator[Problem]:
                     yield ("regions", name, key), unknown("slot", slot, slots)
 
 
-def _target_problems(design: Design) -> Iterator[Problem]:
-    target, slots = design.target, slots_of(design)
-    if target is None:
-        return
-    if target.slot not in slots:
-        yield ("target", "slot"), unknown("slot", target.slot, slots)
-        return
-    for name, frame in design.frames.items():
-        if any(target.slot not in slot_names(text) for text in frame_texts(frame)[1].values()):
-            yield ("target", "slot"), f"frame '{name}' has no slot '{target.slot}'; every frame needs the scored word."
-    factors = slots[target.slot]
-    if target.foil == "other_level":
-        n = [len(design.factors[factor].levels) for factor in factors]
-        if n != [2]:
-            how = f"varies by {' and '.join(factors)}" if factors else "does not vary"
-            text = f"other_level needs a slot that varies by one factor with two levels, but '{target.slot}' {how}"
-            yield (
-                ("target", "foil" if "foil" in target.model_fields_set else "slot"),
-                f"{text}; name a slot of the items.",
-            )
-    elif target.foil == target.slot:
-        yield ("target", "foil"), "is the target itself; name another slot, or write other_level."
-    elif target.foil not in slots:
-        for item, forms in design.items.items():
-            if target.foil not in forms:
-                yield ("items", item), f"no form for the foil '{target.foil}'; write {target.foil}: …"
-            else:
-                nested = factors if isinstance(forms[target.foil], Mapping) else ()
-                yield from form_problems(
-                    forms[target.foil], nested, levels_of(design), where=("items", item, target.foil)
-                )
-
-
 def _size_problems(design: Design) -> Iterator[Problem]:
+    within = prod(len(factor.levels) for factor in design.factors.values() if factor.varies == "within")
+    if design.items and within * len(design.frames) * len(design.items) > MAX_STIMULI:
+        n = within * len(design.frames) * len(design.items)
+        yield ("factors",), f"give {n:,} stimuli with these frames and items; use at most {MAX_STIMULI:,}."
     if design.partition is not None:
         n, wanted = n_items(design), design.partition.localizer
         if wanted >= n:
@@ -389,6 +366,6 @@ _CHECKS = (
     item_problems,
     list_problems,
     _region_problems,
-    _target_problems,
+    target_problems,
     _size_problems,
 )

@@ -10,11 +10,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import product
 from math import fsum, isfinite
 from typing import Any
 
 from neurosae.errors import unknown
+from neurosae.spec.frames import unknown_level
 from neurosae.spec.words import Problem, Where, describe, short
 
 TRENDS = {"linear": 2, "quadratic": 3}
@@ -73,15 +73,11 @@ def effect_problems(effect: Mapping[str, Any], design: Any, where: Where = ()) -
         else:
             levels = design.factors[factor].levels
             bad = (level for level in weights if level not in levels)
-            problems += [((*inner, level), _unknown_level(level, factor, levels)) for level in bad]
+            problems += [((*inner, level), unknown_level(level, factor, levels)) for level in bad]
     yield from problems
     sums = [fsum(weights.values()) for weights in effect.values() if not isinstance(weights, str)]
     if not problems and len(sums) == len(effect) and all(abs(total) > 1e-9 for total in sums):
         yield where, _unbalanced(effect, sums)
-
-
-def _unknown_level(level: str, factor: str, levels: tuple[str, ...]) -> str:
-    return unknown(f"level of factor '{factor}',", short(level), levels)
 
 
 def _trend_problems(trend: str, factor: str, design: Any, *, where: Where) -> Iterator[Problem]:
@@ -94,14 +90,19 @@ def _trend_problems(trend: str, factor: str, design: Any, *, where: Where) -> It
 
 
 def _cell_problems(weights: Mapping[str, float], design: Any, where: Where) -> Iterator[Problem]:
-    levels = [factor.levels for factor in design.factors.values()]
-    known = ["/".join(cell) for cell in product(*levels)]
-    bad = [cell for cell in weights if cell not in known]
+    bad = [cell for cell in weights if not _is_cell(cell, design)]
     for cell in bad:
-        yield (*where, cell), unknown("cell", short(cell), known)
+        example = "/".join(factor.levels[0] for factor in design.factors.values())
+        yield (*where, cell), f"'{short(cell)}' is no cell; write {'/'.join(design.factors)}, for example {example}."
     total = fsum(weights.values())
     if not bad and abs(total) > 1e-9:
         yield where, f"the weights of the cells sum to {total:g}, not 0: {_WHY} Make them sum to 0."
+
+
+def _is_cell(cell: str, design: Any) -> bool:
+    parts = cell.split("/")
+    levels = [factor.levels for factor in design.factors.values()]
+    return len(parts) == len(levels) and all(part in known for part, known in zip(parts, levels, strict=True))
 
 
 _WHY = "this would test whether features are active at all, not a difference."

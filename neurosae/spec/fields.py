@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, NoReturn
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from neurosae.errors import nearest
@@ -39,7 +48,7 @@ class Strict(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _check_keys(cls, data: Any) -> Any:
+    def _check_keys(cls, data: Any, info: ValidationInfo) -> Any:
         if isinstance(data, cls):
             return data
         fields = {field.alias or name: field for name, field in cls.model_fields.items()}
@@ -50,6 +59,8 @@ class Strict(BaseModel):
             if field.is_required() and key not in data:
                 about = field.description or "write it"
                 fail(key, text=f"is missing; {about[0].lower()}{about[1:].rstrip('.')}.")
+        if info.context is not None:  # read from a file, where an empty key is a forgotten one
+            fail_all(((str(key),), "is empty; fill it in, or leave the key out.") for key in data if data[key] is None)
         return data
 
 
@@ -68,6 +79,13 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     return f"unknown key. Did you mean '{hint}'?" if hint else f"unknown key. Known: {', '.join(names)}."
 
 
+def _no_repeats(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    for i, entry in enumerate(value):
+        if entry in value[:i]:
+            fail(i, text=f"names '{entry}' twice; name it once.")
+    return value
+
+
 def refusing(problem: Callable[[Any], str | None]) -> BeforeValidator:
     """A validator from a function that says what is wrong with a value, or None."""
 
@@ -83,15 +101,15 @@ def _to_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
+def _one_at_least(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    return value or fail(text="is an empty list; write one entry at least.")
+
+
 def _pair_problem(value: Any) -> str | None:
     if isinstance(value, list | tuple) and len(value) == 2:
         return None
-    return f"is {describe(value)}; write two entries in brackets, [first, last]."
-
-
-def _no_repeats(value: tuple[Any, ...]) -> str | None:
-    repeated = [entry for i, entry in enumerate(value) if entry in value[:i]]
-    return f"names '{repeated[0]}' twice; name it once." if repeated else None
+    given = f"has {len(value)} entries" if isinstance(value, list | tuple) else f"is {describe(value)}"
+    return f"{given}; write two, in brackets: [first, last]."
 
 
 Text = Annotated[str, refusing(text_problem)]
@@ -105,5 +123,12 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Bool = Annotated[bool, Field(strict=True)]
 IntPair = Annotated[tuple[Int, Int], refusing(_pair_problem)]
 NamePair = Annotated[tuple[Name, Name], refusing(_pair_problem)]
-OneOrMore = Annotated[tuple[Text, ...], BeforeValidator(_to_tuple, json_schema_input_type=str | list[str])]
-"""One word, or a list of words; always kept as a tuple."""
+OneOrMore = Annotated[
+    tuple[Text, ...],
+    BeforeValidator(_to_tuple, json_schema_input_type=str | list[str]),
+    AfterValidator(_one_at_least),
+    AfterValidator(_no_repeats),
+]
+"""One word, or a list of different words; always kept as a tuple."""
+Names = Annotated[tuple[Name, ...], AfterValidator(_no_repeats)]
+"""A list of different names."""

@@ -14,7 +14,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path) -> Generator[Path]:
     """A temporary sibling to write to (a file or a folder), renamed onto `path` when the block succeeds.
 
     The temporary name keeps the suffix, because numpy and matplotlib read it. A folder that exists already is
@@ -191,7 +191,7 @@ def file_hash(path: str | Path) -> str:
 
 
 @contextmanager
-def lock(folder: str | Path) -> Iterator[Path]:
+def lock(folder: str | Path) -> Generator[Path]:
     """Hold `<folder>/lock` while the block runs, so that two runs never write into one study.
 
     The file names the process, its start and the machine. The lock of a dead process is taken over; a lock that

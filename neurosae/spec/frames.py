@@ -60,7 +60,8 @@ def frame_texts(frame: str | Mapping[str, Mapping[str, str]]) -> tuple[str | Non
     if isinstance(frame, str):
         return None, {None: frame}
     ((factor, texts),) = frame.items()
-    return factor, dict(texts)
+    by_level: dict[str | None, str] = dict(texts.items())
+    return factor, by_level
 
 
 def frame_shape_problems(frame: Any, levels: Mapping[str, Sequence[str]], where: Where) -> Iterator[Problem]:
@@ -112,11 +113,23 @@ def level_problems(
     """Levels that are missing from a mapping of levels, or that the factor does not have."""
     for level in forms:
         if level not in levels:
-            yield (*where, level), unknown(f"level of factor '{factor}',", short(level), levels)
+            yield (*where, level), unknown_level(level, factor, levels)
     for level in levels:
         if level not in forms:
             there = f"it has {', '.join(map(short, forms))}" if forms else "it is empty"
             yield where, f"no {what} for level '{level}' of factor '{factor}'; {there}."
+
+
+def unknown_level(level: str, factor: str, levels: Sequence[str]) -> str:
+    """One sentence about a level that a factor does not have.
+
+    Examples
+    --------
+    >>> unknown_level("pll", "subject", ["sg", "pl"])
+    "unknown level 'pll' of factor 'subject'. Did you mean 'pl'? Known: sg, pl."
+    """
+    name = short(level)
+    return unknown("level", name, levels).replace(f"'{name}'.", f"'{name}' of factor '{factor}'.", 1)
 
 
 def form_problems(
@@ -252,7 +265,7 @@ def _level_of_item(
     elif wrong := text_problem(forms[factor]):
         yield (*where, factor), wrong
     elif forms[factor] not in levels:
-        yield (*where, factor), unknown("level", short(forms[factor]), levels)
+        yield (*where, factor), unknown_level(forms[factor], factor, levels)
 
 
 def _needed(design: Any, forms: Mapping[str, Any]) -> list[str]:
@@ -265,6 +278,40 @@ def _needed(design: Any, forms: Mapping[str, Any]) -> list[str]:
             if own is None or own == level:
                 needed.update(dict.fromkeys(slot_names(text)))
     return [slot for slot in needed if slot not in design.shared]
+
+
+def target_problems(design: Any) -> Iterator[Problem]:
+    """What is wrong under `target:`: the scored slot and its rival."""
+    target, slots = design.target, slots_of(design)
+    if target is None:
+        return
+    if target.slot not in slots:
+        yield ("target", "slot"), unknown("slot", target.slot, slots)
+        return
+    for name, frame in design.frames.items():
+        if any(target.slot not in slot_names(text) for text in frame_texts(frame)[1].values()):
+            yield ("target", "slot"), f"frame '{name}' has no slot '{target.slot}'; every frame needs the scored word."
+    factors = slots[target.slot]
+    if target.foil == "other_level":
+        n = [len(design.factors[factor].levels) for factor in factors]
+        if n != [2]:
+            how = f"varies by {' and '.join(factors)}" if factors else "does not vary"
+            text = f"other_level needs a slot that varies by one factor with two levels, but '{target.slot}' {how}"
+            yield (
+                ("target", "foil" if "foil" in target.model_fields_set else "slot"),
+                f"{text}; name a slot of the items.",
+            )
+    elif target.foil == target.slot:
+        yield ("target", "foil"), "is the target itself; name another slot, or write other_level."
+    elif target.foil not in slots:
+        for item, forms in design.items.items():
+            if target.foil not in forms:
+                yield ("items", item), f"no form for the foil '{target.foil}'; write {target.foil}: …"
+            else:
+                nested = factors if isinstance(forms[target.foil], Mapping) else ()
+                yield from form_problems(
+                    forms[target.foil], nested, levels_of(design), where=("items", item, target.foil)
+                )
 
 
 def list_problems(design: Any) -> Iterator[Problem]:

@@ -118,15 +118,16 @@ class _Reader:
             raise self.refuse(
                 where, event, "uses an anchor or alias (& or *); write the value out, or put it in quotes."
             )
-        if getattr(event, "tag", None):
-            raise self.refuse(where, event, f"has the tag {short(event.tag)}; leave tags out (put a word in quotes).")
+        if tag := getattr(event, "tag", None):
+            raise self.refuse(where, event, f"has the tag {short(tag)}; leave tags out (put a word in quotes).")
         if len(where) > MAX_DEPTH:
             raise self.refuse(where[:3], event, f"is nested more than {MAX_DEPTH} deep.")
         if isinstance(event, yaml.MappingStartEvent):
             return self.mapping(events, where)
         if isinstance(event, yaml.SequenceStartEvent):
             return self.sequence(events, where)
-        return _scalar(event.value) if not event.style else event.value
+        assert isinstance(event, yaml.ScalarEvent)
+        return event.value if event.style else _scalar(event.value)
 
     def mapping(self, events: Iterator[yaml.Event], where: Where) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -288,12 +289,12 @@ def _sentence(details: Any, where: Where, context: Mapping[str, Any]) -> str:
         known = re.findall(r"'([^']*)'", context["expected"])
         if isinstance(given, str):
             return unknown(str(where[-1]) if where else "value", short(given), known)
-        return f"is {describe(given)}; write one of {', '.join(known)}."
+        return f"is {describe(given)}; write {' or '.join(known)}."
     if kind in _LIMITS:
         name, words = _LIMITS[kind]
         return f"is {given}; it must be {words} {context[name]}."
     if kind == "too_short":
-        return f"has {context['actual_length']} entries; write at least {context['min_length']}."
+        return f"has {context['actual_length'] or 'no'} entries; write at least {context['min_length']}."
     if kind == "finite_number":
         return f"is {given}; write a finite number."
     wanted = _WANTED.get(kind.partition("_")[0])

@@ -35,7 +35,7 @@ def place(where: Where) -> str:
     >>> place(("tests", "number", "region", 1))
     'tests.number.region.1'
     """
-    return ".".join(short(str(part)) for part in where) or "file"
+    return ".".join(short(str(part)) or "''" for part in where) or "file"
 
 
 def describe(value: object) -> str:
@@ -53,7 +53,7 @@ def describe(value: object) -> str:
     if isinstance(value, int | float):
         return f"the number {value}"
     if isinstance(value, str):
-        return f"the word '{short(value)}'"
+        return f"the word '{short(value)}'" if value.strip() else "an empty text"
     if isinstance(value, list | tuple):
         return "a list"
     return "a mapping" if isinstance(value, Mapping) else f"a {type(value).__name__}"
@@ -75,8 +75,10 @@ def text_problem(value: object) -> str | None:
         return f"is {describe(value)}; write one word or text."
     if not value.strip():
         return "is an empty text; write at least one word."
+    if "\n" in value:
+        return f"'{short(value)}' runs over several lines; write it on one (or after >-, without an empty line)."
     if bad := UNPRINTABLE.search(value):
-        return f"'{short(value)}' holds the control character U+{ord(bad[0]):04X}; write it on one line without it."
+        return f"'{short(value)}' holds the control character U+{ord(bad[0]):04X}; remove it."
     if value != value.strip():
         return f"'{short(value)}' begins or ends with a blank; remove it."
     return None
