@@ -69,7 +69,7 @@ def build_responses(
     matrix.sort_indices()
     adata = anndata.AnnData(matrix, obs=obs.copy(), var=var.copy())
     record = {"provenance": dict(provenance), "design": None if design is None else design.to_json()}
-    adata.uns[KEY] = json.dumps(record)
+    adata.uns[KEY] = json.dumps(record, default=str)
     if x is not None:
         adata.obsm["x"] = np.asarray(x, dtype=np.float32)
     check_responses(adata)
@@ -120,7 +120,7 @@ def with_provenance(adata: anndata.AnnData, **entries: Any) -> anndata.AnnData:
     """Set entries of the provenance in place of the old ones; returns the same, freshly made, object."""
     record = json.loads(adata.uns[KEY])
     record["provenance"] |= entries
-    adata.uns[KEY] = json.dumps(record)
+    adata.uns[KEY] = json.dumps(record, default=str)
     return adata
 
 

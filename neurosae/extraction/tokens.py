@@ -242,10 +242,7 @@ def replaced_token(tokenizer: Tokenizer, text: str, span: tuple[int, int], *, wo
     """
     start, end = span
     original, changed = encode(tokenizer, [text, text[:start] + word + text[end:]])
-    at = np.flatnonzero(changed.ends > start)
-    if not len(at):
-        return None, f"'{word}' has no token"
-    first = int(at[0])
+    first = first_token(changed, start)
     own = region_like(changed, start, start + len(word))
     if own != 1:
         return None, f"'{word}' is {own} tokens"
@@ -254,6 +251,14 @@ def replaced_token(tokenizer: Tokenizer, text: str, span: tuple[int, int], *, wo
     if not np.array_equal(original.ids[:first], changed.ids[:first]):
         return None, f"the tokens before '{word}' change with it"
     return int(changed.ids[first]), ""
+
+
+def first_token(encoded: Encoded, start: int) -> int:
+    """Index of the first token that has a character at or after `start`; the one before it predicts it."""
+    found = np.flatnonzero((encoded.ends > start) & (encoded.starts < encoded.ends))
+    if not len(found):
+        raise DataError(f"no token lies at or after character {start}.")
+    return int(found[0])
 
 
 def region_like(encoded: Encoded, start: int, end: int) -> int:
