@@ -1,0 +1,368 @@
+"""The admissible relabellings of an effect, derived from the design: in words, in number, smallest reachable p.
+
+What is exchanged is always a whole unit, for all features, positions and sites at once. With W the weights over
+(between-item cells x within-item cells), W = u v' splits into a part u between items and a part v within them:
+
+| u | v | datum of an item | relabelling |
+|---|---|---|---|
+| does not change sign | contrast | d_i = v'y_i | sign flips of d_i |
+| contrast | mean | v'y_i | permutation of labels over items, inside strata |
+| contrast | contrast | d_i = v'y_i | permutation of labels over items, inside strata |
+
+References
+----------
+Westfall & Young (1993), Resampling-Based Multiple Testing. Pauly, Brunner & Konietschke (2015), Asymptotic permutation
+tests in general factorial designs, JRSS B 77, 461-473 (interactions between items).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations, product
+from typing import Protocol
+
+import numpy as np
+
+from neurosae.design.units import Item, carriers, components, items_of
+from neurosae.errors import SpecError, unknown
+from neurosae.spec.design import Design
+
+LARGEST = 50_000  # permutations of levels that are tried when a sign-reversing one is sought
+
+
+class Weighted(Protocol):
+    """What is needed of a compiled effect."""
+
+    cells: tuple[tuple[str, ...], ...]
+    weights: np.ndarray
+    factors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """How an effect is tested: the datum of an item, and what is exchanged.
+
+    Attributes
+    ----------
+    kind : `flip` (signs of whole units) or `permute_labels` (labels of whole units, inside strata)
+    unit : `item`, `item in stratum` or `shared forms`
+    n_units, n_relabellings, p_min : number of units, of distinct relabellings, smallest two-sided p
+    items : the items that take part
+    datum : array of shape (n_cells,); the datum of an item is its sum over the item's own cells of datum x cell mean
+    units : array of shape (n_items,), number of the unit of each item; a unit's datum is the mean over its items
+    scale : array of shape (n_items,), mean 1; flips: a datum is multiplied by it, so that groups count as designed
+    groups : array of shape (n_items,), number of the label of each item, in the order of `group_cells`; None for flips
+    group_cells, group_weights : the between-item cells, and their weights in the estimate sum_g weight_g mean_g
+    strata : array of shape (n_items,), labels move only inside equal numbers; None for flips
+    words, note : what is exchanged, one sentence; what the reader must know besides
+    exact : whether the test is exact under H0
+    """
+
+    kind: str
+    unit: str
+    n_units: int
+    n_relabellings: int
+    p_min: float
+    items: tuple[str, ...]
+    datum: np.ndarray
+    units: np.ndarray
+    scale: np.ndarray
+    groups: np.ndarray | None
+    group_cells: tuple[tuple[str, ...], ...]
+    group_weights: np.ndarray | None
+    strata: np.ndarray | None
+    words: str
+    note: str
+    exact: bool
+
+
+def exchangeability(
+    design: Design, effect: Weighted, *, items: Sequence[str], strata: Sequence[str] | None = None
+) -> Exchange:
+    """Derive the relabellings of an effect from the design.
+
+    Parameters
+    ----------
+    design : Design
+    effect : the compiled effect
+    items : the items that are tested, e.g. those of one split
+    strata : the stratum of each item; default the label that the design names under `strata:`
+
+    Returns
+    -------
+    Exchange
+
+    Raises
+    ------
+    SpecError
+        No relabelling leaves H0 as it is: the sentence says which effect would do.
+
+    Examples
+    --------
+    >>> from neurosae.design.weights import compile_effect
+    >>> design = Design.from_json('''{"schema": "neurosae/design/1", "name": "number", "factors": {"number": ["sg",
+    ...     "pl"]}, "frames": {"f": "The {noun:number}"}, "items": {"key": {"noun": {"sg": "key", "pl": "keys"}},
+    ...     "box": {"noun": {"sg": "box", "pl": "boxes"}}}}''')
+    >>> how = exchangeability(design, compile_effect(design, {"number": {"pl": 1, "sg": -1}}), items=["key", "box"])
+    >>> how.kind, how.n_relabellings, how.p_min, how.datum.tolist()
+    ('flip', 4, 0.5, [-1.0, 1.0])
+    """
+    known = items_of(design)
+    for name in items:
+        if name not in known:
+            raise SpecError(unknown("item", name, known))
+    own = tuple(name for name, factor in design.factors.items() if factor.varies == "between")
+    rows, columns = _cells_of(design, own)
+    table = _table(design, effect, own)
+    u, v = _split(table)
+    taking_part = [name for name in items if u[rows.index(_group(known[name], own))] != 0]
+    if not taking_part:
+        raise SpecError("none of these items has a weight in the effect; test other items, or another effect.")
+    datum = np.array([v[columns.index(_pick(cell, design, own, inside=False))] for cell in effect.cells])
+    part = {name: known[name] for name in taking_part}
+    if not own or not (u.min() < 0 < u.max()):
+        return _flips(design, effect, part, datum=datum, u=u, v=v)
+    given = None if strata is None else dict(zip(items, strata, strict=True))
+    slots = carriers(design, effect.factors)
+    return _permutation(design, part, slots, datum=datum, u=u, contrast=abs(v.sum()) < 1e-9, given=given)
+
+
+# ------------------------------------------------------------------ weights as a table between x within
+
+
+def _pick(cell: tuple[str, ...], design: Design, own: tuple[str, ...], *, inside: bool) -> tuple[str, ...]:
+    return tuple(level for name, level in zip(design.factors, cell, strict=True) if (name in own) == inside)
+
+
+def _cells_of(design: Design, own: tuple[str, ...]) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+    """Between-item cells and within-item cells."""
+    levels = {name: factor.levels for name, factor in design.factors.items()}
+    between = list(product(*(levels[name] for name in own)))
+    return between, list(product(*(levels[name] for name in levels if name not in own)))
+
+
+def _group(item: Item, own: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(item.levels[name] for name in own)
+
+
+def _table(design: Design, effect: Weighted, own: tuple[str, ...]) -> np.ndarray:
+    rows, columns = _cells_of(design, own)
+    table = np.zeros((len(rows), len(columns)))
+    for cell, weight in zip(effect.cells, effect.weights, strict=True):
+        i = rows.index(_pick(cell, design, own, inside=True))
+        table[i, columns.index(_pick(cell, design, own, inside=False))] = weight
+    return table
+
+
+def _split(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """W = u v', scaled so that sum_b u_b mean_b(v'y) is the effect as written, in differences of group means."""
+    at = np.unravel_index(np.abs(table).argmax(), table.shape)
+    u, v = table[:, at[1]] / table[at], table[at[0]].copy()
+    if not np.allclose(np.outer(u, v), table, atol=1e-9):
+        raise SpecError(
+            "the weights are no product of a part between items and a part within them, so no relabelling of whole "
+            "items tests them; write the effect as weights of factors, or as two effects."
+        )
+    if u.min() >= 0:
+        return u / u.sum(), v * u.sum()
+    if abs(u.sum()) > 1e-9:
+        raise SpecError(
+            f"the weights between items sum to {u.sum():g}, not 0, so no permutation of labels leaves H0 as it is; "
+            "give the factor between items weights that sum to 0."
+        )
+    size = 1 / v.sum() if abs(v.sum()) > 1e-9 else np.clip(u, 0, None).sum() * np.sign(v[np.flatnonzero(v)[-1]])
+    return u / size, v * size
+
+
+# ------------------------------------------------------------------ sign flips
+
+
+def _flips(
+    design: Design,
+    effect: Weighted,
+    part: Mapping[str, Item],
+    *,
+    datum: np.ndarray,
+    u: np.ndarray,
+    v: np.ndarray,
+) -> Exchange:
+    own = tuple(name for name, factor in design.factors.items() if factor.varies == "between")
+    units = components(design, list(part), carriers(design, effect.factors))
+    n = int(units.max()) + 1
+    swapped = _reversal(design, own, v)
+    within = [name for name in design.factors if name not in own]
+    verb = "varies" if len(within) == 1 else "vary"
+    words = (
+        f"{', '.join(within)} {verb} within item: whole {_plural(design)} are sign-flipped, one flip for all features, "
+        "positions and sites"
+    )
+    notes = [] if swapped else ["approximate: no exchange of levels turns the weights into their negative, so flips "
+                                "hold only if the items' contrast values are distributed symmetrically"]  # fmt: skip
+    if own:
+        notes.append("H0 says so for the items of every group; group means count as designed, not by group size")
+    return Exchange(
+        kind="flip",
+        unit="shared forms" if design.unit == "shared_forms" else "item",
+        n_units=n,
+        n_relabellings=2**n,
+        p_min=float(2.0 ** (1 - n)),
+        items=tuple(part),
+        datum=datum,
+        units=units,
+        scale=_scale(part, own, _cells_of(design, own)[0], u),
+        groups=None,
+        group_cells=(),
+        group_weights=None,
+        strata=None,
+        words=words,
+        note="; ".join([*notes, *_merged(design, part, n)]),
+        exact=bool(swapped),
+    )
+
+
+def _scale(part: Mapping[str, Item], own: tuple[str, ...], rows: list[tuple[str, ...]], u: np.ndarray) -> np.ndarray:
+    """Multipliers that make the plain mean over items the mean over groups, weighted as designed."""
+    groups = [_group(item, own) for item in part.values()]
+    counts = Counter(groups)
+    raw = np.array([u[rows.index(group)] / counts[group] for group in groups])
+    return raw / raw.mean()
+
+
+def _reversal(design: Design, own: tuple[str, ...], v: np.ndarray) -> dict[str, tuple[str, ...]]:
+    """Relabelled levels of the fewest within factors that turn the weights v into -v; empty if there are none."""
+    names = [name for name in design.factors if name not in own]
+    sizes = [len(design.factors[name].levels) for name in names]
+    if math.prod(math.factorial(size) for size in sizes) > LARGEST:
+        return {}
+    cube = v.reshape(sizes)
+    for orders in sorted(product(*(permutations(range(size)) for size in sizes)), key=_n_moved):
+        if np.allclose(cube[np.ix_(*orders)], -cube, atol=1e-9):
+            return {
+                name: tuple(design.factors[name].levels[i] for i in order)
+                for name, order in zip(names, orders, strict=True)
+                if list(order) != sorted(order)
+            }
+    return {}
+
+
+def _n_moved(orders: tuple[tuple[int, ...], ...]) -> int:
+    return sum(list(order) != sorted(order) for order in orders)
+
+
+def _plural(design: Design) -> str:
+    return "groups of items that share forms" if design.unit == "shared_forms" else "items"
+
+
+def _merged(design: Design, part: Mapping[str, Item], n: int) -> list[str]:
+    if design.unit == "item":
+        return []
+    return [f"{len(part)} items make {n} units, because some share a form that carries a factor"]
+
+
+# ------------------------------------------------------------------ permutations of labels
+
+
+def _permutation(
+    design: Design,
+    part: Mapping[str, Item],
+    slots: Sequence[str],
+    *,
+    datum: np.ndarray,
+    u: np.ndarray,
+    contrast: bool,
+    given: Mapping[str, str] | None,
+) -> Exchange:
+    own = tuple(name for name, factor in design.factors.items() if factor.varies == "between")
+    rows = [row for row, weight in zip(_cells_of(design, own)[0], u, strict=True) if weight != 0]
+    weights = u[u != 0]
+    moved = _moved(design, own, u)
+    groups = np.array([rows.index(_group(item, own)) for item in part.values()])
+    units = components(design, list(part), slots)
+    blocks = _blocks(design, part, held=[name for name in own if name not in moved], given=given)
+    _refuse_mixed(list(part), units, groups, blocks)
+    first = [int(np.flatnonzero(units == k)[0]) for k in range(units.max() + 1)]
+    names = list(dict.fromkeys(blocks))
+    codes = np.array([names.index(block) for block in blocks])
+    n_all, p_min = count_permutations(groups[first], codes[first], weights)
+    inside = [*([design.strata] if design.strata else []), *(name for name in own if name not in moved)]
+    what = "differences within item" if contrast else "items"
+    words = f"{' and '.join(moved)} {'varies' if len(moved) == 1 else 'vary'} between items: labels are permuted over "
+    words += f"{_plural(design) if design.unit != 'item' else what}"
+    words += f", inside each {' x '.join(inside)}" if inside else ""
+    notes = [f"stratum {name} has one label and contributes nothing" for name in _idle(groups, codes, names)]
+    if len(moved) > 1:
+        notes.insert(0, "approximate: labels of all cells are permuted, exact only if the main effects are zero too")
+    return Exchange(
+        kind="permute_labels",
+        unit="shared forms" if design.unit != "item" else "item in stratum" if inside else "item",
+        n_units=len(first),
+        n_relabellings=n_all,
+        p_min=p_min,
+        items=tuple(part),
+        datum=datum,
+        units=units,
+        scale=np.ones(len(part)),
+        groups=groups,
+        group_cells=tuple(rows),
+        group_weights=weights,
+        strata=codes,
+        words=words + ", one permutation for all features, positions and sites",
+        note="; ".join([*notes, *_merged(design, part, len(first))]),
+        exact=len(moved) == 1,
+    )
+
+
+def _moved(design: Design, own: tuple[str, ...], u: np.ndarray) -> list[str]:
+    """The between factors whose labels are permuted: those over which the weights sum to 0, whatever the others are."""
+    cube = u.reshape([len(design.factors[name].levels) for name in own])
+    zero = [name for axis, name in enumerate(own) if np.allclose(cube.sum(axis=axis), 0, atol=1e-9)]
+    return zero or list(own)
+
+
+def _blocks(design: Design, part: Mapping[str, Item], *, held: list[str], given: Mapping[str, str] | None) -> list[str]:
+    def block(name: str, item: Item) -> str:
+        stratum = given[name] if given is not None else item.labels.get(design.strata or "", "")
+        return "/".join(filter(None, [str(stratum), *(item.levels[factor] for factor in held)]))
+
+    return [block(name, item) for name, item in part.items()]
+
+
+def _refuse_mixed(items: list[str], units: np.ndarray, groups: np.ndarray, blocks: list[str]) -> None:
+    for k in range(units.max() + 1):
+        same = np.flatnonzero(units == k)
+        if len({(groups[i], blocks[i]) for i in same}) > 1:
+            names = ", ".join(items[i] for i in same[:4])
+            raise SpecError(
+                f"unit: shared_forms merges items of different levels or strata ({names}); let no form recur between "
+                "them, or write `unit: item`."
+            )
+
+
+def _idle(groups: np.ndarray, codes: np.ndarray, names: list[str]) -> list[str]:
+    return [f"'{name}'" for k, name in enumerate(names) if len(set(groups[codes == k])) < 2 and len(names) > 1]
+
+
+def count_permutations(groups: np.ndarray, blocks: np.ndarray, weights: np.ndarray) -> tuple[int, float]:
+    """Number of distinct permutations of labels inside blocks, and the smallest two-sided p they can give.
+
+    n = prod_blocks multinomial(counts of the labels). Where some exchange of labels turns every weight into its
+    negative and leaves all counts as they are, each relabelling has a mirror with the same |T|, and p_min = 2 / n.
+
+    Examples
+    --------
+    >>> count_permutations(np.array([0, 0, 0, 0, 1, 1, 1, 1]), np.zeros(8, int), np.array([-1.0, 1.0]))
+    (70, 0.02857142857142857)
+    """
+    counts = np.array([[((groups == g) & (blocks == b)).sum() for b in np.unique(blocks)] for g in range(len(weights))])
+    n = 1
+    for block in counts.T:
+        left = int(block.sum())
+        for count in block:
+            n *= math.comb(left, int(count))
+            left -= int(count)
+    signature = Counter((round(w, 9), *row) for w, row in zip(weights.tolist(), counts.tolist(), strict=True))
+    mirror = Counter((round(-w, 9), *row) for w, row in zip(weights.tolist(), counts.tolist(), strict=True))
+    return n, min(1.0, (2 if signature == mirror else 1) / n)
