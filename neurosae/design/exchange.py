@@ -29,6 +29,7 @@ import numpy as np
 from neurosae.design.units import Item, carriers, components, items_of
 from neurosae.errors import SpecError, unknown
 from neurosae.spec.design import Design
+from neurosae.spec.frames import between
 
 LARGEST = 50_000  # permutations of levels that are tried when a sign-reversing one is sought
 
@@ -114,7 +115,7 @@ def exchangeability(
     for name in items:
         if name not in known:
             raise SpecError(unknown("item", name, known))
-    own = tuple(name for name, factor in design.factors.items() if factor.varies == "between")
+    own = tuple(between(design))
     rows, columns = _cells_of(design, own)
     table = _table(design, effect, own)
     u, v = _split(table)
@@ -189,7 +190,7 @@ def _flips(
     u: np.ndarray,
     v: np.ndarray,
 ) -> Exchange:
-    own = tuple(name for name, factor in design.factors.items() if factor.varies == "between")
+    own = tuple(between(design))
     units = components(design, list(part), carriers(design, effect.factors))
     n = int(units.max()) + 1
     swapped = _reversal(design, own, v)
@@ -212,7 +213,7 @@ def _flips(
         items=tuple(part),
         datum=datum,
         units=units,
-        scale=_scale(part, own, _cells_of(design, own)[0], u),
+        scale=_scale(design, part, u),
         groups=None,
         group_cells=(),
         group_weights=None,
@@ -223,8 +224,10 @@ def _flips(
     )
 
 
-def _scale(part: Mapping[str, Item], own: tuple[str, ...], rows: list[tuple[str, ...]], u: np.ndarray) -> np.ndarray:
+def _scale(design: Design, part: Mapping[str, Item], u: np.ndarray) -> np.ndarray:
     """Multipliers that make the plain mean over items the mean over groups, weighted as designed."""
+    own = tuple(between(design))
+    rows = _cells_of(design, own)[0]
     groups = [_group(item, own) for item in part.values()]
     counts = Counter(groups)
     raw = np.array([u[rows.index(group)] / counts[group] for group in groups])
@@ -275,14 +278,14 @@ def _permutation(
     contrast: bool,
     given: Mapping[str, str] | None,
 ) -> Exchange:
-    own = tuple(name for name, factor in design.factors.items() if factor.varies == "between")
+    own = tuple(between(design))
     rows = [row for row, weight in zip(_cells_of(design, own)[0], u, strict=True) if weight != 0]
     weights = u[u != 0]
     moved = _moved(design, own, u)
     groups = np.array([rows.index(_group(item, own)) for item in part.values()])
     units = components(design, list(part), slots)
     blocks = _blocks(design, part, held=[name for name in own if name not in moved], given=given)
-    _refuse_mixed(list(part), units, groups, blocks)
+    _refuse_mixed(list(part), units, groups=groups, blocks=blocks)
     first = [int(np.flatnonzero(units == k)[0]) for k in range(units.max() + 1)]
     names = list(dict.fromkeys(blocks))
     codes = np.array([names.index(block) for block in blocks])
@@ -330,7 +333,7 @@ def _blocks(design: Design, part: Mapping[str, Item], *, held: list[str], given:
     return [block(name, item) for name, item in part.items()]
 
 
-def _refuse_mixed(items: list[str], units: np.ndarray, groups: np.ndarray, blocks: list[str]) -> None:
+def _refuse_mixed(items: list[str], units: np.ndarray, *, groups: np.ndarray, blocks: list[str]) -> None:
     for k in range(units.max() + 1):
         same = np.flatnonzero(units == k)
         if len({(groups[i], blocks[i]) for i in same}) > 1:

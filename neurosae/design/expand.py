@@ -5,7 +5,7 @@
 | index `stimulus` | str | item/frame/level/level... |
 | `item`, `frame`, factors | str, category, category | levels in the order of the design |
 | covariates, labels | float64, str | what items carry |
-| `text`, `target`, `foil` | str | full text; the scored word and its rival with their leading blank, NA without target |
+| `text`, `target`, `foil` | str | full text; scored word and rival with leading blank, NA without target |
 | `split` | category | localizer or test |
 | `<region>_start`, `<region>_end` | Int64 | characters, half-open; NA where a text lacks the region |
 """
@@ -55,7 +55,7 @@ def expand(design: Design) -> pd.DataFrame:
     Examples
     --------
     >>> design = Design.from_json('''{"schema": "neurosae/design/1", "name": "number", "factors": {"number": ["sg",
-    ...     "pl"]}, "frames": {"f": "The {noun:number} near me {verb:number}"}, "regions": {"before": {"before": "verb"}},
+    ...     "pl"]}, "frames": {"f": "The {noun:number} near me {verb:number}"},
     ...     "target": {"slot": "verb"}, "items": {"key": {"noun": {"sg": "key", "pl": "keys"},
     ...     "verb": {"sg": "is", "pl": "are"}}}}''')
     >>> stimuli = expand(design)
@@ -87,7 +87,14 @@ def _frame_rows(design: Design, item: Item) -> list[dict[str, Any]]:
         for cell in product(*free.values()):
             levels = {**item.levels, **dict(zip(free, cell, strict=True))}
             filled = fill(texts[None if by is None else levels[by]], {**design.shared, **item.forms}, levels)
-            rows.append({"frame": frame, **levels, **_spans(design, filled), **_target(design, item, levels, filled)})
+            rows.append(
+                {
+                    "frame": frame,
+                    **levels,
+                    **_spans(design, filled),
+                    **_target(design, item, levels=levels, filled=filled),
+                }
+            )
     return rows
 
 
@@ -130,7 +137,7 @@ def _spans(design: Design, filled: Filled) -> dict[str, Any]:
     return found
 
 
-def _target(design: Design, item: Item, levels: Mapping[str, str], filled: Filled) -> dict[str, str | None]:
+def _target(design: Design, item: Item, *, levels: Mapping[str, str], filled: Filled) -> dict[str, str | None]:
     target = design.target
     if target is None:
         return {"target": None, "foil": None}

@@ -1,4 +1,4 @@
-"""Items and what they share: levels, labels, the forms that carry a factor, and items that such a form makes one unit."""
+"""Items: their levels, labels and forms; forms that carry a factor in several items, and the units these make."""
 
 from __future__ import annotations
 
