@@ -1,0 +1,324 @@
+"""One effect, every feature: which features respond to a contrast of the design, corrected over the whole family.
+
+Flow: responses -> one number per item and feature (`units`) -> statistic (`statistics`) -> the same statistic under
+relabellings of whole items (`flips`) -> corrected p (`family`) -> one row per feature (`rows`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import stats
+
+from neurosae.errors import DataError, NeurosaeError, choose
+from neurosae.extraction.responses import design_of
+from neurosae.spec.blocks import ContrastBlock, Inference
+from neurosae.spec.design import Design
+from neurosae.spec.results import Tested, check_results
+from neurosae.stats.family import Cell, Place, infer, relabelled
+from neurosae.stats.relabel import flips, labels, permutations, signs
+from neurosae.stats.rows import feature_rows, inactive_rows, join_rows, top_features
+from neurosae.stats.statistics import STATISTICS
+from neurosae.stats.units import ItemData, item_data
+
+__all__ = ["STATISTICS", "contrast", "null_rate", "run"]
+
+
+class Asked(NamedTuple):
+    """What is tested: name of the test, effects by name, regions, split, and the features of each site (None = all)."""
+
+    test: str
+    effects: dict[str, Mapping[str, Any]]
+    regions: tuple[str, ...]
+    split: str
+    features: dict[str, np.ndarray] | None = None
+    set_name: str | None = None
+
+
+def contrast(
+    responses: AnnData | Mapping[str, AnnData],
+    effect: Mapping[str, Any],
+    *,
+    region: str | Sequence[str],
+    split: str = "test",
+    inference: Mapping[str, Any] | Inference | None = None,
+    features: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
+    seed: int,
+) -> pd.DataFrame:
+    r"""Test every feature for a contrast between cells of the design.
+
+    With y_ic the mean response of item i in cell c (frames averaged inside the item) and w the effect's weights,
+
+        d_i = sum_c w_c y_ic,   t = mean(d) / sqrt(v~ / n),   v~ = (d0 s0^2 + (n - 1) v) / (d0 + n - 1),
+
+    and p is the share of sign flips of whole items (of label permutations, where a factor varies between items) whose
+    statistic, or whose maximum over the family, reaches the observed one.
+
+    Parameters
+    ----------
+    responses : AnnData of one site, or {site: AnnData}
+    effect : `{factor: {level: weight}}`, or {name: effect} for several, which then form one family
+    region : name or names
+    split : "test" or "localizer"
+    inference : keys of the `inference:` section, e.g. {"correction": "fdr_bh"}; the rest has its defaults
+    features : indices to test, chosen without looking at this contrast on these items; all by default
+    seed : int
+
+    Returns
+    -------
+    DataFrame
+        The results schema (`neurosae.spec.results`), one row per feature active in the tested rows, site, region,
+        position and effect; dead features share a row. A positive value means larger responses in the + cells.
+        Extras: `x_z` the statistic as a normal deviate; `x_weights`; `x_g`; `x_density_plus`, `_minus`, `_diff`;
+        `x_odds_ratio`; `x_log_ratio`; `x_auc`; `x_sign_prob`; `x_rank_agrees`; `x_p_low`, `x_p_high` the Monte-Carlo
+        interval of p_corr; `x_p_by` beside fdr_bh; `x_d0` prior degrees of freedom.
+
+    Raises
+    ------
+    DataError, SpecError
+        If too few items are left, or the design admits no relabelling for the effect.
+
+    Notes
+    -----
+    H0: the two labels are exchangeable inside every item (between items: over items of a stratum), jointly for all
+    features. Features are kept by the number of items with a difference, which no relabelling changes, so the test
+    of the kept ones is exact. Not for effects of prompts or tokens: the unit is the item.
+
+    References
+    ----------
+    Westfall & Young (1993), Resampling-Based Multiple Testing. Smyth (2004), Stat. Appl. Genet. Mol. Biol. 3:3.
+
+    Examples
+    --------
+    >>> from neurosae.stats.simulate import example_design, simulate
+    >>> fake = simulate(example_design(24), n_features=40, effects={"number": 3}, density=0.4, shift=5.0, seed=1)
+    >>> found = contrast(fake, {"number": {"pl": 1, "sg": -1}}, region="noun", seed=1)
+    >>> found[found.p_corr <= 0.05].feature.tolist()
+    [0, 1, 2]
+    """
+    sites = {"": responses} if isinstance(responses, AnnData) else dict(responses)
+    effects = _named(effect)
+    chosen = features if isinstance(features, Mapping) or features is None else dict.fromkeys(sites, features)
+    wanted = None if chosen is None else {site: np.unique(np.asarray(f, dtype=int)) for site, f in chosen.items()}
+    regions = (region,) if isinstance(region, str) else tuple(region)
+    asked = Asked("contrast", effects, regions, split, wanted, None if wanted is None else "chosen features")
+    return _run(sites, asked, _settings(inference), seed=seed, top=0).table
+
+
+def run(
+    responses: Mapping[str, AnnData], ask: ContrastBlock, *, study: Any, earlier: Mapping[str, Tested], rng: Any
+) -> Tested:
+    """One block of `tests:` with `test: contrast`; all its effects, regions, positions and sites are one family."""
+    spec = study.spec
+    test = next((name for name, block in spec.tests.items() if block is ask), ask.test)
+    sites = {site: choose("site", site, responses) for site in ask.sites or responses}
+    effects = {name: choose("effect", name, spec.effects) for name in _many(ask.effect)}
+    changed = {key: getattr(ask, key) for key in ("statistic", "correction", "alternative")}
+    settings = spec.inference.model_copy(update={key: value for key, value in changed.items() if value is not None})
+    features, name = (None, None) if ask.features is None else _from_earlier(ask, sites, earlier)
+    asked = Asked(test, effects, _many(ask.region), ask.split, features, name)
+    return _run(sites, asked, settings, seed=spec.seed, top=spec.report.top_features)
+
+
+def null_rate(
+    responses: AnnData | Mapping[str, AnnData],
+    effect: Mapping[str, Any],
+    *,
+    region: str | Sequence[str],
+    split: str = "test",
+    inference: Mapping[str, Any] | Inference | None = None,
+    n_sets: int = 200,
+    seed: int,
+) -> pd.DataFrame:
+    """Calibrate on one's own responses: shuffle labels, run the same pipeline, count the sets with any rejection.
+
+    Each set relabels the items by one random admissible relabelling, so that H0 holds, and is then tested as if it
+    had been observed.
+
+    Returns
+    -------
+    DataFrame
+        One row: `n_sets`, `n_rejecting` sets with at least one rejection, their share `rate`, its 95 % Clopper-Pearson
+        interval `low`, `high`, the nominal `alpha`, `correction`, `n_items` and `n_tests`.
+
+    Examples
+    --------
+    >>> from neurosae.stats.simulate import example_design, simulate
+    >>> fake = simulate(example_design(12), n_features=30, density=0.4, seed=1)
+    >>> row = null_rate(fake, {"number": {"pl": 1, "sg": -1}}, region="noun", n_sets=20, seed=1).iloc[0]
+    >>> int(row["n_sets"]), bool(row["low"] <= 0.05)
+    (20, True)
+    """
+    sites = {"": responses} if isinstance(responses, AnnData) else dict(responses)
+    regions = (region,) if isinstance(region, str) else tuple(region)
+    settings = _settings(inference)
+    cells, _ = _cells(sites, Asked("null", _named(effect), regions, split), settings)
+    if not cells:
+        raise DataError("no feature can be tested here, so there is no error rate; choose another region or split.")
+    rejecting = 0
+    for number in range(1, n_sets + 1):
+        shuffled = [cell._replace(data=_shuffled(cell.data, number, seed=seed)) for cell in cells]
+        outcomes, _ = infer(shuffled, settings, seed=seed + number, split=split)
+        p = np.concatenate([o.p_unc if settings.correction == "none" else o.p_corr for o in outcomes])
+        rejecting += bool((p <= settings.alpha).any())
+    tail = stats.binomtest(rejecting, n_sets).proportion_ci()
+    row = {"n_sets": n_sets, "n_rejecting": rejecting, "rate": rejecting / n_sets, "low": tail.low, "high": tail.high}
+    row |= {"alpha": settings.alpha, "correction": settings.correction, "n_items": cells[0].data.n}
+    return pd.DataFrame([row | {"n_tests": sum(len(c.kept) for c in cells)}])
+
+
+def _shuffled(data: ItemData, number: int, *, seed: int) -> ItemData:
+    """The data under relabelling `number` of a stream that no test uses."""
+    if data.codes is None:
+        drawn = flips(data.numbers, number + 1, seed=seed, split="shuffled", enumerate_all=False)
+        return relabelled(data, signs(drawn, number, 1)[0], None)
+    drawn = permutations(
+        data.numbers, data.codes, number + 1, blocks=data.strata, seed=seed, split="shuffled", enumerate_all=False
+    )
+    return relabelled(data, None, labels(drawn, number, 1)[0].astype(int))
+
+
+def _run(sites: Mapping[str, AnnData], asked: Asked, inference: Inference, *, seed: int, top: int) -> Tested:
+    cells, silent = _cells(sites, asked, inference)
+    outcomes, null = infer(cells, inference, seed=seed, split=asked.split)
+    family = _family_words(asked, sites)
+    n_family = sum(len(cell.kept) for cell in cells)
+    tables = [feature_rows(c, o, inference=inference) for c, o in zip(cells, outcomes, strict=True)]
+    table = join_rows([*tables, *silent], family=family, n_family=n_family, inference=inference)
+    sizes = {} if asked.features is not None else {site: adata.n_vars for site, adata in sites.items()}
+    return Tested(check_results(table, sizes), null, top_features(cells, outcomes, top=top))
+
+
+def _cells(sites: Mapping[str, AnnData], asked: Asked, inference: Inference) -> tuple[list[Cell], list[pd.DataFrame]]:
+    """Everything to be tested, and the rows of what cannot be."""
+    cells, silent = [], []
+    for effect, weights in asked.effects.items():
+        for site, adata in sites.items():
+            design = design_of(adata)
+            for region in asked.regions:
+                for position in _positions(adata, region):
+                    place = Place(asked.test, effect, site, region, position, asked.split, asked.set_name)
+                    wanted = _wanted(adata, asked, site)
+                    data = _data(adata, design, weights, place=place)
+                    if isinstance(data, str):
+                        silent.append(inactive_rows(place, n_features=len(wanted), reason=data))
+                        continue
+                    _refuse_few(data, inference, asked)
+                    kept, rows = _sort_out(data, wanted, place, minimum=inference.min_informative)
+                    silent += rows
+                    if len(kept):
+                        cells.append(Cell(place, data, kept))
+    if not cells and any((t["status"] == "failed").any() for t in silent):
+        raise DataError(str(silent[0]["note"].iloc[0]))
+    return cells, silent
+
+
+def _positions(adata: AnnData, region: str) -> list[int]:
+    regions = {str(r): None for r in adata.obs["region"].unique()}
+    choose("region of these responses", region, regions)
+    found = adata.obs.loc[(adata.obs["region"] == region).to_numpy(), "position"]
+    return sorted({int(p) for p in found}, key=lambda p: (abs(p), p))
+
+
+def _data(adata: AnnData, design: Design, effect: Mapping[str, Any], *, place: Place) -> ItemData | str:
+    """The item data, or why there is none; other positions than 0 may be missing in some stimuli."""
+    try:
+        return item_data(adata, design, effect, region=place.region, position=place.position, split=place.split)
+    except DataError as error:
+        if place.position == 0:
+            raise
+        return str(error)
+
+
+def _refuse_few(data: ItemData, inference: Inference, asked: Asked) -> None:
+    p_min = data.exchange.p_min / (1 if inference.alternative == "two-sided" or data.codes is not None else 2)
+    if p_min > inference.alpha:
+        what = "sign flips" if data.codes is None else "label permutations"
+        raise DataError(
+            f"{data.n} items in split '{asked.split}' allow {data.exchange.n_relabellings} {what}; the smallest "
+            f"{inference.alternative} p is {p_min:.3g}, above alpha {inference.alpha:g}. Use at least 6 items."
+        )
+
+
+def _wanted(adata: AnnData, asked: Asked, site: str) -> np.ndarray:
+    """Columns to be tested at a site."""
+    if asked.features is None:
+        return np.arange(adata.n_vars)
+    index = pd.Index(adata.var["feature"])
+    columns = index.get_indexer(choose("site", site, asked.features))
+    if (columns < 0).any():
+        raise DataError(f"site '{site}' has {adata.n_vars} features and lacks one of those to be tested.")
+    return columns
+
+
+def _sort_out(
+    data: ItemData, wanted: np.ndarray, place: Place, *, minimum: int
+) -> tuple[np.ndarray, list[pd.DataFrame]]:
+    """Columns that can be tested, and rows for those that cannot; only counts that no relabelling changes decide."""
+    active = np.bincount(data.Y.indices, minlength=data.Y.shape[1])[wanted] > 0
+    informative = np.diff(data.D.indptr)[wanted]
+    kept = wanted[active & (informative >= minimum)]
+    few = active & (informative < minimum)
+    rows = []
+    if few.any():
+        rows.append(inactive_rows(place, features=wanted[few], informative=informative[few], data=data))
+    if (~active).any():
+        rows.append(inactive_rows(place, n_features=int((~active).sum()), data=data))
+    return kept, rows
+
+
+def _from_earlier(ask: ContrastBlock, sites: Mapping[str, AnnData], earlier: Mapping[str, Tested]):
+    """Features chosen by an earlier test on other items: per site by |value|, ties by feature index."""
+    choice = ask.features
+    assert choice is not None
+    table = choose("earlier test", choice.from_, earlier).table
+    if set(table["split"].dropna()) & {ask.split}:
+        raise DataError(
+            f"features would be chosen and tested on the same items (split: {ask.split}). "
+            f"Set `split: localizer` on '{choice.from_}'."
+        )
+    table = table[table["status"] == "ok"].assign(size=lambda t: -t["value"].abs()).sort_values(["size", "feature"])
+    chosen = {site: table[table["site"] == site].drop_duplicates("feature").head(choice.top) for site in sites}
+    for site, rows in chosen.items():
+        if not len(rows):
+            raise DataError(f"'{choice.from_}' has no tested feature at site '{site}'; run it on that site too.")
+    features = {site: np.sort(rows["feature"].to_numpy(dtype=int)) for site, rows in chosen.items()}
+    return features, f"{choice.from_} top {choice.top}"
+
+
+def _family_words(asked: Asked, sites: Mapping[str, AnnData]) -> str:
+    what = "all testable features" if asked.set_name is None else f"testable features of {asked.set_name}"
+    where = f"regions {', '.join(asked.regions)}" + (f"; sites {', '.join(sites)}" if list(sites) != [""] else "")
+    return f"{what} x positions of test {asked.test}: effects {', '.join(asked.effects)}; {where}"
+
+
+def _named(effect: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """{name: effect} as it is; one bare effect is named after its factors."""
+    bare = not all(
+        isinstance(v, Mapping) and any(isinstance(x, Mapping | str) for x in v.values()) for v in effect.values()
+    )
+    return {":".join(effect): effect} if bare else dict(effect)
+
+
+def _many(names: str | Sequence[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _settings(inference: Mapping[str, Any] | Inference | None) -> Inference:
+    if isinstance(inference, Inference):
+        return inference
+    try:
+        return Inference.model_validate(dict(inference or {}))
+    except ValueError as error:
+        if isinstance(error, NeurosaeError):
+            raise
+        raise DataError(f"inference: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    details = getattr(error, "errors", lambda: [])()
+    return f"{'.'.join(map(str, details[0]['loc']))}: {details[0]['msg']}" if details else str(error)

@@ -1,0 +1,118 @@
+"""The statistics of a contrast: what is computed from the items' values, ready to be recomputed under relabelling.
+
+| name | within items | between items |
+|---|---|---|
+| `mean` | mean of d | weighted difference of group means |
+| `t` | mean / (sd / sqrt(n)) | pooled t; Welch's where group sizes differ |
+| `moderated_t` | variance shrunk to a trend over activity | the same, prior on the total variance |
+| `signed_rank` | sum s R / sqrt(sum R^2), mid-ranks of non-zero abs(d) | rank sum |
+
+A new statistic is one function and one entry in `STATISTICS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.stats import rankdata
+
+from neurosae.stats.flips import Columns, flip_columns, group_columns
+from neurosae.stats.moderation import fit_prior
+from neurosae.stats.units import ItemData
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Columns to relabel, what gives the uncorrected p, and how the statistic is called.
+
+    scores : CSC whose column sums the flip p is about, None for label permutations (they are counted)
+    name : for the column `stat`;  d0 : prior degrees of freedom, nan without a prior
+    """
+
+    columns: Columns
+    scores: sp.csc_matrix | None
+    name: str
+    d0: float = np.nan
+
+
+def _mean(data: ItemData, kept: np.ndarray) -> Ready:
+    D = _columns(data.D, kept)
+    if data.codes is not None:
+        return Ready(_grouped(data, D, mode=0), None, "mean")
+    return Ready(flip_columns(D, scale=np.full(D.shape[1], float(data.n)), df=np.inf), D, "mean")
+
+
+def _t(data: ItemData, kept: np.ndarray) -> Ready:
+    D, n = _columns(data.D, kept), data.n
+    if data.codes is not None:
+        mode = _mode(data)
+        return Ready(_grouped(data, D, mode=mode), None, "t" if mode == 1 else "welch_t")
+    return Ready(flip_columns(D, scale=np.sqrt(n * _squares(D)), df=n - 1.0), D, "t")
+
+
+def _moderated(data: ItemData, kept: np.ndarray) -> Ready:
+    D, n = _columns(data.D, kept), data.n
+    activity = np.log(np.maximum(np.asarray(data.Y.mean(axis=0)).ravel()[kept], 1e-300))
+    if data.codes is not None:
+        mode, total = _mode(data), np.asarray(D.sum(axis=0)).ravel()
+        d0, s02 = fit_prior(np.maximum(_squares(D) - total**2 / n, 0) / (n - 1), n - 1, activity)
+        shrink = np.column_stack(
+            [np.full(len(kept), -1.0), s02] if np.isinf(d0) else [np.full(len(kept), d0), d0 * s02]
+        )
+        name = "moderated_t" if mode == 1 else "moderated_welch_t"
+        return Ready(_grouped(data, D, mode=mode, shrink=shrink), None, name, d0)
+    q = _squares(D)
+    d0, s02 = fit_prior(q / n, n, activity)
+    if np.isinf(d0):
+        return Ready(flip_columns(D, scale=np.sqrt(n * s02), df=np.inf), D, "moderated_t", d0)
+    return Ready(flip_columns(D, scale=np.sqrt(n * (q + d0 * s02)), df=n - 1 + d0), D, "moderated_t", d0)
+
+
+def signed_rank(data: ItemData, kept: np.ndarray) -> Ready:
+    """Signed ranks of non-zero differences, or the rank sum between groups, as normal deviates."""
+    D = _columns(data.D, kept)
+    if data.codes is not None:
+        R = rankdata(D.toarray(), axis=0)
+        counts = np.bincount(data.codes, minlength=len(data.groups))
+        R = R / np.sqrt(R.var(axis=0, ddof=1) * (data.groups**2 / counts).sum())
+        return Ready(_grouped(data, sp.csc_matrix(R), mode=0), None, "rank_sum")
+    R = D.copy()
+    for a, b in zip(D.indptr[:-1], D.indptr[1:], strict=True):
+        R.data[a:b] = np.sign(D.data[a:b]) * rankdata(_equal_up_to_rounding(np.abs(D.data[a:b])))
+    return Ready(flip_columns(R, scale=np.sqrt(_squares(R)), df=np.inf), R, "signed_rank")
+
+
+def _equal_up_to_rounding(x: np.ndarray) -> np.ndarray:
+    """Values that differ only in their last digits are one tie."""
+    return np.round(x / x.max(), 12) if len(x) else x
+
+
+def _columns(D: sp.csc_matrix, kept: np.ndarray) -> sp.csc_matrix:
+    return sp.csc_matrix(D[:, kept])
+
+
+def _squares(D: sp.csc_matrix) -> np.ndarray:
+    return np.bincount(np.repeat(np.arange(D.shape[1]), np.diff(D.indptr)), D.data**2, D.shape[1])
+
+
+def _mode(data: ItemData) -> int:
+    """Pooled variance where groups have equal sizes; separate ones where not: then pooling is not robust."""
+    return 1 if len(set(np.bincount(data.codes).tolist())) == 1 else 2
+
+
+def _grouped(data: ItemData, D: sp.csc_matrix, *, mode: int, shrink: np.ndarray | None = None) -> Columns:
+    shrink = np.zeros((D.shape[1], 2)) if shrink is None else shrink
+    d0 = np.inf if len(shrink) and shrink[0, 0] < 0 else (shrink[0, 0] if len(shrink) else 0.0)
+    df = np.inf if mode == 0 else data.n - len(data.groups) + d0
+    return group_columns(D, data.codes, weights=data.groups, mode=mode, shrink=shrink, df=df)
+
+
+STATISTICS: dict[str, Callable[[ItemData, np.ndarray], Ready]] = {
+    "mean": _mean,
+    "t": _t,
+    "moderated_t": _moderated,
+    "signed_rank": signed_rank,
+}
