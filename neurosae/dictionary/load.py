@@ -1,0 +1,292 @@
+"""Dictionaries of a study: found by what the analysis names, then made to prove that they fit the model.
+
+A dictionary that does not fit still gives numbers: features of another hook point, of other weights, of another model.
+So width, hook point, weights and reconstruction are checked here, before a stimulus is read.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from neurosae.dictionary.evaluate import reconstruction, reference_contexts
+from neurosae.dictionary.record import (
+    Dictionary,
+    first_line,
+    foreign,
+    import_sae_lens,
+    neuron_dictionary,
+    read_folder,
+)
+from neurosae.dictionary.stream import context_rows, hook_width
+from neurosae.dictionary.texts import read_texts, sample_texts
+from neurosae.dictionary.train import make_site, train_dictionary, training_key
+from neurosae.errors import ModelError, unknown
+from neurosae.extraction.model import load_model
+from neurosae.extraction.sites import check_hook
+from neurosae.extraction.tokens import with_bos
+
+__all__ = ["DICTIONARIES", "Dictionary", "check_fit", "load_dictionary"]
+
+EMBEDDED = Path(__file__).resolve().parent.parent / "embedded"
+REFERENCE = 2_048  # tokens of the fit check
+NO_FIT, POOR_FIT, SUSPECT = 0.9, 0.5, 0.3  # FVU that is refused; announced; tried under the other weights mode
+KEPT = 0.5  # share of the explained variance on its card that a dictionary must reach here
+L0_ANNOUNCED, L0_REFUSED = 2.0, 5.0  # largest factor between L0 here and on its card
+
+
+def load_dictionary(
+    site: Mapping[str, Any] | Any,
+    model: Any,
+    *,
+    store: str | Path | None = None,
+    texts: Sequence[str] | None = None,
+    where: str = "",
+) -> Dictionary:
+    """Load, or train, the dictionary of a site and check that it fits the model.
+
+    Parameters
+    ----------
+    site : `{"hook": name, "dictionary": {...}}`, or such a block of an analysis. The dictionary is one of
+        `embedded: name` (shipped with the package), `path: folder` (sae-lens format), `release:` and `id:` (published;
+        the only kind that may use the network), `train: {...}` (trained on the site's `texts`, else on text that the
+        model writes, and kept in `store`), `neurons: true` (the raw stream, each dimension as two signs)
+    model : LanguageModel
+    store : folder of all studies, for `train`
+    texts : reference text of the fit check; without, 2,048 tokens that the model writes itself
+    where : name of the site, for messages
+
+    Returns
+    -------
+    Dictionary, with `fit` = `fvu_here l0_here n_tokens fvu_card l0_card warnings`
+
+    Raises
+    ------
+    ModelError
+        If it is missing or broken, was trained at another hook point or for other weights, reads another width, or
+        reconstructs this model's activations badly (FVU above 0.9, or less than half of the explained variance on its
+        card, or L0 off by more than a factor of 5).
+
+    Examples
+    --------
+    >>> toy = dict(n_layers=1, d_model=8, n_heads=1, d_head=8, d_mlp=8, n_ctx=16, d_vocab=257, act_fn="gelu", seed=0)
+    >>> site = {"hook": "blocks.0.hook_resid_post", "dictionary": {"neurons": True}}
+    >>> raw = load_dictionary(site, load_model(toy), texts=["A dog.", "Two cats."])
+    >>> raw.n_features, raw.fit["fvu_here"]
+    (16, 0.0)
+    """
+    hook, block = _parts(site)
+    prefix = f"sites.{where}: " if where else ""
+    try:
+        check_hook(hook, model.hooks)
+        kind = next((name for name in DICTIONARIES if block.get(name)), None)
+        if kind is None:
+            raise ModelError(unknown("dictionary", ", ".join(block) or "none", DICTIONARIES))
+        found = DICTIONARIES[kind](Ask(block, model, hook, Path(store) if store is not None else None))
+        return check_fit(_at(found, model, hook), model, texts=texts)
+    except ModelError as error:
+        raise ModelError(f"{prefix}{error}") from error
+
+
+def _parts(site: Mapping[str, Any] | Any) -> tuple[str, dict[str, Any]]:
+    if isinstance(site, Mapping):
+        hook, block = site["hook"], site["dictionary"]
+    else:
+        hook, block = site.hook, site.dictionary
+    if not isinstance(block, Mapping):
+        block = block.model_dump(exclude_none=True)
+    return hook, {name: value for name, value in block.items() if value not in (None, False)}
+
+
+# --- where a dictionary comes from ----------------------------------------------------------------------------------
+
+
+class Ask(NamedTuple):
+    """What a site asks for: its dictionary block, the model, its hook point, and the folder of all studies."""
+
+    block: Mapping[str, Any]
+    model: Any
+    hook: str
+    store: Path | None
+
+
+def _embedded(ask: Ask) -> Dictionary:
+    known = sorted(p.parent.name for p in EMBEDDED.glob("*/sae_weights.safetensors"))
+    if ask.block["embedded"] not in known:
+        raise ModelError(unknown("embedded dictionary", ask.block["embedded"], known))
+    return read_folder(EMBEDDED / ask.block["embedded"], device=ask.model.device)
+
+
+def _path(ask: Ask) -> Dictionary:
+    return read_folder(Path(ask.block["path"]).expanduser(), device=ask.model.device)
+
+
+def _release(ask: Ask) -> Dictionary:
+    release, name = ask.block["release"], ask.block.get("id")
+    if not name:
+        raise ModelError(f"release '{release}' needs `id:`, the name of one of its dictionaries.")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            sae = import_sae_lens().SAE.from_pretrained(release, name, device=ask.model.device)
+        except Exception as error:  # sae-lens' own ValueError, or whatever the hub's client raises
+            raise ModelError(
+                f"dictionary '{name}' of release '{release}' cannot be had ({first_line(error)}); run once with "
+                "a network, or copy its folder here and name it as `path:`."
+            ) from error
+    heard = tuple(str(w.message).strip() for w in said if issubclass(w.category, UserWarning))
+    return replace(foreign(sae), fit={"warnings": heard})
+
+
+def _train(ask: Ask) -> Dictionary:
+    settings = dict(ask.block["train"])
+    paths = settings.pop("texts", None)
+    texts = list(read_texts(paths)) if paths else None
+    if ask.store is None:
+        raise ModelError("a dictionary that is trained needs a folder to be kept in; give store=, or --out.")
+    folder = ask.store / "_store" / "dictionaries"
+    full = make_site(ask.model, {**settings, "hook": ask.hook, "out": folder / "new"}).settings
+    key = training_key(ask.model, texts, hook=ask.hook, settings=full)
+    return train_dictionary(ask.model, texts, hook=ask.hook, out=folder / key[:12], settings=settings)
+
+
+def _neurons(ask: Ask) -> Dictionary:
+    return neuron_dictionary(ask.hook, hook_width(ask.model, ask.hook), device=ask.model.device)
+
+
+DICTIONARIES: dict[str, Callable[[Ask], Dictionary]] = {
+    "embedded": _embedded,
+    "path": _path,
+    "release": _release,
+    "train": _train,
+    "neurons": _neurons,
+}
+
+
+# --- does it fit? ---------------------------------------------------------------------------------------------------
+
+
+def _at(dictionary: Dictionary, model: Any, hook: str) -> Dictionary:
+    """The dictionary at the site's hook point; refused if it was made for another place or another model."""
+    own, facts = dictionary.hook, dictionary.metadata
+    if own and model.hooks.get(own, own) != model.hooks[hook]:
+        raise ModelError(f"the dictionary was trained at {own}, but the site's hook is {hook}.")
+    width = hook_width(model, hook)
+    if dictionary.d_in != width:
+        raise ModelError(
+            f"the dictionary reads vectors of width {dictionary.d_in}, but {hook} of {model.name} gives {width}; "
+            "use a dictionary that was trained for this model."
+        )
+    mode, here = facts.get("weights_mode"), model.provenance.get("weights")
+    if mode and mode != here:
+        raise ModelError(
+            f"the dictionary was trained on weights: {mode}, but the model is loaded with weights: {here}."
+        )
+    if facts.get("model_hash") and facts["model_hash"] != model.provenance.get("weights_hash"):
+        raise ModelError(
+            f"the dictionary was trained on other weights ({facts.get('model_name')}) than those of {model.name}; "
+            "train one for this model."
+        )
+    return replace(dictionary, hook=hook)
+
+
+def check_fit(dictionary: Dictionary, model: Any, *, texts: Sequence[str] | None = None) -> Dictionary:
+    """Reconstruct reference activations and compare FVU and L0 with the dictionary's card.
+
+    Parameters
+    ----------
+    texts : at least 2,000 tokens are wanted, all are used if there are fewer; without, the model writes them
+
+    Returns
+    -------
+    the same dictionary with `fit` filled in; what is poor but not refused is announced there and as a warning
+    """
+    if texts is None:
+        texts = sample_texts(model, REFERENCE, seed=0)
+    here, card = _measure(dictionary, model, texts), _recorded(dictionary)
+    _suggest_weights(dictionary, model, texts, fvu=here["fvu"])
+    _refuse(dictionary, here, card)
+    said = [*dictionary.fit.get("warnings", ()), *_announcements(here, card), *_about_bos(dictionary, model)]
+    fit = {"fvu_here": here["fvu"], "l0_here": here["l0"], "n_tokens": here["n_tokens"],
+           "fvu_card": card["fvu"], "l0_card": card["l0"], "warnings": tuple(said)}  # fmt: skip
+    for sentence in said:
+        warnings.warn(f"{dictionary.hook}: {sentence}", UserWarning, stacklevel=2)
+    return replace(dictionary, fit=fit)
+
+
+def _measure(dictionary: Dictionary, model: Any, texts: Sequence[str]) -> dict[str, float]:
+    wanted = dictionary.metadata.get("prepend_bos")
+    if model.tokens is not None and model.tokens.rule == "auto" and wanted is not None:
+        model = replace(model, tokens=with_bos(model.tokens, bool(wanted)))
+    contexts = reference_contexts(model, texts, n_tokens=2 * REFERENCE, seed=0)
+    x = context_rows(model, contexts, np.arange(len(contexts.ids)), hooks=[dictionary.hook])[dictionary.hook]
+    return reconstruction(dictionary, x.to(torch.device(model.device)))[0]
+
+
+def _recorded(dictionary: Dictionary) -> dict[str, float | None]:
+    """FVU and L0 that the dictionary claims, wherever it says so."""
+    card, facts = dictionary.card, dictionary.metadata
+    l0 = card.get("l0", facts.get("l0"))
+    return {"fvu": card.get("fvu", facts.get("fvu")), "l0": dictionary.k if l0 is None else l0}
+
+
+def _suggest_weights(dictionary: Dictionary, model: Any, texts: Sequence[str], *, fvu: float) -> None:
+    """Refuse where folded weights fit much better than raw ones, or the reverse; nothing is chosen silently."""
+    source, mode = model.provenance.get("source", ""), model.provenance.get("weights")
+    if fvu <= SUSPECT or dictionary.metadata.get("weights_mode") or not Path(source).is_dir():
+        return
+    other_mode: Any = "raw" if mode == "compat" else "compat"
+    try:
+        other = load_model(source, dtype=model.dtype, device=model.device, weights=other_mode)
+    except ModelError:
+        return
+    there = _measure(dictionary, replace(other, tokens=model.tokens), texts)["fvu"]
+    if there < 0.5 * fvu:
+        raise ModelError(
+            f"the dictionary leaves {fvu:.0%} of the variance unexplained with weights: {mode}, but {there:.0%} with "
+            f"weights: {other_mode}; set `model: {{weights: {other_mode}}}`."
+        )
+
+
+def _refuse(dictionary: Dictionary, here: Mapping[str, float], card: Mapping[str, float | None]) -> None:
+    remedy = "it does not belong to this model, hook point or dtype; use one that was trained for it."
+    lost = here["fvu"] > NO_FIT or (card["fvu"] is not None and 1 - here["fvu"] < KEPT * (1 - card["fvu"]))
+    if lost:
+        claim = "" if card["fvu"] is None else f" (its card says {card['fvu']:.1%})"
+        raise ModelError(
+            f"the dictionary leaves {here['fvu']:.1%} of the variance at {dictionary.hook} unexplained{claim}: {remedy}"
+        )
+    if _factor(here["l0"], card["l0"]) > L0_REFUSED:
+        raise ModelError(
+            f"{here['l0']:.1f} features are active per token here, but {card['l0']:.1f} on its card: {remedy}"
+        )
+
+
+def _announcements(here: Mapping[str, float], card: Mapping[str, float | None]) -> list[str]:
+    said = []
+    if here["fvu"] > POOR_FIT:
+        said.append(f"the dictionary leaves {here['fvu']:.0%} of the variance unexplained here.")
+    if _factor(here["l0"], card["l0"]) > L0_ANNOUNCED:
+        said.append(f"{here['l0']:.1f} features are active per token here, but {card['l0']:.1f} on its card.")
+    return said
+
+
+def _about_bos(dictionary: Dictionary, model: Any) -> list[str]:
+    wanted = dictionary.metadata.get("prepend_bos")
+    if wanted is None or model.tokens is None or model.tokens.rule == "auto":
+        return []
+    if bool(wanted) == bool(model.tokens.prefix):
+        return []
+    return [f"it was trained with prepend_bos: {wanted}, but the analysis asks for the opposite."]
+
+
+def _factor(one: float, other: float | None) -> float:
+    if not other or not one:
+        return 1.0
+    return max(one / other, other / one)
