@@ -16,12 +16,12 @@ from pydantic import (
     model_validator,
 )
 
-from neurosae.errors import nearest, unknown
+from neurosae.errors import unknown
 from neurosae.spec.blocks import TESTS, ContrastBlock, FeatureChoice, Inference, RdmModel, RsaBlock
 from neurosae.spec.design import Design, load_design, region_names
 from neurosae.spec.effects import effect_problems, shape_problems
 from neurosae.spec.fields import Bool, Count, FileName, IntPair, Natural, OneOrMore, Strict, Text, fail, fail_all
-from neurosae.spec.load import load_yaml
+from neurosae.spec.load import is_file, load_yaml, similar_file
 from neurosae.spec.sites import DictionaryBlock, ModelBlock, Site, StudyPath, TrainBlock
 from neurosae.spec.words import Problem, Where, describe, short
 
@@ -138,7 +138,7 @@ class Analysis(Strict):
     tests: dict[FileName, TestBlock] = Field(default_factory=dict)
     """Tests by name, run in this order."""
     report: Report = Report()
-    """What the report shows."""
+    """Title of the report, and how many features it shows."""
 
     @field_validator("schema_", mode="before")
     @classmethod
@@ -195,10 +195,9 @@ def load_analysis(path: str | Path, tests: Mapping[str, tuple[type[Strict], str]
     def check(analysis: Analysis) -> Iterator[Problem]:
         if analysis.design is None:
             return
-        if not analysis.design.is_file():
-            hint = nearest(analysis.design.name, [other.name for other in analysis.design.parent.glob("*.yaml")])
-            guess = f" Did you mean {hint}?" if hint else " Paths are relative to the file that names them."
-            yield ("design",), f"there is no file {analysis.design}.{guess}"
+        if not is_file(analysis.design):
+            guess = similar_file(analysis.design) or " Paths are relative to the file that names them."
+            yield ("design",), f"there is no file {short(str(analysis.design), 300)}.{guess}"
             return
         designs.append(load_design(analysis.design))
         yield from _design_problems(analysis, designs[0])

@@ -116,7 +116,8 @@ class Region(Strict):
     def _check(self) -> Region:
         given = [name for name in ("before", "after", "span", "words") if getattr(self, name) is not None]
         if len(given) != 1:
-            fail(text=f"has {' and '.join(given) or 'none'} of before, after, span and words; give exactly one.")
+            what = f"has {' and '.join(given)}" if given else "says nothing"
+            fail(text=f"{what}; give exactly one of before, after, span and words.")
         if self.n is not None and self.after is None:
             fail("n", text="counts the words after a slot; use it with `after:`.")
         if self.words is not None and (self.words[0] < 0) == (self.words[1] < 0) and self.words[0] > self.words[1]:
@@ -307,14 +308,14 @@ def _name_problems(design: Design) -> Iterator[Problem]:
     for kind in ("factors", "labels", "covariates"):
         for i, name in enumerate(getattr(design, kind)):
             where = (kind, name) if kind == "factors" else (kind, i)
-            yield from _column_problems(name, (name,), columns, where=where)
+            yield from _column_problems(f"{kind.rstrip('s')} '{name}'", (name,), columns, where=where)
     for name in (*slots, *design.regions):
         where = ("regions", name) if name in design.regions else where_slot(design, name)
         if name in design.regions and name in slots:
             yield where, "is a slot, and so a region already; choose another name."
         else:
-            yield from _column_problems(name, (f"{name}_start", f"{name}_end"), columns, where=where)
-    for name in {*design.labels, *design.covariates, *between(design)} & {*slots}:
+            yield from _column_problems(f"region '{name}'", (f"{name}_start", f"{name}_end"), columns, where=where)
+    for name in [name for name in (*design.labels, *design.covariates, *between(design)) if name in slots]:
         yield where_slot(design, name), f"slot '{name}' is also what items carry under that name; rename one of them."
     for name in design.shared:
         if name not in slots:
@@ -325,14 +326,18 @@ def _name_problems(design: Design) -> Iterator[Problem]:
         yield ("frames", "-"), "is the frame of list designs; give this one a name."
 
 
-def _column_problems(name: str, columns: tuple[str, ...], taken: dict[str, str], *, where: Where) -> Iterator[Problem]:
+def _column_problems(owner: str, columns: tuple[str, ...], taken: dict[str, str], *, where: Where) -> Iterator[Problem]:
+    name = str(owner.split("'")[1])
     if name in RESERVED:
         yield where, f"the name '{name}' is taken by a column or keyword of neurosae; choose another, e.g. '{name}_1'."
         return
     for column in columns:
         if column in taken or column in RESERVED:
-            yield where, f"'{name}' needs the column '{column}', which {taken.get(column, 'neurosae')} has; rename one."
-        taken[column] = f"'{name}'"
+            yield (
+                where,
+                f"the column '{column}' belongs to {taken.get(column, 'neurosae')} already; rename one of them.",
+            )
+        taken.setdefault(column, f"the {owner}")
 
 
 def _region_problems(design: Design) -> Iterator[Problem]:

@@ -41,7 +41,11 @@ def _without_null(schema: Any) -> Any:
         return [_without_null(part) for part in schema if part != {"type": "null"}]
     if not isinstance(schema, dict):
         return schema
-    parts = {key: _without_null(part) for key, part in schema.items() if not (key == "default" and part is None)}
+    parts = {
+        key: _without_null(part)
+        for key, part in schema.items()
+        if key != "default" or isinstance(part, str | int | float)
+    }
     if len(parts.get("anyOf", ())) == 1:
         parts |= parts.pop("anyOf")[0]
     return parts

@@ -108,7 +108,11 @@ def _one_at_least(value: tuple[Any, ...]) -> tuple[Any, ...]:
 def _pair_problem(value: Any) -> str | None:
     if isinstance(value, list | tuple) and len(value) == 2:
         return None
-    given = f"has {len(value)} entries" if isinstance(value, list | tuple) else f"is {describe(value)}"
+    given = (
+        f"has {len(value)} {'entry' if len(value) == 1 else 'entries'}"
+        if isinstance(value, list | tuple)
+        else f"is {describe(value)}"
+    )
     return f"{given}; write two, in brackets: [first, last]."
 
 

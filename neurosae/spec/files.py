@@ -15,7 +15,7 @@ import secrets
 import shutil
 import socket
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from neurosae.errors import StoreError
@@ -102,7 +102,8 @@ def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # a part of its path may be a file
+            path.unlink()
 
 
 def _sync(path: Path) -> None:

@@ -111,10 +111,9 @@ def level_problems(
     forms: Mapping[str, Any], factor: str, levels: Sequence[str], *, where: Where, what: str = "form"
 ) -> Iterator[Problem]:
     """Levels that are missing from a mapping of levels, or that the factor does not have."""
-    for level in forms:
-        if level not in levels:
-            yield (*where, level), unknown_level(level, factor, levels)
-    for level in levels:
+    strange = [level for level in forms if level not in levels]
+    yield from (((*where, level), unknown_level(level, factor, levels)) for level in strange)
+    for level in levels if not strange else ():  # a misspelt level is not missing as well
         if level not in forms:
             there = f"it has {', '.join(map(short, forms))}" if forms else "it is empty"
             yield where, f"no {what} for level '{level}' of factor '{factor}'; {there}."
@@ -332,7 +331,7 @@ def _nest_problems(design: Any, nest: Any, *, where: Where, texts: dict[str, str
     levels, depth = levels_of(design), len(where) - 1
     if depth == len(levels):
         if not isinstance(nest, list):
-            yield where, f"is {describe(nest)}; write a list of texts here, one level of {', then '.join(levels)} deep."
+            yield where, f"is {describe(nest)}; write a list of texts here, nested by {', then '.join(levels)}."
             return
         for i, entry in enumerate(nest):
             yield from _entry_problems(entry, design, where=(*where, i), texts=texts)
@@ -357,7 +356,7 @@ def _entry_problems(entry: Any, design: Any, *, where: Where, texts: dict[str, s
             yield (*where, key), unknown("key", short(key), known)
     yield from _carried_problems(entry, design, where)
     if "text" not in entry:
-        yield where, "has no text; write {text: …}."
+        yield where, "has no `text:`; write {text: …}."
     elif wrong := text_problem(entry["text"]):
         yield (*where, "text"), wrong
     elif entry["text"] in texts:

@@ -81,7 +81,7 @@ def parse_yaml(text: str, *, name: str) -> Source:
         data = reader.document(yaml.parse(text, Loader=_Parser))
     except yaml.YAMLError as error:
         raise _syntax_error(name, text, error) from None
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:  # the parser in Python, at \U escapes beyond Unicode
         raise _error(name, 1, f"YAML: cannot be read ({error}).") from None
     return Source(name, data, lines)
 
@@ -234,12 +234,26 @@ def _first(source: Source, problems: Iterable[Problem]) -> SpecError:
     return source.error(where, text)
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that no file can have is no error."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def similar_file(path: Path) -> str:
+    """A question that names the YAML file beside a missing one that was perhaps meant, or nothing."""
+    try:
+        hint = nearest(short(path.name), [other.name for other in path.parent.glob("*.y*ml")])
+    except (OSError, ValueError):
+        return ""
+    return f" Did you mean {path.parent / hint}?" if hint else ""
+
+
 def _read(path: Path) -> str:
-    if not path.is_file():
-        names = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        hint = nearest(path.name, names)
-        what = "is a folder; name a YAML file in it" if path.is_dir() else "there is no such file"
-        raise SpecError(f"{path}: {what}.{f' Did you mean {path.parent / hint}?' if hint else ''}")
+    if not is_file(path):
+        raise SpecError(f"{short(str(path), 300)}: there is no such file.{similar_file(path)}")
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -287,14 +301,15 @@ def _sentence(details: Any, where: Where, context: Mapping[str, Any]) -> str:
     kind, given = details["type"], details["input"]
     if kind == "literal_error":
         known = re.findall(r"'([^']*)'", context["expected"])
-        if isinstance(given, str):
+        if isinstance(given, str) and known:
             return unknown(str(where[-1]) if where else "value", short(given), known)
-        return f"is {describe(given)}; write {' or '.join(known)}."
+        return f"is {describe(given)}; write {' or '.join(known) or context['expected'].lower()}."
     if kind in _LIMITS:
         name, words = _LIMITS[kind]
         return f"is {given}; it must be {words} {context[name]}."
     if kind == "too_short":
-        return f"has {context['actual_length'] or 'no'} entries; write at least {context['min_length']}."
+        n = context["actual_length"]
+        return f"has {n or 'no'} {'entry' if n == 1 else 'entries'}; write at least {context['min_length']}."
     if kind == "finite_number":
         return f"is {given}; write a finite number."
     wanted = _WANTED.get(kind.partition("_")[0])

@@ -37,11 +37,16 @@ def _model_name(value: str, info: ValidationInfo) -> str:
     if value == "embedded":
         return value
     there = resolve(value, info)
-    return there if value[0] in "./~" or Path(there).is_dir() else value
+    try:
+        return there if value[0] in "./~" or Path(there).is_dir() else value
+    except OSError:  # longer than any path
+        return value
 
 
 def _within_study(value: Any, info: ValidationInfo) -> Any:
     """A path that stays inside the folder that holds the folder of the file."""
+    if isinstance(value, Path):
+        return value
     if wrong := text_problem(value):
         fail(text=wrong)
     folder = (info.context or {}).get("folder")
@@ -138,7 +143,8 @@ class DictionaryBlock(Strict):
     def _check(self) -> DictionaryBlock:
         given = [name for name in SOURCES if getattr(self, name) is not None]
         if len(given) != 1:
-            fail(text=f"has {' and '.join(given) or 'none'} of {', '.join(SOURCES)}; give exactly one.")
+            what = f"has {' and '.join(given)}" if given else "names no dictionary"
+            fail(text=f"{what}; give exactly one of {', '.join(SOURCES)}.")
         if (self.release is None) != (self.id is None):
             fail(text="a published dictionary needs both: {release: gpt2-small-res-jb, id: blocks.6.hook_resid_pre}.")
         return self
