@@ -53,8 +53,8 @@ class Exchange:
     n_units, n_relabellings, p_min : number of units, of distinct relabellings, smallest two-sided p
     items : the items that take part
     datum : array of shape (n_cells,); the datum of an item is its sum over the item's own cells of datum x cell mean
-    units : array of shape (n_items,), number of the unit of each item; a unit's datum is the mean over its items
-    scale : array of shape (n_items,), mean 1; flips: a datum is multiplied by it, so that groups count as designed
+    units : array of shape (n_items,), number of the unit of each item; its datum is the mean over its items
+    scale : array of shape (n_items,); flips: an item's datum is multiplied by it, so that groups count as designed
     groups : array of shape (n_items,), number of the label of each item, in the order of `group_cells`; None for flips
     group_cells, group_weights : the between-item cells, and their weights in the estimate sum_g weight_g mean_g
     strata : array of shape (n_items,), labels move only inside equal numbers; None for flips
@@ -213,7 +213,7 @@ def _flips(
         items=tuple(part),
         datum=datum,
         units=units,
-        scale=_scale(design, part, u),
+        scale=_scale(design, part, u=u, units=units),
         groups=None,
         group_cells=(),
         group_weights=None,
@@ -224,14 +224,14 @@ def _flips(
     )
 
 
-def _scale(design: Design, part: Mapping[str, Item], u: np.ndarray) -> np.ndarray:
-    """Multipliers that make the plain mean over items the mean over groups, weighted as designed."""
+def _scale(design: Design, part: Mapping[str, Item], *, u: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """Multipliers that make the plain mean over units the mean over groups, weighted as designed."""
     own = tuple(between(design))
     rows = _cells_of(design, own)[0]
-    groups = [_group(item, own) for item in part.values()]
-    counts = Counter(groups)
-    raw = np.array([u[rows.index(group)] / counts[group] for group in groups])
-    return raw / raw.mean()
+    group = np.array([rows.index(_group(item, own)) for item in part.values()])
+    share = 1 / np.bincount(units)[units]
+    raw = u[group] / np.bincount(group, share, len(rows))[group]
+    return raw * (units.max() + 1) / (raw @ share)
 
 
 def _reversal(design: Design, own: tuple[str, ...], v: np.ndarray) -> dict[str, tuple[str, ...]]:
