@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,6 @@ from neurosae.extraction.responses import ItemCells
 
 ROUNDING = 1e-12  # relative size below which a float64 sum is zero
 SAME = 1e-6  # activations are float32: values closer than this (relatively) are one value, computed in two batches
-DENSE = 0.1  # columns denser than this are multiplied by BLAS, the rest as sparse x sparse
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,12 @@ class Patterns:
     def nested(self) -> bool:
         """Whether some items are not in all conditions."""
         return len(self.item) < len(self.items) * len(self.conditions)
+
+    @cached_property
+    def same_item(self) -> tuple[np.ndarray, np.ndarray]:
+        """All pairs of rows, themselves included, that belong to one item."""
+        a, b = np.nonzero(self.item[:, None] == self.item[None, :])
+        return a, b
 
 
 def patterns(cells: ItemCells, *, crossed: bool, min_informative: int = 6) -> Patterns:
@@ -139,23 +145,6 @@ def informative(X: sp.csr_matrix, item: np.ndarray, *, nested: bool) -> np.ndarr
     return np.asarray(varies.sum(axis=0)).ravel().astype(int)
 
 
-def gram(X: sp.csr_matrix) -> np.ndarray:
-    """Inner products of all rows, X X', of shape (n_rows, n_rows).
-
-    Examples
-    --------
-    >>> gram(sp.csr_matrix([[1.0, 0.0], [2.0, 3.0]]))
-    array([[ 1.,  2.],
-           [ 2., 13.]])
-    """
-    columns = sp.csc_matrix(X)
-    count = np.diff(columns.indptr)
-    dense = count > DENSE * X.shape[0]
-    block = columns[:, np.flatnonzero(dense)].toarray()
-    rest = sp.csr_matrix(columns[:, np.flatnonzero(~dense & (count > 0))])
-    return block @ block.T + (rest @ rest.T).toarray()
-
-
 def condition_products(G: np.ndarray, found: Patterns, weights: np.ndarray, *, crossvalidated: bool) -> np.ndarray:
     """Average inner product between the patterns of each pair of conditions, of shape (K, K).
 
@@ -172,8 +161,10 @@ def condition_products(G: np.ndarray, found: Patterns, weights: np.ndarray, *, c
     Z[np.arange(len(Z)), found.condition] = weights[found.item]
     total, pairs = Z.T @ G @ Z, np.outer(Z.sum(axis=0), Z.sum(axis=0))
     if crossvalidated:
-        same = found.item[:, None] == found.item[None, :]
-        total, pairs = total - Z.T @ np.where(same, G, 0.0) @ Z, pairs - Z.T @ same @ Z
+        a, b = found.same_item
+        counts, place = weights[found.item[a]] ** 2, found.condition[a] * len(total) + found.condition[b]
+        total = total - np.bincount(place, counts * G[a, b], total.size).reshape(total.shape)
+        pairs = pairs - np.bincount(place, counts, total.size).reshape(total.shape)
     return total / pairs
 
 
@@ -338,9 +329,18 @@ def item_halves(found: Patterns, n_splits: int, rng: np.random.Generator) -> np.
     return halves
 
 
-def reliability(
-    G: np.ndarray, found: Patterns, halves: np.ndarray, *, distance: str, compare: str
-) -> tuple[float, float]:
+def half_rdms(G: np.ndarray, found: Patterns, halves: np.ndarray, *, distance: str) -> np.ndarray | None:
+    """RDMs of both halves of every split, of shape (n_splits, 2, n_pairs); None where a half is too small.
+
+    A half needs 2 items of every condition.
+    """
+    counts = [np.bincount(found.condition, weights=h[found.item]) for h in (halves[0], 1 - halves[0])]
+    if np.min(counts) < 2:
+        return None
+    return np.stack([[DISTANCES[distance](G, found, w) for w in (h, 1 - h)] for h in halves])
+
+
+def reliability(pairs: np.ndarray, compare: str) -> tuple[float, float]:
     r"""Split-half reliability of an RDM over items, and the ceiling it sets.
 
         r = mean agreement of the RDMs of two halves of the items,  r' = 2r / (1 + r),  ceiling = sqrt(r')
@@ -348,17 +348,22 @@ def reliability(
     r' (Spearman–Brown) is what all items would give; sqrt(r') is what the RDM of infinitely many items would reach.
     One dictionary is one subject, so there is no lower and upper bound over subjects; see `noise_ceiling` for several.
 
+    Parameters
+    ----------
+    pairs : array of shape (n_splits, 2, n_pairs), from `half_rdms`
+
     Returns
     -------
-    reliability, ceiling : NaN where a half has fewer than 2 items of a condition; the ceiling also where r' <= 0
+    reliability, ceiling : where r is not above 0, r itself and NaN
+
+    Examples
+    --------
+    >>> full, ceiling = reliability(np.array([[[1.0, 2, 3], [1.0, 2, 3]]]), "corr")
+    >>> round(full, 12), round(ceiling, 12)
+    (1.0, 1.0)
     """
-    function = DISTANCES[distance]
-    counts = np.stack([np.bincount(found.condition, weights=h[found.item]) for h in (halves[0], 1 - halves[0])])
-    if counts.min() < 2:
-        return float("nan"), float("nan")
-    r = float(np.mean([compare_rdms(function(G, found, h), function(G, found, 1 - h), compare) for h in halves]))
-    full = 2 * r / (1 + r) if r > -1 else -np.inf
-    return full, float(np.sqrt(full)) if full > 0 else float("nan")
+    r = min(float(np.mean([compare_rdms(a, b, compare) for a, b in pairs])), 1.0)
+    return (2 * r / (1 + r), float(np.sqrt(2 * r / (1 + r)))) if r > 0 else (r, float("nan"))
 
 
 def noise_ceiling(rdms: np.ndarray, compare: str = "cosine_cov") -> tuple[float, float]:

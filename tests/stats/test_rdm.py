@@ -13,13 +13,14 @@ from numpy.testing import assert_allclose
 
 from neurosae.errors import DataError
 from neurosae.extraction.responses import ItemCells
+from neurosae.stats.length import gram
 from neurosae.stats.rdm import (
     COMPARATORS,
     DISTANCES,
     Patterns,
     compare_rdms,
     distances,
-    gram,
+    half_rdms,
     item_halves,
     noise_ceiling,
     partial_fit,
@@ -193,7 +194,7 @@ def test_reliability_recovers_signal_and_noise():
     for U in (signal, noise):
         p = found(U)
         halves = item_halves(p, 20, np.random.default_rng(0))
-        values.append(reliability(gram(p.X), p, halves, distance="crossnobis", compare="corr_cov"))
+        values.append(reliability(half_rdms(gram(p.X), p, halves, distance="crossnobis"), "corr_cov"))
     assert values[0][0] > 0.8
     assert 0.9 < values[0][1] <= 1
     assert values[1][0] < 0.3
@@ -205,3 +206,6 @@ def test_item_halves_are_halves_within_each_condition():
     halves = item_halves(p, 5, np.random.default_rng(1))
     for half in halves:
         assert [half[p.condition == c].sum() for c in range(3)] == [2, 2, 2]
+    assert half_rdms(gram(p.X), p, halves, distance="crossnobis").shape == (5, 2, 3)
+    few = found(np.ones((6, 2)), np.arange(6), np.arange(6) % 3)
+    assert half_rdms(gram(few.X), few, halves[:, :6], distance="crossnobis") is None
