@@ -79,8 +79,6 @@ class Positions(Strict):
             fail("window", text=f"has no meaning with align: {self.align}; use align: start or end.")
         if self.window is not None and self.window[0] > self.window[1]:
             fail("window", text=f"{list(self.window)} ends before it begins; write [first, last].")
-        if (self.window is not None or self.align == "middle_out") and "tokens" not in self.model_fields_set:
-            fail(text="asks for several positions; say what becomes of them, e.g. `tokens: all` keeps them apart.")
         return self
 
 
@@ -234,6 +232,10 @@ def _regions(block: Any) -> tuple[str, ...]:
 
 
 def _own_problems(analysis: Analysis) -> Iterator[Problem]:
+    positions = analysis.positions
+    several = positions.window is not None or positions.align == "middle_out"
+    if several and "tokens" not in positions.model_fields_set:
+        yield ("positions",), "asks for several positions; say what becomes of them: `tokens: all` keeps them apart."
     if analysis.tests and analysis.design is None:
         yield ("tests",), "need a design; name its file, `design: ../stimuli/….yaml`."
     for name, block in analysis.tests.items():
@@ -244,7 +246,7 @@ def _own_problems(analysis: Analysis) -> Iterator[Problem]:
             if effect not in analysis.effects:
                 hint = unknown("effect", short(effect), analysis.effects).partition("'.")[2]
                 yield (*where, *inner), f"uses effect '{effect}', which is not under `effects:`.{hint}"
-        yield from _lock_problems(block, analysis.positions, where)
+        yield from _lock_problems(block, positions, where)
         if isinstance(block, ContrastBlock) and block.features is not None:
             yield from _choice_problems(name, block, analysis)
     yield from _family_problems(analysis)

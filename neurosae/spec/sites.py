@@ -99,12 +99,12 @@ def _bos_problem(value: Any) -> str | None:
 class TrainBlock(Strict):
     """A dictionary trained here."""
 
-    architecture: Literal["topk"] = "topk"
-    """Kind of sparse autoencoder."""
-    d_sae: Count
-    """Number of features."""
+    architecture: Literal["topk", "batchtopk", "standard", "jumprelu"] = "topk"
+    """Kind of sparse autoencoder; standard is the one with an L1 penalty."""
+    d_sae: Count | None = None
+    """Number of features; left out, ten times the width of the hook point."""
     k: Count = 32
-    """Features active per token."""
+    """Features active per token (their mean, but for topk)."""
     n_tokens: Count
     """Tokens seen in training."""
     seed: Natural = 0
@@ -113,12 +113,14 @@ class TrainBlock(Strict):
     """Learning rate; left out, it follows from the size."""
     batch: Count | None = None
     """Tokens per step; left out, it follows from the size."""
+    context: Count | None = None
+    """Largest number of tokens that the model reads at once; left out, 256."""
     texts: tuple[AnyPath, ...] = ()
     """Text files or data set folders, relative to this file; none: the model's own samples."""
 
     @model_validator(mode="after")
     def _check(self) -> TrainBlock:
-        if self.k > self.d_sae:
+        if self.d_sae is not None and self.k >= self.d_sae:
             fail("k", text=f"is {self.k}, but there are only {self.d_sae} features; use fewer, or raise d_sae.")
         return self
 
