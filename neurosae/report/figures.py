@@ -1,0 +1,214 @@
+"""FIGURES: one figure per function, a table in and a Figure out; and which of them a stored study asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from neurosae.report.figures_features import cells, items, profile
+from neurosae.report.figures_pattern import fits, rdms, weights
+from neurosae.report.figures_univariate import null_maximum, strip, volcano
+from neurosae.report.stored import Study, alpha_of, effect_ends, effect_weights, factor_levels, section
+from neurosae.report.tables import KEY, distinct, is_found, ranked, rows_tested
+from neurosae.report.wording import plural, slug
+
+FIGURES: dict[str, Callable[..., Figure]] = {
+    "volcano": volcano,
+    "strip": strip,
+    "profile": profile,
+    "items": items,
+    "cells": cells,
+    "null": null_maximum,
+    "weights": weights,
+    "rdms": rdms,
+    "fits": fits,
+}
+MAX_EFFECTS = 8  # figures of one test; its table has them all
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One figure of a study, with the words around it.
+
+    Attributes
+    ----------
+    name : safe file name
+    kind : key of FIGURES
+    test : the test it belongs to, "" for the whole study
+    title, caption : plain text; the caption names the items behind the figure
+    wide : whether it wants the full width of the page
+    """
+
+    name: str
+    kind: str
+    test: str
+    title: str
+    caption: str
+    figure: Figure
+    wide: bool = False
+
+
+def draw_study(study: Study) -> Iterator[Drawing]:
+    """Every figure that the stored tables of a study allow, in the order of the page."""
+    yield from _design(study)
+    yield from _overview(study)
+    for test in distinct(study.results["test"]):
+        rows = study.results[study.results["test"] == test]
+        if len(rows_tested(rows)):
+            yield from _contrast(study, test, rows)
+        elif (study.results["test"] == test).any():
+            yield from _pattern(study, test, rows)
+
+
+def _design(study: Study) -> Iterator[Drawing]:
+    table = effect_weights(study)
+    if table.size:
+        caption = (
+            "The weight of every cell in every effect, as written. Each row sums to zero; an item's contrast is the "
+            "weighted sum of its cells."
+        )
+        yield Drawing("design-weights", "weights", "", "Effects as weights over cells", caption, weights(table))
+
+
+def _overview(study: Study) -> Iterator[Drawing]:
+    alpha, rows = alpha_of(study), study.results[study.results["split"] != "localizer"]
+    hits = rows_tested(rows)
+    columns = hits.groupby(["effect", "region", "position"], dropna=False).ngroups
+    if not is_found(hits, alpha).any() or columns < 2:
+        return
+    caption = (
+        "Features found somewhere (rows) over every effect and place that was tested (columns). Colour: signed effect "
+        f"size; a dot marks where the corrected p is at most {alpha:g}; white: not active or not tested there. "
+        + _items_words(study, "test")
+    )
+    yield Drawing("profile", "profile", "", "What the found features respond to", caption, profile(rows, alpha=alpha))
+
+
+def _items_words(study: Study, split: str) -> str:
+    kept = study.stimuli[study.stimuli["split"].astype(str) == split] if "split" in study.stimuli else study.stimuli
+    n = kept["item"].nunique()
+    return f"Drawn from the {plural(n, f'{split} item')}."
+
+
+def _contrast(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Drawing]:
+    alpha, split = alpha_of(study), (distinct(rows["split"]) or ["test"])[0]
+    source = _items_words(study, split)
+    effects = distinct(rows["effect"])
+    for effect in effects[:MAX_EFFECTS]:
+        part = rows[rows["effect"] == effect]
+        name = slug(test) if len(effects) == 1 else f"{slug(test)}-{slug(effect)}"
+        of = f": {effect}" if len(effects) > 1 else ""
+        if part["effsize"].notna().any() and part["p_unc"].notna().any():
+            words = (
+                "One point per tested feature. Orange: more active in the + cells, blue: in the − cells; grey: not "
+                f"found at corrected p ≤ {alpha:g}. {source}"
+            )
+            yield Drawing(
+                f"{name}-volcano", "volcano", test, f"Effect and evidence{of}", words, volcano(part, alpha=alpha)
+            )
+        words = f"The same tests by place; colour marks corrected p ≤ {alpha:g}. {source}"
+        yield Drawing(f"{name}-strip", "strip", test, f"Where{of}", words, strip(part, alpha=alpha))
+    if test in study.nulls and "x_z" in rows and rows["x_z"].notna().any():
+        yield _null(study, test, rows)
+    yield from _top(study, test, rows)
+
+
+def _null(study: Study, test: str, rows: pd.DataFrame) -> Drawing:
+    null, alpha = study.nulls[test], alpha_of(study)
+    joined = any(test in tests for tests in section(study.analysis, "inference", "families").values())
+    words = (
+        "Histogram: the largest statistic among all features of this test under each of "
+        f"{len(null):,} relabellings, the "
+        "identity included. Lines: the most extreme observed features (orange +, blue −). The dashed line is the value "
+        f"that only {alpha:.0%} of the relabellings reach."
+        + (
+            " The declared family joins this maximum with that of its other tests; p_corr comes from the joint one."
+            if joined
+            else ""
+        )
+    )
+    figure = null_maximum(null, rows, alpha=alpha)
+    return Drawing(f"{slug(test)}-null", "null", test, "The maximum under the null", words, figure)
+
+
+def _top(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Drawing]:
+    """Items and cells of the most extreme features; the caption says whether they were found."""
+    alpha, split = alpha_of(study), (distinct(rows["split"]) or ["test"])[0]
+    best = ranked(rows_tested(rows))
+    n_found = int(is_found(best, alpha).sum())
+    n_shown = min(8, n_found) if n_found else min(4, len(best))
+    best = best.head(n_shown)
+    said = (
+        f"The {n_shown} most extreme of {n_found:,} found features."
+        if n_found
+        else (
+            "None of these features was found; they are the most extreme ones, drawn so that you can "
+            "see what was tested."
+        )
+    )
+    said += (
+        f" Chosen and drawn on the same {plural(_n_items(study, split), f'{split} item')}, so their size is optimistic."
+    )
+    long = study.extras.get((test, "items"))
+    if long is not None and len(chosen := _chosen(long, best)):
+        paired = (chosen["plus"].notna() & chosen["minus"].notna()).any()
+        how = (
+            (
+                "Each thin line is one item, from its mean over the − cells to its mean over the + cells; "
+                "the thick line is the mean."
+            )
+            if paired
+            else "Each dot is one item; the bar is the mean of the group."
+        )
+        figure = items(chosen, ends=effect_ends(study), top=n_shown)
+        yield Drawing(f"{slug(test)}-items", "items", test, "Item by item", f"{how} {said}", figure, wide=n_shown > 2)
+    long = study.extras.get((test, "cells"))
+    if long is not None and len(chosen := _chosen(long, best)):
+        words = (
+            f"Mean activation per cell; the area of a dot is the share of items in which the feature is active. {said}"
+        )
+        figure = cells(chosen, factors=factor_levels(study), top=n_shown)
+        yield Drawing(f"{slug(test)}-cells", "cells", test, "Cell means", words, figure, wide=n_shown > 2)
+
+
+def _n_items(study: Study, split: str) -> int:
+    if "split" not in study.stimuli:
+        return int(study.stimuli["item"].nunique())
+    return int(study.stimuli.loc[study.stimuli["split"].astype(str) == split, "item"].nunique())
+
+
+def _chosen(long: pd.DataFrame, best: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a long table that belong to the given results rows, in their order."""
+    if "split" in long and "split" in best and len(splits := distinct(best["split"])):
+        long = long[long["split"].astype(str).isin(splits)]
+    order = {tuple(map(_key, key)): i for i, key in enumerate(best[KEY].itertuples(index=False))}
+    rank = [order.get(tuple(map(_key, key)), -1) for key in long[KEY].itertuples(index=False)]
+    kept = long.assign(_rank=rank)
+    return kept[kept["_rank"] >= 0].sort_values("_rank", kind="stable").drop(columns="_rank")
+
+
+def _key(value: object) -> object:
+    if value is None or pd.isna(value):  # pyright: ignore
+        return None
+    return value if isinstance(value, str) else int(value)  # pyright: ignore
+
+
+def _pattern(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Drawing]:
+    alpha, split = alpha_of(study), (distinct(rows["split"]) or ["test"])[0]
+    source = _items_words(study, split)
+    long = study.extras.get((test, "rdm"))
+    if long is not None and len(long):
+        words = (
+            "Dissimilarity of every pair of conditions: the data, then each model. Each matrix has its own scale; "
+            f"cross-validated distances can be negative, and 0 means no reliable difference. {source}"
+        )
+        yield Drawing(f"{slug(test)}-rdms", "rdms", test, "Geometry of data and models", words, rdms(long), wide=True)
+    if rows["value"].notna().any():
+        words = (
+            f"Agreement of each model with the data. Filled bars: corrected p ≤ {alpha:g}. The grey band is the noise "
+            f"ceiling, where one was estimated: no model can be expected beyond it. {source}"
+        )
+        yield Drawing(f"{slug(test)}-fits", "fits", test, "Model fits", words, fits(rows, alpha=alpha), wide=True)

@@ -1,0 +1,225 @@
+"""Figures of single features: what the found ones do over places, items and cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from neurosae.report.style import (
+    ACCENT,
+    DIVERGING,
+    INK,
+    MINUS,
+    MUTED,
+    PAPER,
+    PLUS,
+    REST,
+    canvas,
+    drawn,
+    note_of,
+    plain,
+    shorten,
+    swarm,
+    tidy,
+)
+from neurosae.report.tables import KEY, first_known, place_word, rows_found, rows_tested
+from neurosae.report.wording import digits, feature_name
+
+
+@drawn
+def profile(table: pd.DataFrame, *, alpha: float = 0.05, top: int = 20) -> Figure:
+    """The found features (rows) over every effect and place that was asked (columns): signed effect size.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Results rows of all contrasts of a study.
+    alpha : float
+        Bound on `p_corr`; the rows are features found somewhere, a dot marks where.
+    top : int
+        At most this many features.
+    """
+    rows = rows_tested(table).copy()
+    rows["name"] = [feature_name(s, f) for s, f in zip(rows["site"], rows["feature"], strict=True)]
+    varying = [c for c in ("region", "position") if rows[c].nunique(dropna=False) > 1]
+    words = [rows["effect"].astype(str), *(rows[c].map(lambda v, c=c: place_word(c, v)) for c in varying)]
+    rows["column"] = list(zip(*words, strict=True))
+    names = list(dict.fromkeys(n for n in rows.loc[rows_found(rows, alpha).index, "name"]))[:top]
+    names.sort(key=lambda n: list(dict.fromkeys(rows["site"])).index(n.rsplit("/", 1)[0]))
+    columns = list(dict.fromkeys(rows["column"]))
+    first = rows.drop_duplicates(["name", "column"])
+    grid = first.pivot(index="name", columns="column", values="effsize").reindex(index=names, columns=columns)
+    p = first.pivot(index="name", columns="column", values="p_corr").reindex(index=names, columns=columns)
+    figure = canvas(1.9 + 1.05 * len(columns), 1.3 + 0.235 * max(len(names), 1))
+    axes = figure.add_subplot()
+    values = grid.to_numpy(dtype=float, na_value=np.nan)
+    limit = max(float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 1.0, 1e-9)
+    mesh = axes.pcolormesh(
+        np.ma.masked_invalid(values), cmap=DIVERGING, vmin=-limit, vmax=limit, edgecolors=PAPER, linewidth=1.2
+    )
+    marks = np.argwhere(p.to_numpy(dtype=float, na_value=np.nan) <= alpha)
+    axes.scatter(marks[:, 1] + 0.5, marks[:, 0] + 0.5, s=12, c="#101418", linewidths=0, zorder=3)
+    axes.set_xticks(np.arange(len(columns)) + 0.5, ["\n".join(map(shorten, c)) for c in columns])
+    axes.set_yticks(np.arange(len(names)) + 0.5, [shorten(n) for n in names])
+    axes.invert_yaxis()
+    axes.xaxis.tick_top()
+    bar = figure.colorbar(mesh, ax=axes, shrink=0.6, pad=0.02, aspect=22)
+    bar.set_label(plain(f"effect size {first_known(rows['eftype'])}"))
+    bar.outline.set_visible(False)  # pyright: ignore
+    bar.ax.tick_params(length=0)
+    tidy(axes)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return figure
+
+
+@drawn
+def items(table: pd.DataFrame, *, ends: Mapping[str, tuple[str, str]] | None = None, top: int = 8) -> Figure:
+    """What the top features do, item by item: a line from the - to the + cells, or two groups of dots.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Long table `site region position effect feature item difference plus minus`; features in order of appearance.
+        Items that have only one of `plus` and `minus` (factors between items) are drawn as groups.
+    ends : mapping from effect to (name of its - end, name of its + end), optional
+    top : int
+        At most this many features.
+    """
+    table = table.assign(**{c: table[c].astype(object) for c in KEY})
+    groups = list(table.groupby(KEY, sort=False, dropna=False))[:top]
+    figure = canvas(*_grid_size(len(groups)))
+    for number, (key, rows) in enumerate(groups):
+        axes = figure.add_subplot(*_grid_shape(len(groups)), number + 1)
+        names = (ends or {}).get(str(key[3]), ("− cells", "+ cells"))
+        paired = rows[rows["plus"].notna() & rows["minus"].notna()]
+        if len(paired):
+            _pairs(axes, paired)
+        else:
+            _two_groups(axes, rows)
+        axes.set_xlim(-0.45, 1.45)
+        axes.set_xticks([0, 1], [shorten(n, 14) for n in names])
+        _head(axes, feature_name(key[0], key[4]), f"{_subtitle(key, table)}, {_tally(rows)}")
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+        tidy(axes, grid="y")
+        if number % _grid_shape(len(groups))[1] == 0:
+            axes.set_ylabel("activation")
+    return figure
+
+
+def _head(axes: Axes, name: str, words: str) -> None:
+    axes.set_title(shorten(name), fontsize=9, pad=17)
+    axes.annotate(
+        words, (0, 1), xycoords="axes fraction", xytext=(0, 5), textcoords="offset points", fontsize=8, color=MUTED
+    )
+
+
+def _tally(rows: pd.DataFrame) -> str:
+    low, high = rows["minus"].astype(float), rows["plus"].astype(float)
+    if not (low.notna() & high.notna()).any():
+        return f"{low.notna().sum()} and {high.notna().sum()} items"
+    return f"{(high > low).sum()}↑ {(high < low).sum()}↓ of {len(rows)}"
+
+
+def _subtitle(key: tuple, table: pd.DataFrame) -> str:
+    shown = [c for c in ("effect", "region", "position") if table[c].nunique(dropna=False) > 1] or ["region"]
+    return plain(" · ".join(place_word(c, key[KEY.index(c)]) for c in shown))
+
+
+def _grid_shape(n: int) -> tuple[int, int]:
+    rows = max(-(-n // 4), 1)
+    return rows, max(-(-n // rows), 1)
+
+
+def _grid_size(n: int) -> tuple[float, float]:
+    rows, columns = _grid_shape(n)
+    return 0.5 + 1.85 * columns, 2.35 * rows
+
+
+def _pairs(axes: Axes, rows: pd.DataFrame) -> None:
+    low, high = rows["minus"].to_numpy(dtype=float), rows["plus"].to_numpy(dtype=float)
+    for item, a, b in zip(rows["item"], low, high, strict=True):
+        colour = REST if a == b else PLUS if b > a else MINUS
+        (line,) = axes.plot([0, 1], [a, b], color=colour, linewidth=0.9, alpha=0.55, marker="o", markersize=2.6)
+        line.set_gid(note_of(f"{item}: {digits(a)} to {digits(b)}"))
+    axes.plot([0, 1], [low.mean(), high.mean()], color=INK, linewidth=2.2, marker="o", markersize=6, zorder=4)
+
+
+def _two_groups(axes: Axes, rows: pd.DataFrame) -> None:
+    for x, (column, colour) in enumerate((("minus", MINUS), ("plus", PLUS))):
+        values = rows[column].dropna().to_numpy(dtype=float)
+        offsets = swarm(values, 0.22)
+        axes.scatter(x + offsets, values, s=13, c=colour, alpha=0.7, linewidths=0, zorder=2)
+        if len(values):
+            axes.plot([x - 0.28, x + 0.28], [values.mean()] * 2, color=INK, linewidth=2.2, zorder=4)
+
+
+@drawn
+def cells(table: pd.DataFrame, *, factors: Mapping[str, Sequence[str]] | None = None, top: int = 8) -> Figure:
+    """Mean activation per cell of the top features; with two factors or more the lines of an interaction plot.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Long table `site region position effect feature cell mean density n`; `cell` joins levels by "/" in the
+        order of `factors`. The area of a dot shows the share of items in which the feature is active.
+    factors : mapping from factor to its levels, in design order, optional
+    top : int
+        At most this many features.
+    """
+    table = table.assign(**{c: table[c].astype(object) for c in KEY})
+    groups = list(table.groupby(KEY, sort=False, dropna=False))[:top]
+    figure = canvas(*_grid_size(len(groups)))
+    for number, (key, rows) in enumerate(groups):
+        axes = figure.add_subplot(*_grid_shape(len(groups)), number + 1)
+        parts = rows["cell"].astype(str).str.split("/", expand=True)
+        split = len(factors or {}) >= 2 and parts.shape[1] >= len(factors or {})
+        (_lines if split else _dots)(axes, rows, factors or {})
+        _head(axes, feature_name(key[0], key[4]), _subtitle(key, table))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.set_ylim(0, None) if (rows["mean"] >= 0).all() else None
+        axes.margins(x=0.25)
+        tidy(axes, grid="y")
+        if number == 0 and split:
+            axes.legend(
+                title=plain(list(factors or {})[1]), fontsize=7.5, title_fontsize=7.5, loc="best", handlelength=1.2
+            )
+        if number % _grid_shape(len(groups))[1] == 0:
+            axes.set_ylabel("mean activation")
+    return figure
+
+
+def _areas(rows: pd.DataFrame) -> np.ndarray:
+    return 8 + 60 * rows["density"].fillna(0).to_numpy(dtype=float)
+
+
+def _lines(axes: Axes, rows: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> None:
+    (first, across), (_, lines) = list(factors.items())[:2]
+    parts = rows["cell"].astype(str).str.split("/", expand=True)
+    rows = rows.assign(a=parts[0], b=parts[1])
+    # Further factors are averaged: cells count equally.
+    means = rows.groupby(["a", "b"], sort=False)[["mean", "density"]].mean().reset_index()
+    colours = (MINUS, PLUS, ACCENT, *[MUTED] * len(lines))
+    styles = ("-", (0, (4, 2)), (0, (1, 1.5)), *["-."] * len(lines))
+    for level, colour, style in zip(lines, colours, styles, strict=False):
+        one = means[means["b"] == level].set_index("a").reindex(list(across))
+        axes.plot(range(len(across)), one["mean"], color=colour, linewidth=1.6, linestyle=style, label=plain(level))
+        axes.scatter(range(len(across)), one["mean"], s=_areas(one), c=colour, linewidths=0, zorder=3)
+    axes.set_xticks(range(len(across)), [shorten(level, 12) for level in across])
+    axes.set_xlabel(plain(first), fontsize=8)
+
+
+def _dots(axes: Axes, rows: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> None:
+    order = [level for levels in list(factors.values())[:1] for level in levels]
+    names = list(dict.fromkeys(rows["cell"].astype(str)))
+    names.sort(key=lambda n: order.index(n) if n in order else len(order))
+    one = rows.drop_duplicates("cell").set_index(rows.drop_duplicates("cell")["cell"].astype(str)).loc[names]
+    axes.plot(range(len(names)), one["mean"], color=MUTED, linewidth=1.2, zorder=1)
+    axes.scatter(range(len(names)), one["mean"], s=_areas(one), c=ACCENT, linewidths=0, zorder=3)
+    axes.set_xticks(range(len(names)), [shorten(n, 10) for n in names], rotation=30 if len(names) > 3 else 0)

@@ -1,0 +1,216 @@
+"""A methods paragraph ready for a paper, its numbers read from the stored study, and the references it cites."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pandas as pd
+
+from neurosae.report.prose import CORRECTIONS, STATISTICS
+from neurosae.report.references import CITED, REFERENCES
+from neurosae.report.stored import Study, alpha_of, section
+from neurosae.report.tables import distinct, first_known, rows_tested
+from neurosae.report.wording import digits, listed, plural
+
+
+def methods_text(study: Study) -> tuple[list[str], list[tuple[str, str, str]]]:
+    """Paragraphs with numbered citations, and the cited references in the order of their numbers.
+
+    Returns
+    -------
+    paragraphs : list of str
+        Citations as [1, 2].
+    references : list of (number, text, link); the link may be empty
+    """
+    drafts = [
+        " ".join(p for p in part if p)
+        for part in (_material(study), _model(study), _contrasts(study), _geometry(study), _computing(study))
+    ]
+    order: list[str] = []
+
+    def number(match: re.Match[str]) -> str:
+        keys = [k.strip() for k in match[1].split(";")]
+        order.extend(k for k in keys if k not in order)
+        return f"[{', '.join(str(order.index(k) + 1) for k in keys)}]"
+
+    keys = "|".join(REFERENCES)
+    paragraphs = [re.sub(rf"\[((?:{keys})(?:; (?:{keys}))*)\]", number, draft) for draft in drafts if draft]
+    return paragraphs, [(str(i + 1), *REFERENCES[key]) for i, key in enumerate(order)]
+
+
+def _material(study: Study) -> Iterator[str]:
+    design, stimuli = study.design, study.stimuli
+    factors = listed(f"{n} ({', '.join(f.levels)}; {f.varies} items)" for n, f in design.factors.items())
+    n_items, n_frames = stimuli["item"].nunique(), len(design.frames)
+    frames = f" in {plural(n_frames, 'sentence frame')}" if n_frames else ""
+    yield (
+        f"The material consisted of {plural(n_items, 'item')}{frames} "
+        f"({plural(len(stimuli), 'stimulus', 'stimuli')}) that crossed {factors}."
+    )
+    if "split" in stimuli and stimuli["split"].nunique() > 1:
+        sizes = stimuli.groupby("split", observed=True)["item"].nunique()
+        seed = f" (seed {design.partition.seed})" if design.partition else ""
+        yield (
+            f"Items were divided at random{seed} into "
+            f"{listed(f'{n} {s} items' for s, n in sizes.items())}; features were chosen on the first "
+            "and tested on the second only."
+        )
+    yield (
+        "The item was the unit of replication [clark1973]; stimuli of one item were averaged over "
+        "frames that were present in all of its cells."
+    )
+
+
+def _model(study: Study) -> Iterator[str]:
+    record, analysis = section(study.provenance, "model"), section(study.analysis, "model")
+    name = record.get("source") or record.get("name") or analysis.get("name", "a language model")
+    dtype = study.provenance.get("dtype") or record.get("dtype") or analysis.get("dtype", "float32")
+    yield f"The stimuli were presented to the language model {name} ({dtype})."
+    invariance = record.get("batch_invariance")
+    if isinstance(invariance, int | float):
+        yield f"Batched and single presentation agreed to a relative error of {digits(invariance)}."
+    sites = section(study.provenance, "dictionaries")
+    words = []
+    for site, card in sites.items():
+        card = section(sites, site)
+        size = f"{digits(int(card['n_features']))} features" if isinstance(card.get("n_features"), int) else "features"
+        fit = [
+            f"{label} {digits(card[key])}"
+            for key, label in (("l0_here", "L0"), ("fvu_here", "fraction of variance unexplained"))
+            if isinstance(card.get(key), int | float)
+        ]
+        words.append(f"{site} ({card.get('hook', 'hook unknown')}, {size}{', ' + ', '.join(fit) if fit else ''})")
+    if words:
+        yield (
+            "Activations were decomposed into the features of dictionaries [huben2024] at "
+            f"{plural(len(words), 'site')}: {listed(words)}."
+        )
+    positions = section(study.analysis, "positions")
+    collapse = {"first": "first token", "last": "last token", "all": "every token"}.get(
+        str(positions.get("tokens", "last")), f"{positions.get('tokens')} over tokens"
+    )
+    regions = distinct(study.results["region"])
+    if regions:
+        yield f"Responses were taken at {plural(len(regions), 'region')} ({', '.join(regions)}), {collapse} of each."
+
+
+def _contrasts(study: Study) -> Iterator[str]:
+    rows = rows_tested(study.results)
+    if not len(rows):
+        return
+    alpha, inference = alpha_of(study), section(study.analysis, "inference")
+    names = [s for s in distinct(rows["stat"])]
+    statistics = listed(
+        STATISTICS.get(s, s.replace("_", " ")) + (" [smyth2004]" if s == "moderated_t" else "") for s in names
+    )
+    yield (
+        f"Every feature was tested with {statistics}, where an item's contrast is the sum of its "
+        "cell means with the weights of the effect as written."
+    )
+    for test, record in section(study.provenance, "methods").items():
+        prior = section({"r": record}, "r")
+        if isinstance(prior.get("d0"), int | float) or prior.get("d0") == "inf":
+            yield (
+                f"The variance prior of {test} had "
+                f"{digits(prior['d0']) if prior['d0'] != 'inf' else 'infinite'} degrees of "
+                f"freedom{' and a trend over mean activity' if prior.get('trend') else ''}."
+            )
+    yield from _relabelling(study, rows)
+    yield (
+        f"Features with fewer than {inference.get('min_informative', 6)} informative items were "
+        f"not tested; this filter does not change under relabelling. {_kept(study)}"
+    )
+    for adjust in distinct(rows["p_adjust"]):
+        tests = distinct(rows.loc[rows["p_adjust"] == adjust, "test"])
+        sizes = rows.loc[rows["p_adjust"] == adjust, "n_family"].dropna()
+        size = (
+            (
+                " over "
+                f"{digits(int(sizes.min()))}{f' to {digits(int(sizes.max()))}' if sizes.max() != sizes.min() else ''} "
+                "tests"
+            )
+            if len(sizes)
+            else ""
+        )
+        yield (
+            f"For {listed(tests)}, {CORRECTIONS.get(adjust, adjust)}{size} {CITED.get(adjust, '')} (level {alpha:g})."
+        ).replace(" ()", "")
+
+
+def _relabelling(study: Study, rows: pd.DataFrame) -> Iterator[str]:
+    said = list(
+        dict.fromkeys(str(v).strip().rstrip(".") for v in section(study.provenance, "exchangeability").values())
+    )
+    if said:
+        yield f"Null distributions came from relabellings: {'; '.join(said)}."
+    n_perm, seed = rows["n_perm"].dropna(), study.provenance.get("seed", study.analysis.get("seed"))
+    if len(n_perm):
+        many = listed(dict.fromkeys(digits(int(n)) for n in sorted(set(n_perm))))
+        yield (
+            f"{many} relabellings were used, the identity included, the same for all features, "
+            f"positions and sites (seed {seed}); p is the share of relabellings that reach the "
+            "observed value [phipson2010], with Clopper–Pearson intervals for counted values "
+            "[clopper1934]."
+        )
+    methods = set(rows["p_method"].dropna())
+    if {"exact", "saddlepoint"} & methods:
+        words = (
+            "exact enumeration"
+            if methods == {"exact"}
+            else "exact enumeration or a saddlepoint approximation [lugannani1980]"
+        )
+        yield f"Uncorrected p-values came from {words}."
+
+
+def _kept(study: Study) -> str:
+    rows = study.results[study.results["feature"].notna() | (study.results["status"] == "dead")]
+    n = rows["n_features"].astype(float).fillna(1)
+    by = {
+        s: int(n[(rows["status"] == s).to_numpy()].sum()) for s in ("ok", "degenerate", "untestable", "dead", "failed")
+    }
+    kept = by["ok"] + by["degenerate"]
+    extra = f", {digits(by['failed'])} failed" if by["failed"] else ""
+    return (
+        f"Of {digits(int(n.sum()))} feature × place × effect combinations, {digits(kept)} were "
+        f"tested, {digits(by['untestable'])} were untestable and {digits(by['dead'])} were never "
+        f"active{extra}."
+    )
+
+
+def _geometry(study: Study) -> Iterator[str]:
+    rows = study.results[(study.results["kind"] == "rsa").fillna(False)]
+    if not len(rows):
+        return
+    for test in distinct(rows["test"]):
+        ask = section(study.analysis, "tests", test)
+        part = rows[rows["test"] == test]
+        distance = str(ask.get("distance", "crossnobis"))
+        how = {
+            "crossnobis": (
+                "cross-validated Mahalanobis (crossnobis) distances with items as folds [walther2016; diedrichsen2017]"
+            ),
+        }.get(distance, f"{distance} distances")
+        yield (
+            f"Representational geometry ({test}): dissimilarities between "
+            f"{listed(distinct(part['effect'])) and 'conditions'} were {how}, compared with the models "
+            f"{listed(distinct(part['effect']))} by "
+            f"{first_known(part['stat'], str(ask.get('compare', ''))).replace('_', ' ')} [schutt2023]."
+        )
+        if part["p_unc"].notna().any():
+            unit, n = first_known(part["unit"], "item"), part["n_perm"].dropna()
+            yield (
+                "Inference was by relabelling whole units "
+                f"({unit}{f'; {digits(int(n.max()))} relabellings' if len(n) else ''})."
+            )
+        if any(c.startswith("x_ceiling") for c in part.columns if part[c].notna().any()):
+            yield "The noise ceiling was estimated by splitting items [nili2014]."
+
+
+def _computing(study: Study) -> Iterator[str]:
+    versions = section(study.provenance, "versions")
+    shown = [
+        f"{name} {versions[name]}" for name in ("neurosae", "python", "torch", "numpy", "scipy") if name in versions
+    ]
+    if shown:
+        yield f"Computed with {listed(shown)}."

@@ -1,0 +1,92 @@
+"""The works that a methods paragraph may cite: key -> (text, link)."""
+
+from __future__ import annotations
+
+REFERENCES: dict[str, tuple[str, str]] = {
+    "benjamini1995": (
+        "Benjamini Y, Hochberg Y (1995). Controlling the false discovery rate: a practical and powerful approach to "
+        "multiple testing. Journal of the Royal Statistical Society B 57, 289–300.",
+        "https://doi.org/10.1111/j.2517-6161.1995.tb02031.x",
+    ),
+    "benjamini2001": (
+        "Benjamini Y, Yekutieli D (2001). The control of the false discovery rate in multiple "
+        "testing under dependency. "
+        "Annals of Statistics 29, 1165–1188.",
+        "https://doi.org/10.1214/aos/1013699998",
+    ),
+    "clark1973": (
+        "Clark HH (1973). The language-as-fixed-effect fallacy: a critique of language statistics in psychological "
+        "research. Journal of Verbal Learning and Verbal Behavior 12, 335–359.",
+        "https://doi.org/10.1016/S0022-5371(73)80014-3",
+    ),
+    "clopper1934": (
+        "Clopper CJ, Pearson ES (1934). The use of confidence or fiducial limits illustrated in the case of the "
+        "binomial. Biometrika 26, 404–413.",
+        "https://doi.org/10.1093/biomet/26.4.404",
+    ),
+    "diedrichsen2017": (
+        "Diedrichsen J, Kriegeskorte N (2017). Representational models: a common framework for understanding encoding, "
+        "pattern-component, and representational-similarity analysis. PLoS Computational Biology 13, e1005508.",
+        "https://doi.org/10.1371/journal.pcbi.1005508",
+    ),
+    "holm1979": (
+        "Holm S (1979). A simple sequentially rejective multiple test procedure. Scandinavian Journal of Statistics 6, "
+        "65–70.",
+        "https://www.jstor.org/stable/4615733",
+    ),
+    "huben2024": (
+        "Huben R, Cunningham H, Riggs Smith L, Ewart A, Sharkey L (2024). Sparse autoencoders "
+        "find highly interpretable "
+        "features in language models. International Conference on Learning Representations.",
+        "https://arxiv.org/abs/2309.08600",
+    ),
+    "lugannani1980": (
+        "Lugannani R, Rice S (1980). Saddle point approximation for the distribution of the sum of independent random "
+        "variables. Advances in Applied Probability 12, 475–490.",
+        "https://doi.org/10.2307/1426607",
+    ),
+    "nichols2002": (
+        "Nichols TE, Holmes AP (2002). Nonparametric permutation tests for functional neuroimaging: a primer with "
+        "examples. Human Brain Mapping 15, 1–25.",
+        "https://doi.org/10.1002/hbm.1058",
+    ),
+    "nili2014": (
+        "Nili H, Wingfield C, Walther A, Su L, Marslen-Wilson W, Kriegeskorte N (2014). A toolbox for representational "
+        "similarity analysis. PLoS Computational Biology 10, e1003553.",
+        "https://doi.org/10.1371/journal.pcbi.1003553",
+    ),
+    "phipson2010": (
+        "Phipson B, Smyth GK (2010). Permutation p-values should never be zero: calculating exact p-values when "
+        "permutations are randomly drawn. Statistical Applications in Genetics and Molecular Biology 9, 39.",
+        "https://doi.org/10.2202/1544-6115.1585",
+    ),
+    "schutt2023": (
+        "Schütt HH, Kipnis AD, Diedrichsen J, Kriegeskorte N (2023). Statistical inference on representational "
+        "geometries. eLife 12, e82566.",
+        "https://doi.org/10.7554/eLife.82566",
+    ),
+    "smyth2004": (
+        "Smyth GK (2004). Linear models and empirical Bayes methods for assessing differential "
+        "expression in microarray "
+        "experiments. Statistical Applications in Genetics and Molecular Biology 3, 3.",
+        "https://doi.org/10.2202/1544-6115.1027",
+    ),
+    "walther2016": (
+        "Walther A, Nili H, Ejaz N, Alink A, Kriegeskorte N, Diedrichsen J (2016). Reliability of "
+        "dissimilarity measures "
+        "for multi-voxel pattern analysis. NeuroImage 137, 188–200.",
+        "https://doi.org/10.1016/j.neuroimage.2015.12.012",
+    ),
+    "westfall1993": (
+        "Westfall PH, Young SS (1993). Resampling-Based Multiple Testing: Examples and Methods for p-Value Adjustment. "
+        "Wiley, New York.",
+        "",
+    ),
+}
+CITED = {
+    "maxT": "[westfall1993; nichols2002]",
+    "stepdown": "[westfall1993]",
+    "holm": "[holm1979]",
+    "maxT+holm": "[westfall1993; holm1979]",
+}
+CITED |= {"fdr_bh": "[benjamini1995]", "fdr_by": "[benjamini2001]", "none": ""}
