@@ -100,7 +100,7 @@ def contrast(
     >>> found[found.p_corr <= 0.05].feature.tolist()
     [0, 1, 2]
     """
-    sites = {"": responses} if isinstance(responses, AnnData) else dict(responses)
+    sites = _sites(responses)
     effects = _named(effect)
     chosen = features if isinstance(features, Mapping) or features is None else dict.fromkeys(sites, features)
     wanted = None if chosen is None else {site: np.unique(np.asarray(f, dtype=int)) for site, f in chosen.items()}
@@ -153,7 +153,7 @@ def null_rate(
     >>> int(row["n_sets"]), bool(row["low"] <= 0.05)
     (20, True)
     """
-    sites = {"": responses} if isinstance(responses, AnnData) else dict(responses)
+    sites = _sites(responses)
     regions = (region,) if isinstance(region, str) else tuple(region)
     settings = _settings(inference)
     cells, _ = _cells(sites, Asked("null", _named(effect), regions, split), settings)
@@ -292,7 +292,7 @@ def _from_earlier(ask: ContrastBlock, sites: Mapping[str, AnnData], earlier: Map
 
 def _family_words(asked: Asked, sites: Mapping[str, AnnData]) -> str:
     what = "all testable features" if asked.set_name is None else f"testable features of {asked.set_name}"
-    where = f"regions {', '.join(asked.regions)}" + (f"; sites {', '.join(sites)}" if list(sites) != [""] else "")
+    where = f"regions {', '.join(asked.regions)}" + f"; sites {', '.join(sites)}"
     return f"{what} x positions of test {asked.test}: effects {', '.join(asked.effects)}; {where}"
 
 
@@ -302,6 +302,13 @@ def _named(effect: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         isinstance(v, Mapping) and any(isinstance(x, Mapping | str) for x in v.values()) for v in effect.values()
     )
     return {":".join(effect): effect} if bare else dict(effect)
+
+
+def _sites(responses: AnnData | Mapping[str, AnnData]) -> dict[str, AnnData]:
+    """Responses by site; a single AnnData carries its site's name in the index of its features, `site/feature`."""
+    if not isinstance(responses, AnnData):
+        return dict(responses)
+    return {str(responses.var_names[0]).rpartition("/")[0]: responses}
 
 
 def _many(names: str | Sequence[str]) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ def feature_rows(cell: Cell, outcome: Outcome, *, inference: Inference) -> pd.Da
     value = np.where(np.isfinite(outcome.value), outcome.value, np.nan)
     columns = cell.place._asdict() | sizes.to_dict("series") | {
         "kind": "contrast",
-        "feature": cell.kept,
+        "feature": data.features[cell.kept],
         "n_features": 1,
         "stat": outcome.ready.name,
         "value": value,
@@ -133,14 +133,21 @@ def inactive_rows(
     """Rows without numbers: untestable features one by one, dead ones together, or a cell that failed, with why."""
     columns: dict[str, object] = place._asdict() | {"kind": "contrast", "n_features": n_features}
     columns |= _constants(data) if data is not None else {}
-    if features is None or informative is None:
+    if features is None or informative is None or data is None:
         status = "dead" if reason is None else "failed"
         why = reason or "no activity in any tested row"
         return as_results(columns | {"status": status, "note": why}, n_rows=1)
-    note = ["the responses are the same in all items" if k == 0 else f"{k} informative items" for k in informative]
+    note = [_why_untestable(k) for k in informative]
     return as_results(
-        columns | {"feature": features, "n_informative": informative, "status": "untestable", "note": note}
+        columns
+        | {"feature": data.features[features], "n_informative": informative, "status": "untestable", "note": note}
     )
+
+
+def _why_untestable(k: int) -> str:
+    if k == 0:
+        return "active, but the contrast is zero in every item"
+    return f"{k} informative item{'s' if k > 1 else ''}: too few for a test"
 
 
 def join_rows(tables: Sequence[pd.DataFrame], *, family: str, n_family: int, inference: Inference) -> pd.DataFrame:
@@ -187,7 +194,7 @@ def _item_table(cell: Cell, best: np.ndarray) -> pd.DataFrame:
     signed = data.weights[data.row_cell]
     has = [np.bincount(data.row_unit, np.maximum(sign * signed, 0), n) > 0 for sign in (1, -1)]
     table = {
-        "feature": np.repeat(best, n),
+        "feature": np.repeat(data.features[best], n),
         "item": np.tile(np.array(data.names, dtype=object), len(best)),
         "split": cell.place.split,
         "difference": data.D[:, best].toarray().T.ravel(),
@@ -204,7 +211,7 @@ def _cell_table(cell: Cell, best: np.ndarray) -> pd.DataFrame:
     used = [c for c in range(len(data.cells)) if counts[c]]
     names = ["/".join(data.cells[c]) for c in used]
     table = {
-        "feature": np.repeat(best, len(used)),
+        "feature": np.repeat(data.features[best], len(used)),
         "cell": np.tile(np.array(names, dtype=object), len(best)),
         "mean": np.array([[Y[rows[c], j].mean() for c in used] for j in range(len(best))]).ravel(),
         "density": np.array([[(Y[rows[c], j] > 0).mean() for c in used] for j in range(len(best))]).ravel(),

@@ -35,7 +35,7 @@ class ItemData:
     cells, weights : the cells, and the effect's weight in each of them
     codes, groups, strata : for label permutations the group of each unit, the weights of the groups, the stratum of
         each unit; None for sign flips
-    dropped : what could not be used, in words
+    features : index of each column in its dictionary;  dropped : what could not be used, in words
     """
 
     names: tuple[str, ...]
@@ -51,6 +51,7 @@ class ItemData:
     strata: np.ndarray | None
     effect: Effect
     exchange: Exchange
+    features: np.ndarray
     dropped: str
 
     @property
@@ -105,6 +106,7 @@ def item_data(
         strata=None if exchange.strata is None else exchange.strata[first],
         effect=made,
         exchange=exchange,
+        features=adata.var["feature"].to_numpy(dtype=np.int64),
         dropped=_dropped(found.dropped, len(found.items) - len(exchange.items)),
     )
 
