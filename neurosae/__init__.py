@@ -1,1 +1,65 @@
-"""Cognitive-neuroscience statistics for the features inside language models."""
+"""Cognitive-neuroscience statistics for the features inside language models.
+
+Verbs make or transform data, nouns test hypotheses and return a table:
+
+>>> import neurosae as ns
+>>> sorted(name for name in dir(ns) if name in ("expand", "extract", "contrast", "rsa"))
+['contrast', 'expand', 'extract', 'rsa']
+
+Names are imported when they are first used, so `import neurosae` loads neither torch nor anndata.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_WHERE = {
+    "neurosae.spec.design": ("load_design",),
+    "neurosae.spec.analysis": ("load_analysis",),
+    "neurosae.spec.blocks": ("TESTS",),
+    "neurosae.spec.results": ("check_results", "read_results", "stack", "write_results"),
+    "neurosae.design.expand": ("expand",),
+    "neurosae.design.checks": ("check",),
+    "neurosae.extraction.align": ("align",),
+    "neurosae.extraction.model": ("load_model",),
+    "neurosae.extraction.responses": ("collapse", "provenance_of"),
+    "neurosae.extraction.run": ("extract",),
+    "neurosae.extraction.sites": ("expand_hook",),
+    "neurosae.extraction.source": ("OFFLINE", "find_checkpoint", "is_hub_id"),
+    "neurosae.extraction.store": ("stored_responses",),
+    "neurosae.dictionary.evaluate": ("evaluate_dictionary",),
+    "neurosae.dictionary.load": ("load_dictionary",),
+    "neurosae.dictionary.texts": ("read_texts", "sample_texts"),
+    "neurosae.dictionary.train": ("train_dictionaries", "train_dictionary"),
+    "neurosae.stats.contrast": ("contrast", "null_rate"),
+    "neurosae.stats.rsa": ("rdms", "rsa"),
+    "neurosae.stats.simulate": ("simulate",),
+    "neurosae.report.html": ("write_report",),
+    "neurosae.stages": ("Study", "write_table"),
+    "neurosae.study": (
+        *(
+            "calibrate_study",
+            "check_file",
+            "extract_study",
+            "needs_network",
+            "open_study",
+            "prepare_study",
+            "run_analysis",
+        ),
+        *("run_study", "summarize", "test_study", "train_study"),
+    ),
+}
+_MODULE = {name: module for module, names in _WHERE.items() for name in names}
+
+__all__ = sorted(_MODULE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module 'neurosae' has no attribute '{name}'; it has {', '.join(__all__)}.")
+    return getattr(import_module(_MODULE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

@@ -46,7 +46,7 @@ def expand(design: Design) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame, columns as in the docstring of the module
+    DataFrame, columns as in the docstring of the module; `attrs["design"]` is the design as JSON
 
     Notes
     -----
@@ -75,7 +75,9 @@ def expand(design: Design) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     levels = [table[factor].astype(str) for factor in design.factors]
     table.index = pd.Index(table["item"].str.cat([table["frame"], *levels], sep="/"), name="stimulus", dtype=object)
-    return _typed(design, table)
+    stimuli = _typed(design, table)
+    stimuli.attrs["design"] = design.to_json()  # so that responses know what may be exchanged
+    return stimuli
 
 
 def _frame_rows(design: Design, item: Item) -> list[dict[str, Any]]:

@@ -1,0 +1,39 @@
+# neurosae: `make demo` on a fresh clone is all it takes.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo check test docs bench schema clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "neurosae needs Python 3.11 or newer; this is " + sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(READY)  ## run the study of number agreement and print the path of its report
+	$(BIN)/neurosae run analyses/number_agreement.yaml
+
+check: $(READY)  ## linter, formatter, type checker, and all shipped YAML
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	for file in stimuli/*.yaml analyses/*.yaml; do $(BIN)/neurosae check "$$file" > /dev/null || exit 1; done
+
+test: $(READY)  ## all tests and every example in a docstring
+	env -u OPENBLAS_CORETYPE $(BIN)/python -m pytest
+
+docs: $(READY)  ## run the tour and rewrite the editor schemas
+	$(BIN)/python -m neurosae.spec.editor docs/schema
+	$(BIN)/python docs/tour.py
+
+bench: $(READY)  ## speed as ratios against peers, in one process
+	for file in benchmarks/bench_*.py; do env -u OPENBLAS_CORETYPE $(BIN)/python "$$file" || exit 1; done
+
+clean:  ## remove the environment and results
+	rm -rf $(VENV) results

@@ -1,0 +1,166 @@
+"""The command line: verbs of a few lines around public functions, one-line errors, exit codes 0, 1, 2 and 130."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import neurosae as ns
+from neurosae.errors import NeurosaeError
+
+TEACH = """
+Cognitive-neuroscience statistics for the features inside language models.
+
+Two YAML files make a study: a DESIGN (factors, frames, items) and an ANALYSIS (model, sites, effects, tests).
+
+  neurosae check stimuli/number_agreement.yaml     what is in the design, what may be exchanged, what is confounded
+  neurosae check analyses/number_agreement.yaml    the same, and whether every test can be run; loads no model
+  neurosae run analyses/number_agreement.yaml      extract, test, report: results/number_agreement/report.html
+
+Add --debug to any verb to see the traceback of an error.
+A second run reuses what is stored; a killed run continues. Nothing uses the network unless the analysis names a hub id.
+"""
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of all studies; each gets a folder of its name.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N. Refused, not replaced, when it is missing.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; replaces model.dtype of the analysis.")]
+Seed = Annotated[int | None, typer.Option(help="Replaces `seed:` of the analysis; recorded in the provenance.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Refuse the network even if the analysis names a hub id.")]
+Analysis = Annotated[Path, typer.Argument(help="An analysis file (schema: neurosae/analysis/1).")]
+
+app = typer.Typer(
+    help=TEACH, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+
+
+def _prepare(path: Path, out: Path, *, device: str, dtype: str | None, seed: int | None, offline: bool) -> ns.Study:
+    """Read and check both files before anything heavy is imported, then fix the rules for the network."""
+    study = ns.prepare_study(path, out, device=device, overrides={"dtype": dtype, "seed": seed})
+    if offline or not ns.needs_network(study.spec):
+        os.environ.update(ns.OFFLINE)
+    return study
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="A design or an analysis file.")],
+    *,
+    tokenizer: Annotated[Path | None, typer.Option(help="A model folder: single tokens and lengths too.")] = None,
+) -> None:
+    """Validate a file and print its cells, what is exchanged, the smallest p, and confounds. Loads no model."""
+    typer.echo(ns.check_file(file, tokenizer=tokenizer).text())
+
+
+@app.command()
+def expand(
+    design: Annotated[Path, typer.Argument(help="A design file (schema: neurosae/design/1).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Stimulus table to write: .csv or .parquet.")],
+) -> None:
+    """Write the stimulus table of a design: one row per text, with the character span of every region."""
+    stimuli = ns.expand(ns.load_design(design))
+    ns.write_table(out, stimuli)
+    typer.echo(f"{len(stimuli)} stimuli in {out}")
+
+
+@app.command()
+def train(
+    analysis: Analysis,
+    *,
+    text: Annotated[list[Path] | None, typer.Option(help="Text files (.txt, .txt.gz) or a dataset folder.")] = None,
+    out: Out = Path("results"),
+    device: Device = "auto",
+    dtype: Dtype = None,
+    offline: Offline = False,
+) -> None:
+    """Train the dictionaries that the sites of an analysis ask for; without --text on the model's own samples."""
+    study = _prepare(analysis, out, device=device, dtype=dtype, seed=None, offline=offline)
+    for site, folder in ns.train_study(study, text or []).items():
+        typer.echo(f"{site}: {folder}")
+
+
+@app.command()
+def extract(
+    analysis: Analysis,
+    *,
+    out: Out = Path("results"),
+    device: Device = "auto",
+    dtype: Dtype = None,
+    offline: Offline = False,
+) -> None:
+    """Run the design's stimuli through the model and store the responses of every site."""
+    study = _prepare(analysis, out, device=device, dtype=dtype, seed=None, offline=offline)
+    for site, adata in ns.extract_study(study).items():
+        typer.echo(f"{site}: {adata.n_obs:,} rows x {adata.n_vars:,} features, {adata.X.nnz:,} active")
+
+
+@app.command("test")
+def run_tests(
+    analysis: Analysis,
+    *,
+    null: Annotated[int, typer.Option(help="Shuffle the labels this many times; report the error rate.")] = 0,
+    out: Out = Path("results"),
+    device: Device = "auto",
+    dtype: Dtype = None,
+    seed: Seed = None,
+    offline: Offline = False,
+) -> None:
+    """Run the tests of an analysis on stored responses; with --null N on N sets with shuffled labels instead."""
+    study = _prepare(analysis, out, device=device, dtype=dtype, seed=seed, offline=offline)
+    if null:
+        typer.echo(ns.calibrate_study(study, n_sets=null).to_string(index=False))
+    else:
+        results = ns.test_study(study)
+        typer.echo(ns.summarize(results))
+
+
+@app.command()
+def report(
+    study: Annotated[Path, typer.Argument(help="The folder of a study, such as results/number_agreement.")],
+) -> None:
+    """Rebuild report.html and its figures from stored results alone."""
+    typer.echo(ns.write_report(study))
+
+
+@app.command()
+def run(
+    analysis: Analysis,
+    *,
+    out: Out = Path("results"),
+    device: Device = "auto",
+    dtype: Dtype = None,
+    seed: Seed = None,
+    offline: Offline = False,
+) -> None:
+    """Check, extract, test and report; every stage that is already stored is reused."""
+    study = _prepare(analysis, out, device=device, dtype=dtype, seed=seed, offline=offline)
+    results = ns.run_study(study)
+    typer.echo(ns.summarize(results))
+    typer.echo(study.folder / "report.html")
+
+
+def main() -> None:
+    """Entry point: errors on one line, a traceback only with --debug."""
+    try:
+        app([word for word in sys.argv[1:] if word != "--debug"])
+    except NeurosaeError as error:
+        _fail(str(error), code=1)
+    except KeyboardInterrupt:
+        _fail("interrupted; what was finished is stored, and the same command continues.", code=130)
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        _fail(f"cannot use{where}: {(error.strerror or str(error)).lower()}.", code=1)
+
+
+def _fail(message: str, *, code: int) -> None:
+    if "--debug" in sys.argv:
+        traceback.print_exc()
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

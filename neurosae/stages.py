@@ -1,0 +1,212 @@
+"""A study on disk: what each stage stores, and when a stored stage may be trusted instead of run again."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import pandas as pd
+
+import neurosae as ns
+from neurosae.errors import StoreError
+from neurosae.provenance import table_hash, versions
+from neurosae.spec.files import atomic_path, content_hash, write_atomic
+from neurosae.spec.results import Tested
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a test may look at: the two files, the stimuli, and the model with its dictionaries, loaded when asked for.
+
+    Attributes
+    ----------
+    path : the analysis file
+    spec, design : what the two files say
+    stimuli : one row per text
+    checks : what `check` found
+    live : returns (model, {site: dictionary}); the first call loads them
+    device : where the model runs
+    folder, out : the folder of this study, and of all studies
+    tests : kind of test -> (schema, module)
+    mapper : applies a function to extraction shards
+    """
+
+    path: Path
+    spec: Any
+    design: Any
+    stimuli: pd.DataFrame
+    checks: Any
+    live: Callable[[], tuple[Any, dict[str, Any]]]
+    device: str
+    folder: Path
+    out: Path
+    tests: Mapping[str, tuple[Any, str]]
+    mapper: Callable[..., Iterable[Any]]
+
+
+def say(study: Study, line: str) -> None:
+    """One line for the reader of the terminal, and for `log.txt`."""
+    print(line, file=sys.stderr, flush=True)
+    with (study.folder / "log.txt").open("a", encoding="utf-8") as file:
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+
+def write_table(path: str | Path, table: pd.DataFrame) -> None:
+    """Write a table as .csv or .parquet, complete or not at all.
+
+    Raises
+    ------
+    StoreError
+        Another ending, or the folder cannot be written to.
+    """
+    path = Path(path)
+    if path.suffix not in (".csv", ".parquet"):
+        raise StoreError(f"{path}: a table is written as .csv or .parquet; give the file one of these endings.")
+    with atomic_path(path) as part:
+        if path.suffix == ".csv":
+            table.to_csv(part)
+        else:
+            table.to_parquet(part)
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record as JSON, complete or not at all."""
+    write_atomic(path, json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a record; empty if it is absent or damaged, because then nothing of it may be trusted."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def keep_inputs(study: Study) -> None:
+    """The exact bytes of both files, and the stimuli, beside the results."""
+    write_atomic(study.folder / "analysis.yaml", study.path.read_bytes())
+    write_atomic(study.folder / "design.yaml", Path(study.spec.design).read_bytes())
+    write_table(study.folder / "stimuli.parquet", study.stimuli)
+    write_table(study.folder / "stimuli.csv", study.stimuli)
+
+
+# ------------------------------------------------------------------ responses
+
+
+def unchanged_responses(study: Study) -> dict[str, Any] | None:
+    """Stored responses whose inputs are what they were, so that no model has to be loaded to find out."""
+    known = read_json(study.folder / "responses.json")
+    if not known or known["inputs"] != inputs_hash(study):
+        return None
+    key = read_json(study.out / "_store" / known["responses"][:12] / "key.json")
+    if content_hash(key) != known["responses"]:
+        return None
+    return ns.stored_responses(study.out, key, stimuli=study.stimuli, design=study.design)
+
+
+def remember_responses(study: Study, responses: Mapping[str, Any], dictionaries: Mapping[str, Any]) -> None:
+    """Note under which key the responses lie, and how the dictionaries fitted."""
+    stored = ns.provenance_of(next(iter(responses.values())))["responses_hash"]
+    cards = {site: dictionary_record(dictionary) for site, dictionary in dictionaries.items()}
+    record = {"inputs": inputs_hash(study), "responses": stored, "dictionaries": cards}
+    write_json(study.folder / "responses.json", record)
+
+
+def dictionary_record(dictionary: Any) -> dict[str, Any]:
+    """What a report says of a dictionary: its hash and size, its card, and its fit to the model as loaded here."""
+    return {
+        "hash": dictionary.hash,
+        "hook": dictionary.hook,
+        "d_in": int(dictionary.W_dec.shape[1]),
+        "n_features": int(dictionary.n_features),
+        "card": dict(dictionary.card),
+        **{name: value for name, value in dict(dictionary.fit).items() if name != "warnings"},
+        "warnings": list(dict(dictionary.fit).get("warnings", ())),
+    }
+
+
+def inputs_hash(study: Study) -> str:
+    """Hash of the files and settings behind the responses; a file counts by name, size and time of change."""
+    spec = study.spec
+    places = [ns.find_checkpoint(spec.model.name)]
+    for site in spec.sites.values():
+        ask = site.dictionary
+        places += [Path(text) for text in (ask.train.texts if ask.train else ())]
+        places += [Path(ask.path)] if ask.path else []
+        places += [Path(__file__).parent / "embedded" / ask.embedded] if ask.embedded else []
+    files = [f for place in places for f in (sorted(place.rglob("*")) if place.is_dir() else [place])]
+    states = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]
+    asked = {name: site.model_dump(mode="json") for name, site in spec.sites.items()}
+    positions = spec.positions.model_dump(mode="json")
+    return content_hash(
+        versions(), states, spec.model.model_dump(mode="json"), asked, positions, table_hash(study.stimuli)
+    )
+
+
+# ------------------------------------------------------------------ tests
+
+
+def run_test(study: Study, name: str, responses: Mapping[str, Any], *, earlier: Mapping[str, Tested]) -> Tested:
+    """One test, read back if its key is unchanged; the key is written last, so a half-written test is run again."""
+    base, key = study.folder / "tests" / f"{name}.parquet", test_key(study, name, responses, earlier=earlier)
+    stored = read_json(base.with_suffix(".key"))
+    if stored.get("key") == key and (found := _read_test(base, stored)) is not None:
+        return found
+    base.with_suffix(".key").unlink(missing_ok=True)
+    ask = study.spec.tests[name]
+    rng = np.random.default_rng([study.spec.seed, crc32(name.encode())])  # adding a test moves no other number
+    run = import_module(study.tests[ask.test][1]).run
+    tested: Tested = run(responses, ask, study=study, earlier=earlier, rng=rng)
+    table = tested.table.assign(test=pd.array([name] * len(tested.table), dtype="string"))
+    tested = tested._replace(table=ns.check_results(table))
+    write_table(base, tested.table)
+    for extra, long in tested.extras.items():
+        write_table(base.with_suffix(f".{extra}.parquet"), long)
+    if tested.null_max is not None:
+        with atomic_path(base.with_suffix(".null.npy")) as part:
+            np.save(part, tested.null_max)
+    record = {"key": key, "extras": list(tested.extras), "null": tested.null_max is not None}
+    write_json(base.with_suffix(".key"), record)
+    return tested
+
+
+def _read_test(base: Path, stored: Mapping[str, Any]) -> Tested | None:
+    try:
+        extras = {name: pd.read_parquet(base.with_suffix(f".{name}.parquet")) for name in stored["extras"]}
+        null = np.load(base.with_suffix(".null.npy"), allow_pickle=False) if stored["null"] else None
+        return Tested(ns.read_results(base), null, extras)
+    except (OSError, ValueError, KeyError, StoreError):
+        return None
+
+
+def test_key(study: Study, name: str, responses: Mapping[str, Any], *, earlier: Mapping[str, Tested]) -> str:
+    """Hash of everything that one test's numbers depend on."""
+    spec = study.spec
+    ask = spec.tests[name]
+    chosen = {n: table_hash(t.table) for n, t in earlier.items()} if getattr(ask, "features", None) else {}
+    parts = {
+        "version": versions()["neurosae"],
+        "name": name,
+        "ask": ask.model_dump(mode="json"),
+        "inference": spec.inference.model_dump(mode="json"),
+        "effects": spec.effects,
+        "seed": spec.seed,
+        "top_features": spec.report.top_features,
+        "positions": spec.positions.model_dump(mode="json"),
+        "design": study.design.to_json(),
+        "responses": {site: ns.provenance_of(adata)["responses_hash"] for site, adata in responses.items()},
+        "earlier": chosen,
+    }
+    return content_hash(parts)
+
+
+test_key.__test__ = False  # type: ignore[attr-defined]  # pytest collects by name

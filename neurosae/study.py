@@ -1,0 +1,294 @@
+"""The whole flow on one page: from two YAML files to responses, results and a report; stored stages are reused."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import neurosae as ns
+from neurosae.errors import SpecError
+from neurosae.provenance import command_line, counts, families, machine, public, table_hash, versions
+from neurosae.spec.files import content_hash, lock
+from neurosae.stages import (
+    Study,
+    keep_inputs,
+    read_json,
+    remember_responses,
+    run_test,
+    say,
+    unchanged_responses,
+    write_json,
+)
+
+Mapper = Callable[..., Iterable[Any]]
+
+
+def run_analysis(
+    path: str | Path,
+    out: str | Path = "results",
+    *,
+    device: str = "auto",
+    overrides: Mapping[str, Any] | None = None,
+    tests: Mapping[str, tuple[Any, str]] | None = None,
+    mapper: Mapper = map,
+) -> pd.DataFrame:
+    """From two YAML files to a results table and a report.
+
+    Parameters
+    ----------
+    path : analysis file
+    out : folder of all studies; this one is written to `<out>/<name>/`
+    device : `auto`, `cpu`, `cuda` …
+    overrides : values that replace `dtype` and `seed` of the file; None keeps what the file says
+    tests : registry of tests, default `ns.TESTS`; add your own as `{**ns.TESTS, "mine": (MyBlock, "my.module")}`
+    mapper : applies a pure function to extraction shards; `map`, or one that distributes
+
+    Returns
+    -------
+    DataFrame
+        In the results schema; also stored as `results.parquet` and `results.csv` beside `report.html`.
+    """
+    return run_study(prepare_study(path, out, device=device, overrides=overrides, tests=tests, mapper=mapper))
+
+
+def prepare_study(
+    path: str | Path,
+    out: str | Path = "results",
+    *,
+    device: str = "auto",
+    overrides: Mapping[str, Any] | None = None,
+    tests: Mapping[str, tuple[Any, str]] | None = None,
+    mapper: Mapper = map,
+) -> Study:
+    """Read and check both files; whatever can be refused is refused here, before a model is loaded."""
+    path, out, registry = Path(path), Path(out), ns.TESTS if tests is None else tests
+    spec = _override(ns.load_analysis(path, registry), overrides or {})
+    design = None if spec.design is None else ns.load_design(spec.design)
+    stimuli = pd.DataFrame() if design is None else ns.expand(design)
+    checks = None if design is None else ns.check(design, spec, stimuli, path=path)
+    place = spec.model.device if device == "auto" else device
+    live = cache(lambda: load_live(spec, out, device=place))
+    return Study(path, spec, design, stimuli, checks, live, place, out / spec.name, out, registry, mapper)
+
+
+def _override(spec: Any, overrides: Mapping[str, Any]) -> Any:
+    given = {name: value for name, value in overrides.items() if value is not None}
+    if "dtype" in given:
+        model = type(spec.model).model_validate({**spec.model.model_dump(), "dtype": given.pop("dtype")})
+        given["model"] = model
+    return spec.model_copy(update=given)
+
+
+def load_live(spec: Any, out: Path, *, device: str = "auto") -> tuple[Any, dict[str, Any]]:
+    """Load the language model, then the dictionary of every site; what was trained here before is reused."""
+    block = spec.model
+    model = ns.load_model(block.name, dtype=block.dtype, device=device, weights=block.weights, bos=block.bos)
+    asked = sites_of(spec, model.n_layers)
+    return model, {site: ns.load_dictionary(ask, model, store=out, where=site) for site, ask in asked.items()}
+
+
+def sites_of(spec: Any, n_layers: int) -> dict[str, Any]:
+    """The sites of an analysis, `blocks.*` written out as one site per layer."""
+    return {
+        name: site.model_copy(update={"hook": hook})
+        for base, site in spec.sites.items()
+        for name, hook in ns.expand_hook(base, site.hook, n_layers).items()
+    }
+
+
+def run_study(study: Study) -> pd.DataFrame:
+    """Extract, test, report."""
+    results = test_study(study)
+    ns.write_report(study.folder)
+    return results
+
+
+def extract_study(study: Study) -> dict[str, Any]:
+    """The responses of every site, aligned and collapsed as `positions:` asks; extracted only if not stored."""
+    if study.design is None:
+        raise SpecError(f"{study.path}:1: design: is missing; extraction needs the file that holds the stimuli.")
+    with lock(study.folder):
+        return _responses(study)
+
+
+def _responses(study: Study) -> dict[str, Any]:
+    keep_inputs(study)
+    positions = study.spec.positions
+    responses = unchanged_responses(study)
+    if responses is None:
+        model, dictionaries = study.live()
+        responses = ns.extract(
+            study.stimuli, model, dictionaries, positions=positions, store=study.out, mapper=study.mapper
+        )
+        remember_responses(study, responses, dictionaries)
+    responses = ns.align(responses, positions.align, window=positions.window)
+    return ns.collapse(responses, positions.tokens)
+
+
+def test_study(study: Study) -> pd.DataFrame:
+    """Run every test in file order on the stored responses and save the results table with its provenance."""
+    if not study.spec.tests:
+        raise SpecError(f"{study.path}:1: tests: is missing; name at least one test, or use `neurosae extract`.")
+    started = time.monotonic()
+    with lock(study.folder):
+        responses = _responses(study)
+        extracted = time.monotonic()
+        done: dict[str, Any] = {}
+        for name in study.spec.tests:
+            begin = time.monotonic()
+            done[name] = run_test(study, name, responses, earlier=done)
+            say(study, f"test {name}: {len(done[name].table):,} rows, {time.monotonic() - begin:.1f} s")
+        results = ns.stack(done, study.spec.inference)
+        ns.write_results(study.folder, results)
+        times = {"responses": extracted - started, "tests": time.monotonic() - extracted}
+        write_json(study.folder / "provenance.json", study_provenance(study, responses, results, times=times))
+    return results
+
+
+test_study.__test__ = False  # type: ignore[attr-defined]  # pytest collects by name
+
+
+def study_provenance(
+    study: Study, responses: Mapping[str, Any], results: pd.DataFrame, *, times: Mapping[str, float]
+) -> dict[str, Any]:
+    """Everything that the results of a study rest on, as one JSON-able record."""
+    sites = {site: ns.provenance_of(adata) for site, adata in responses.items()}
+    first, stored = next(iter(sites.values())), read_json(study.folder / "responses.json")
+    warned = [w for record in (*sites.values(), *stored["dictionaries"].values()) for w in record.get("warnings", [])]
+    groups = study.stimuli.groupby("split", observed=True)["item"]
+    record = {
+        "command": command_line(),
+        "versions": versions(),
+        "model": {**first["model"], "batch_invariance": first["batch_invariance"]},
+        "dictionaries": stored["dictionaries"],
+        "responses": stored["responses"],
+        "design_hash": content_hash((study.folder / "design.yaml").read_bytes()),
+        "analysis_hash": content_hash((study.folder / "analysis.yaml").read_bytes()),
+        "stimuli_hash": table_hash(study.stimuli),
+        "dtype": first["model"]["dtype"],
+        "device": first["model"]["device"],
+        **machine(),
+        "seed": study.spec.seed,
+        "n_permutations": study.spec.inference.n_permutations,
+        "alpha": study.spec.inference.alpha,
+        "families": families(results),
+        "items": {str(split): int(n) for split, n in groups.nunique().items()},
+        "exchangeability": dict(study.checks.exchangeability),
+        "check_text": study.checks.text(),
+        "methods": counts(results),
+        "extraction": first.get("extraction"),
+        "times": {name: round(seconds, 2) for name, seconds in times.items()},
+        "warnings": list(dict.fromkeys([*study.checks.warnings, *warned])),
+    }
+    return public(record)
+
+
+# ------------------------------------------------------------------ the other verbs
+
+
+def check_file(path: str | Path, *, tokenizer: str | Path | None = None) -> Any:
+    """Check a design or an analysis file, whichever it is; a local model's tokenizer is used without loading it."""
+    path = Path(path)
+    if _is_design(path):
+        return ns.check(ns.load_design(path), tokenizer=tokenizer)
+    spec = ns.load_analysis(path)
+    if spec.design is None:
+        raise SpecError(f"{path}:1: design: is missing; there is nothing to check without stimuli.")
+    folder = ns.find_checkpoint("embedded") if spec.model.name == "embedded" else Path(spec.model.name)
+    if tokenizer is None and (folder / "tokenizer.json").is_file():
+        tokenizer = folder
+    return ns.check(ns.load_design(spec.design), spec, tokenizer=tokenizer, path=path)
+
+
+def _is_design(path: Path) -> bool:
+    """By the schema line or, where that is missing, by the section that only a design has."""
+    text = path.read_bytes() if path.is_file() else b""
+    schema = re.search(rb"^schema:[ '\"]*neurosae/(\w+)", text, re.MULTILINE)
+    return schema[1] == b"design" if schema else re.search(rb"^factors:", text, re.MULTILINE) is not None
+
+
+def train_study(study: Study, texts: list[Path]) -> dict[str, Path]:
+    """Train the dictionaries that the sites of an analysis ask for, several sites in one pass over the text.
+
+    Parameters
+    ----------
+    texts : files or data set folders that replace the sites' own `texts`; none: theirs, else the model's own samples
+
+    Returns
+    -------
+    {site: folder of the finished dictionary}
+    """
+    block, given = study.spec.model, tuple(str(text) for text in texts)
+    model = ns.load_model(block.name, dtype=block.dtype, device=study.device, weights=block.weights, bos=block.bos)
+    asked = {name: site for name, site in sites_of(study.spec, model.n_layers).items() if site.dictionary.train}
+    if not asked:
+        raise SpecError(f"{study.path}:1: sites: none asks for training; write `dictionary: {{train: {{d_sae: …}}}}`.")
+    return ns.train_sites(asked, model, store=study.out, texts=given)
+
+
+def calibrate_study(study: Study, *, n_sets: int) -> pd.DataFrame:
+    """Shuffle the labels of the study's own responses and count how often each contrast finds anything."""
+    responses = extract_study(study)
+    spec, rows = study.spec, []
+    for name, ask in spec.tests.items():
+        if ask.test != "contrast" or ask.features is not None:
+            continue
+        for effect in ask.effect:
+            row = ns.null_rate(
+                responses,
+                {effect: spec.effects[effect]},
+                region=ask.region,
+                split=ask.split,
+                inference=spec.inference.model_dump(),
+                n_sets=n_sets,
+                seed=spec.seed,
+            )
+            rows.append(row.assign(test=name, effect=effect))
+    if not rows:
+        raise SpecError(f"{study.path}:1: tests: none is a contrast over all features; there is nothing to calibrate.")
+    table = pd.concat(rows, ignore_index=True)
+    return table[["test", "effect", *(c for c in table if c not in ("test", "effect"))]]
+
+
+def needs_network(spec: Any) -> bool:
+    """Whether an analysis names something that only a hub has: a model id, or a released dictionary."""
+    return ns.is_hub_id(spec.model.name) or any(site.dictionary.release for site in spec.sites.values())
+
+
+def summarize(results: pd.DataFrame, alpha: float = 0.05) -> str:
+    """A few lines per test for the terminal: how many were tested, how many were found, and the strongest.
+
+    Examples
+    --------
+    >>> from neurosae.spec.results import as_results
+    >>> found = as_results({"test": "number", "kind": "contrast", "effect": "subject", "site": "late", "region": "head",
+    ...     "feature": [3, 8], "n_features": 1, "value": [5.0, 0.1], "p_corr": [0.01, 0.9], "status": "ok"})
+    >>> print(summarize(found))
+    test    effect   region  site  tested  found  strongest
+    number  subject  head    late       2      1  feature 3, value 5, p_corr 0.01
+    """
+    lines = [["test", "effect", "region", "site", "tested", "found", "strongest"]]
+    keys = ["test", "effect", "region", "site"]
+    for key, rows in results.groupby(keys, sort=False, dropna=False, observed=True):
+        tested = rows[rows["p_corr"].notna()]
+        found = tested[tested["p_corr"] <= alpha]
+        best = tested.loc[tested["value"].abs().idxmax()] if len(tested) else None
+        words = "-" if best is None else f"value {best['value']:.3g}, p_corr {best['p_corr']:.2g}"
+        if best is not None and pd.notna(best["feature"]):
+            words = f"feature {best['feature']}, {words}"
+        names = ["-" if pd.isna(part) else str(part) for part in key]
+        lines.append([*names, f"{len(tested):,}", f"{len(found):,}", words])
+    widths = [max(len(line[i]) for line in lines) for i in range(7)]
+    right = (4, 5)
+    return "\n".join(
+        "  ".join(
+            c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
