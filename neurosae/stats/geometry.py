@@ -156,7 +156,7 @@ def _place(asked: Question, adata: AnnData, design: Design, *, key: Key) -> Plac
     crossed = all(design.factors[name].varies == "within" for name in factors)
     least = asked.inference.min_informative
     found = rdm.patterns(cells, crossed=crossed, min_informative=least)
-    if found.X.shape[1] == 0:
+    if found.n_features == 0:
         raise DataError(
             f"no feature differs between conditions in at least {least} items ({found.n_untestable} differ in fewer, "
             f"{found.n_dead} are never active); take more items, or lower min_informative."

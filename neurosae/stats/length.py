@@ -38,7 +38,7 @@ def gram(X: sp.csr_matrix) -> np.ndarray:
     """
     columns = sp.csc_matrix(X)
     count = np.diff(columns.indptr)
-    dense = count > DENSE * X.shape[0]
+    dense = count > DENSE * X.shape[0]  # pyright: ignore[reportOptionalSubscript]
     block = columns[:, np.flatnonzero(dense)].toarray()
     rest = sp.csr_matrix(columns[:, np.flatnonzero(~dense & (count > 0))])
     return block @ block.T + (rest @ rest.T).toarray()
@@ -103,7 +103,7 @@ def contrast_length(
     (True, 2, 32)
     """
     D = sp.csr_matrix(D[:, np.flatnonzero(np.diff(D.tocsc().indptr) >= min_informative)])
-    n, m = D.shape
+    n, m = D.shape  # pyright: ignore[reportGeneralTypeIssues]
     if m == 0:
         return None
     squares = np.asarray(D.power(2).sum(axis=0)).ravel()

@@ -62,6 +62,11 @@ class Patterns:
         return ["/".join(levels) for levels in self.conditions]
 
     @property
+    def n_features(self) -> int:
+        """Number of features that are kept."""
+        return int(self.X.shape[1])  # pyright: ignore[reportOptionalSubscript]
+
+    @property
     def nested(self) -> bool:
         """Whether some items are not in all conditions."""
         return len(self.item) < len(self.items) * len(self.conditions)
@@ -140,7 +145,7 @@ def informative(X: sp.csr_matrix, item: np.ndarray, *, nested: bool) -> np.ndarr
     if nested:
         return np.diff(sums.tocsc().indptr)
     # n sum x^2 - (sum x)^2 = 0 exactly when all n values are equal; signed features need the signed sum
-    spread = sp.diags(size) @ (totals @ X.power(2)) - (totals @ X).power(2)
+    spread = sp.diags(size) @ (totals @ X.power(2)) - sp.csr_matrix(totals @ X).power(2)
     varies = sp.csr_matrix(spread) > SAME**2 * sums.power(2)
     return np.asarray(varies.sum(axis=0)).ravel().astype(int)
 
@@ -175,11 +180,11 @@ def _squared(C: np.ndarray) -> np.ndarray:
 
 
 def _crossnobis(G: np.ndarray, found: Patterns, weights: np.ndarray) -> np.ndarray:
-    return _squared(condition_products(G, found, weights, crossvalidated=True)) / found.X.shape[1]
+    return _squared(condition_products(G, found, weights, crossvalidated=True)) / found.n_features
 
 
 def _euclidean(G: np.ndarray, found: Patterns, weights: np.ndarray) -> np.ndarray:
-    return _squared(condition_products(G, found, weights, crossvalidated=False)) / found.X.shape[1]
+    return _squared(condition_products(G, found, weights, crossvalidated=False)) / found.n_features
 
 
 def _correlation(G: np.ndarray, found: Patterns, weights: np.ndarray) -> np.ndarray:
@@ -187,7 +192,7 @@ def _correlation(G: np.ndarray, found: Patterns, weights: np.ndarray) -> np.ndar
     Z = np.zeros((len(found.conditions), len(found.item)))
     Z[found.condition, np.arange(len(found.item))] = weights[found.item]
     sums = Z @ np.asarray(found.X.sum(axis=1)).ravel() / Z.sum(axis=1)
-    centred = C - np.outer(sums, sums) / found.X.shape[1]
+    centred = C - np.outer(sums, sums) / found.n_features
     length = np.diag(centred)
     # a pattern without variance has no correlation: NaN here, a status and a reason in the table
     length = np.sqrt(np.where(length > ROUNDING * np.maximum(np.diag(C), 1e-300), length, np.nan))

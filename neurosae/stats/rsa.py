@@ -27,8 +27,8 @@ from neurosae.stats.length import LengthTest, corrected_lengths, effect_lengths
 from neurosae.stats.units import item_data
 
 if TYPE_CHECKING:
-    from rsatoolbox.model import ModelFixed
-    from rsatoolbox.rdm import RDMs
+    from rsatoolbox.model.model import ModelFixed
+    from rsatoolbox.rdm.rdms import RDMs
 
 N_HALVES = 100  # random halves of the items for the reliability
 UNRANKED = 0.3  # reliability below which models are not ranked
@@ -123,13 +123,13 @@ def rdms(
     `pattern_descriptors["condition"]` holds labels such as `sg/pl`; `descriptors` the place, the split and the numbers
     of items and features. Places that cannot be computed are absent.
     """
-    from rsatoolbox.rdm import RDMs
+    from rsatoolbox.rdm.rdms import RDMs
 
     asked = question({"n_tokens": {"column": "n_tokens"}}, conditions, region, inference=inference, settings=settings)
     out = {}
     for place in places(asked, responses)[0]:
         about = {"site": place.site, "region": place.region, "position": place.position, "split": asked.ask.split}
-        about |= {"n_items": len(place.found.items), "n_features": place.found.X.shape[1]}
+        about |= {"n_items": len(place.found.items), "n_features": place.found.n_features}
         names = {"condition": place.found.labels}
         out[place.key] = RDMs(place.data[None], asked.ask.distance, descriptors=about, pattern_descriptors=names)
     return out
@@ -144,7 +144,7 @@ def model_rdms(
     settings: Mapping[str, Any] | None = None,
 ) -> dict[Key, list[ModelFixed]]:
     """The model RDMs as rsatoolbox models, by (site, region, position); arguments as in `rsa`."""
-    from rsatoolbox.model import ModelFixed
+    from rsatoolbox.model.model import ModelFixed
 
     asked = question(models, conditions, region, settings=settings)
     found, _ = places(asked, responses)
@@ -239,7 +239,7 @@ def _about(asked: Question, key: Key, model: str) -> dict[str, Any]:
 def _row(asked: Question, place: Place, *, fit: Mapping[str, Any], test: LengthTest | str | None) -> dict[str, Any]:
     found, defined = place.found, bool(np.isfinite(fit["value"]))
     return _about(asked, place.key, fit["model"]) | {
-        "n_features": found.X.shape[1],
+        "n_features": found.n_features,
         "value": fit["value"],
         "unit": "item",
         "n_units": len(found.items),
@@ -301,6 +301,8 @@ def _notes(asked: Question, place: Place, *, fit: Mapping[str, Any], test: Lengt
         notes += [f"{words[0].upper()}{words[1:]}." for words in [test.data.exchange.note] if words]
     else:
         notes.append(str(test))
+    if np.isfinite(fit["value"]) and np.isnan(fit["weight"]):
+        notes.append("The models are linearly dependent here, so the joint fit has no weights.")
     if found.nested:
         notes.append("Items are nested in conditions: distances leave out items within each condition.")
     if found.n_dropped:

@@ -146,7 +146,7 @@ def test_rsa_frames_as_conditions(fake):
 
 
 def test_columns_and_nuisance_are_fitted_and_not_tested(fake):
-    """A column has a fit and no p, a nuisance effect too; each row says why; a flat column is degenerate."""
+    """A column has a fit and no p, a nuisance effect too; each row says why; aliased models too."""
     models = {**EFFECTS, "length": {"column": "n_tokens"}, "b": {**B, "nuisance": True}, "bos": {"column": "position"}}
     found = answer(fake, models=models).set_index("effect")
     assert found.p_unc.notna().to_dict() == {"a": True, "b": False, "both": True, "length": False, "bos": False}
@@ -154,8 +154,9 @@ def test_columns_and_nuisance_are_fitted_and_not_tested(fake):
     assert "Nuisance" in found.note["b"]
     assert "no p" in found.note["length"]
     assert np.isfinite(found.value["length"])
-    flat = answer(fake, models={"a": A, "flat": {"column": "position"}}, conditions=["a", "b"])
-    assert set(flat.status) <= {"ok", "degenerate"}
+    twice = answer(fake, models={"one": A, "two": A})
+    assert twice.note.str.contains("linearly dependent").all()
+    assert twice.x_weight.isna().all()
 
 
 def test_undefined_fits_are_degenerate_and_say_why(fake):
