@@ -1,0 +1,63 @@
+"""Models, sites and dictionaries: what a name means, and where a path leads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from neurosae.spec.sites import HOOKS, DictionaryBlock, ModelBlock, Site, TrainBlock
+
+
+def named(name, folder):
+    return ModelBlock.model_validate({"name": name}, context={"folder": folder}).name
+
+
+def test_model_name_recovers_folders_and_hub_ids(tmp_path):
+    """A path leads on from the file that names it; `embedded` and hub ids stay names."""
+    (tmp_path / "study" / "models" / "tiny").mkdir(parents=True)
+    (tmp_path / "study" / "embedded").mkdir()
+    folder = tmp_path / "study"
+    assert named("models/tiny", folder) == named("./models/tiny", folder) == str(folder / "models" / "tiny")
+    assert named("../lm", folder) == str(tmp_path / "lm")
+    assert named("/models/lm", folder) == "/models/lm"
+    assert named("~/lm", folder) == str(Path("~/lm").expanduser())
+    assert [named(name, folder) for name in ("embedded", "gpt2", "EleutherAI/pythia-70m")] == [
+        "embedded", "gpt2", "EleutherAI/pythia-70m",
+    ]  # fmt: skip
+
+
+def test_dictionary_paths_recover_from_anywhere(tmp_path):
+    """Checkpoints and corpora may lie outside the study; relative paths begin at the file."""
+    block = {"train": {"n_tokens": 1000, "texts": ["corpus.txt", "/corpora/big"]}}
+    made = DictionaryBlock.model_validate(block, context={"folder": tmp_path})
+    assert made.train.texts == (str(tmp_path / "corpus.txt"), "/corpora/big")
+    assert DictionaryBlock.model_validate({"path": "../sae"}, context={"folder": tmp_path / "a"}).path == str(
+        tmp_path / "sae"
+    )
+    assert DictionaryBlock(path="sae").path == "sae"
+
+
+@pytest.mark.parametrize("point", ["hook_embed", *(f"blocks.11.{hook}" for hook in HOOKS)])
+def test_site_recovers_readable_hook_points(point):
+    """Every hook point that gives one vector per token can be a site."""
+    assert Site.model_validate({"hook": point, "dictionary": {"neurons": True}}).hook == point
+
+
+@pytest.mark.parametrize(
+    "point", ["blocks.x.hook_resid_post", "blocks.1.attn.hook_pattern", "", "unembed", 3, None, "blocks.*"]
+)
+def test_site_refuses_other_hook_points(point):
+    """Names that no model reads a vector at are refused without a model."""
+    with pytest.raises(ValidationError):
+        Site.model_validate({"hook": point, "dictionary": {"neurons": True}})
+
+
+def test_train_block_agrees_with_trainer():
+    """Architectures and settings of the schema are those that the trainer knows."""
+    learn = pytest.importorskip("neurosae.dictionary.learn")
+    assert set(TrainBlock.model_fields["architecture"].annotation.__args__) == set(learn.LEARNERS)
+    assert set(TrainBlock.model_fields) - {"texts"} <= set(learn.Settings.__dataclass_fields__)
+    for name in ("architecture", "k", "seed"):
+        assert TrainBlock.model_fields[name].default == learn.Settings.__dataclass_fields__[name].default
