@@ -28,11 +28,14 @@ class Running(NamedTuple):
 
 
 class Checkpoint(NamedTuple):
-    """Where a run is kept while it is unfinished; `keys` tells what each site was trained on and how."""
+    """Where a run is kept while it is unfinished; `keys` tells what each site is trained on and how.
+
+    `every` is the number of steps between two, None for a time.
+    """
 
     path: Path
     keys: dict[str, str]
-    every: int
+    every: int | None
 
 
 def write_checkpoint(checkpoint: Checkpoint, runs: Mapping[str, Running], step: int) -> None:

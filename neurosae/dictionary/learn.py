@@ -21,6 +21,7 @@ from neurosae.errors import ModelError, choose
 
 DENSE_SHARE = 1 / 12  # above this share of features kept, dense products are faster on a CPU too
 STANDARD_RATE = 0.02  # step of the logarithm of the L1 coefficient, per relative distance of L0 from k
+JUMP_COEFFICIENT = 0.3  # of the squared distance of L0 from k; L0 ends somewhat above k
 ZERO = 1e-8
 
 
@@ -30,7 +31,8 @@ class Settings:
 
     Attributes
     ----------
-    architecture : `topk`, `batchtopk`, `standard` (L1, its coefficient steered until L0 is k), `jumprelu`
+    architecture : `topk`; `batchtopk` (saved as jumprelu); `standard` (L1, its coefficient steered until L0 is k);
+        `jumprelu` (L0 is drawn towards k)
     d_sae : number of features; default 10 times the width
     k : active features per token (their mean, but for topk)
     n_tokens : rows seen in training; texts are read again when they are shorter
@@ -233,7 +235,7 @@ class LensLearner(Learner):
         if self.settings.architecture == "batchtopk":
             self.sae.activation_fn.k = self.k(step)
         warm = min(1.0, step / max(0.1 * self.n_steps, 1))
-        coefficients = {"l1": warm * float(self.coefficient), "l0": warm * 1e-2}
+        coefficients = {"l1": warm * float(self.coefficient), "l0": warm * JUMP_COEFFICIENT}
         given = import_sae_lens().saes.sae.TrainStepInput(
             sae_in=x, coefficients=coefficients, dead_neuron_mask=mask, n_training_steps=step, is_logging_step=False
         )

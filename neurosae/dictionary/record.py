@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,7 @@ def _is_plain(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
     return (
         config.get("architecture") in PLAIN
         and config.get("normalize_activations") == "none"
-        and isinstance(config.get("metadata"), dict)
+        and "sae_lens_version" in (config.get("metadata") or {})  # older folders have other keys
         and set(state) <= TENSORS
     )
 
@@ -313,7 +314,8 @@ def folder_content(dictionary: Dictionary, dtype: str = "float32") -> tuple[dict
         "apply_b_dec_to_input": dictionary.subtracts,
         "normalize_activations": "none",
         "reshape_activations": "none",
-        "metadata": dict(dictionary.metadata),
+        # without this key sae-lens takes the folder for one of its versions before 6 and drops the metadata
+        "metadata": {"sae_lens_version": version("sae-lens"), **dictionary.metadata},
     }
     if dictionary.kind == "topk":
         config |= {"k": dictionary.k, "rescale_acts_by_decoder_norm": False}

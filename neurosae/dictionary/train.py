@@ -11,6 +11,7 @@ same number of threads).
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -41,6 +42,7 @@ HELD_OUT = 0.05, 500  # share of the documents kept for validation, and the numb
 REFERENCE = 100_000  # training rows on which densities are counted
 EVALUATED = 20_000  # held-out tokens for the card
 CURVE = 2_048  # held-out tokens for the curve
+PATIENCE = 60.0  # seconds of work that a killed run may lose; when a checkpoint is written changes no number
 SAMPLED = 500_000  # tokens that the model writes when no text is given
 LOG = "training.csv"
 NOT_HELD_OUT = {"hook", "n_features", "dead", "n_dead", "density_bound", "share_dense"}
@@ -105,7 +107,7 @@ def train_dictionaries(
     texts : documents; None for text that the model writes itself (temperature 1, seeded)
     sites : for each name `hook`, `out` (the folder to save to) and settings as in `Settings`; sites that agree in
         `n_tokens`, `batch`, `seed` and `context` share a pass, and every dictionary is the same as if trained alone
-    checkpoint_every : steps between checkpoints; default a twentieth of the run
+    checkpoint_every : steps between checkpoints; default after every minute of work
 
     Returns
     -------
@@ -162,8 +164,8 @@ def _train_group(
         written = first.out.with_name(f"{first.out.name}.samples.json")
         documents = list(texts) if texts is not None else _own_texts(model, first.settings, facts, path=written)
         data = _split(model, documents, first.settings)
-        every = checkpoint_every or max(_n_steps(first.settings) // 20, 1)
-        finished = _learn(model, data, left, checkpoint=Checkpoint(kept, {n: keys[n] for n in left}, every))
+        checkpoint = Checkpoint(kept, {n: keys[n] for n in left}, checkpoint_every)
+        finished = _learn(model, data, left, checkpoint=checkpoint)
         for name, (dictionary, card, log) in finished.items():
             stored = _described(dictionary, facts | card | {"key": keys[name]}, left[name].settings)
             write_folder(left[name].out, stored, dtype=left[name].settings.dtype, extra={LOG: log})
@@ -259,7 +261,7 @@ def _learn(model: Any, data: Data, sites: Mapping[str, Site], *, checkpoint: Che
     held_out = reference_contexts(model, data.held_out, n_tokens=CURVE, seed=s.seed, length=s.context)
     held_rows = context_rows(model, held_out, np.arange(len(held_out.ids)), hooks=hooks)
     stream = batches(model, data.train, blocks, hooks=hooks, batch=s.batch, seed=s.seed, start=start)
-    title = f"train {', '.join(sites)}"
+    title, since = f"train {', '.join(sites)}", time.monotonic()
     with tqdm(total=n_steps * s.batch, initial=start * s.batch, desc=title, unit="tok", unit_scale=True) as bar:
         for step, batch in zip(range(start, n_steps), stream, strict=False):
             for run in runs.values():
@@ -271,9 +273,16 @@ def _learn(model: Any, data: Data, sites: Mapping[str, Site], *, checkpoint: Che
                         row["fvu_held_out"] = reconstruction(_so_far(run), held_rows[run.hook])[0]["fvu"]
                     run.log.append(row)
             bar.update(s.batch)
-            if (step + 1) % checkpoint.every == 0 or step == n_steps - 1:
+            if _is_due(checkpoint, step + 1, since):
                 write_checkpoint(checkpoint, runs, step + 1)
+                since = time.monotonic()
     return _finish(model, data, sites, runs=runs)
+
+
+def _is_due(checkpoint: Checkpoint, n_done: int, since: float) -> bool:
+    if checkpoint.every is not None:
+        return n_done % checkpoint.every == 0
+    return time.monotonic() - since > PATIENCE
 
 
 def _so_far(run: Running) -> Dictionary:

@@ -1,0 +1,121 @@
+"""Learning: planted directions come back, folding is exact, schedules are what they say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+from torch.testing import assert_close
+
+from neurosae.dictionary.learn import LEARNERS, fold, recalibrate, settings_of
+from neurosae.errors import ModelError
+
+D, TRUE = 32, 64
+
+
+def planted(n_rows=24_000, offset=6.0, seed=0):
+    """Sparse sums of 64 known directions in 32 dimensions around a mean as long as many standard deviations."""
+    draws = torch.Generator().manual_seed(seed)
+    directions = normalize(torch.randn(TRUE, D, generator=draws), dim=1)
+    which = torch.randint(0, TRUE, (n_rows, 3), generator=draws)
+    codes = torch.zeros(n_rows, TRUE).scatter(1, which, 1 + torch.rand(n_rows, 3, generator=draws))
+    center = normalize(torch.randn(D, generator=draws), dim=0) * offset
+    return codes @ directions + center, directions
+
+
+def learn(x, settings, *, mean=None):
+    """Run a learner over the rows, several times if need be; the dictionary it ends with, and the last report."""
+    made = settings_of(settings, x.shape[1])
+    mean = x.mean(0) if mean is None else mean
+    scale = float((x - mean).square().mean().sqrt())
+    learner = LEARNERS[made.architecture](made, x.shape[1])
+    report, per = None, len(x) // made.batch
+    for step in range(learner.n_steps):
+        a = step % per * made.batch
+        report = learner.step((x[a : a + made.batch] - mean) / scale, step) or report
+    return learner.learned("blocks.0.hook_resid_post", mean, scale), report
+
+
+def recovered(dictionary, directions):
+    """Share of the true directions that some decoder row matches with cosine above .9."""
+    rows = normalize(dictionary.W_dec, dim=1)
+    return float(((directions @ rows.t()).max(1).values > 0.9).float().mean())
+
+
+TOY = {"d_sae": 192, "k": 3, "n_tokens": 240_000, "batch": 256, "lr": 2e-3}
+
+
+def test_recipe_recovers_planted_directions():
+    """Centred, annealed and with auxiliary loss: nearly all true directions in spite of the offset."""
+    x, directions = planted()
+    made, report = learn(x, TOY)
+    assert recovered(made, directions) > 0.95
+    fvu = float((made.reconstruct(x) - x).square().sum() / (x - x.mean(0)).square().sum())
+    assert fvu < 0.1
+    assert report.k == 3
+    assert report.lr < 4e-4
+
+
+def test_uncentred_training_fails_as_documented():
+    """The same data without centring: most features die and most directions are lost."""
+    x, directions = planted(offset=60.0)
+    plain = TOY | {"anneal": 0.0, "aux": 0.0}
+    made, report = learn(x, plain, mean=torch.zeros(D))
+    assert report.dead > 0.5
+    assert recovered(made, directions) < 0.3
+
+
+@pytest.mark.parametrize("architecture", ["batchtopk", "standard", "jumprelu"])
+def test_architectures_reach_their_sparsity(architecture):
+    """L0 ends near k and the planted directions are found; batchtopk after its threshold is calibrated."""
+    x, directions = planted()
+    made, _ = learn(x, TOY | {"architecture": architecture, "n_tokens": 180_000})
+    if architecture == "batchtopk":
+        made = recalibrate(made, x[:8000], 3)
+        assert made.encode(x[8000:]).nnz / len(x[8000:]) == pytest.approx(3, rel=0.05)
+    assert 2 < made.encode(x).nnz / len(x) < (6 if architecture == "jumprelu" else 4)
+    assert recovered(made, directions) > 0.8
+
+
+@pytest.mark.parametrize("kind", ["topk", "jumprelu", "standard"])
+def test_fold_is_exact(make_dictionary, kind):
+    """Raw activations through the folded dictionary equal scaled ones through the original, scaled back."""
+    made = make_dictionary(kind)
+    if kind == "topk":  # trained with selection by z |W_dec|, which the folded dictionary has built in
+        norm = made.W_dec.norm(dim=1)
+        order = (made.W_enc * norm[:, None], made.b_enc * norm, made.W_dec / norm[:, None])
+        plain = made.__class__(**made.__dict__ | dict(zip(("W_enc", "b_enc", "W_dec"), order, strict=True)))
+    else:
+        plain = made
+    mean, scale = torch.randn(16, generator=torch.Generator().manual_seed(3)) * 10, 3.7
+    x = torch.randn(200, 16, generator=torch.Generator().manual_seed(4)) * scale + mean
+    folded = fold(made, mean, scale)
+    assert_close(folded.reconstruct(x), plain.reconstruct((x - mean) / scale) * scale + mean, rtol=1e-4, atol=1e-4)
+    assert_close(folded.W_dec.norm(dim=1), torch.ones(64))
+    assert folded.encode(x).nnz == plain.encode((x - mean) / scale).nnz
+
+
+def test_k_falls_from_the_width():
+    """From d_in to k over 40 % of the steps, then k; a pure function of the step."""
+    made = settings_of({"k": 4, "d_sae": 64, "n_tokens": 51_200, "batch": 512}, 32)
+    learner = LEARNERS["topk"](made, 32)
+    ks = [learner.k(step) for step in range(100)]
+    assert ks[0] == 32
+    assert ks[20] == 18
+    assert set(ks[40:]) == {4}
+    assert ks == sorted(ks, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"k": 64}, "k is 64, but there are 64 features"),
+        ({"n_tokens": 100}, "fewer than 20 batches"),
+        ({"architecture": "topkk"}, "Did you mean 'topk'"),
+        ({"sparsity": 3}, "unknown training setting 'sparsity'"),
+    ],
+)
+def test_settings_refuse(changes, message):
+    """What cannot be trained is named before anything runs."""
+    with pytest.raises(ModelError, match=message):
+        settings_of({"d_sae": 64, "k": 4} | changes, 32)

@@ -1,0 +1,194 @@
+"""Training from a live model: resumed bit for bit, folded, saved with its card, refused where it would overwrite."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import HOOK
+
+from neurosae.dictionary.learn import TopKLearner
+from neurosae.dictionary.record import read_folder
+from neurosae.dictionary.texts import read_texts
+from neurosae.dictionary.train import train_dictionaries, train_dictionary
+from neurosae.errors import DataError, ModelError, StoreError
+from neurosae.extraction.model import load_model
+
+SMALL = {"d_sae": 64, "k": 4, "n_tokens": 12_000, "batch": 100, "seed": 1}
+EARLY = "blocks.0.hook_resid_post"
+
+
+def weights(folder):
+    """The bytes that matter."""
+    return (folder / "sae_weights.safetensors").read_bytes()
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing in the package catches it."""
+
+
+def kill_at(monkeypatch, step):
+    """Let a learner die at a step."""
+    plain = TopKLearner.step
+
+    def dies(self, x, at):
+        if at == step:
+            raise Killed
+        return plain(self, x, at)
+
+    monkeypatch.setattr(TopKLearner, "step", dies)
+
+
+@pytest.mark.parametrize("step", [3, 25, 77])
+def test_resumed_equals_uninterrupted(toy, toy_texts, tmp_path, *, step):
+    """Killed before, after and between checkpoints: the same bytes, curves and card in the end."""
+    ask = {"hook": HOOK, "settings": SMALL, "checkpoint_every": 10}
+    train_dictionary(toy, toy_texts, **ask, out=tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, step)
+        with pytest.raises(Killed):
+            train_dictionary(toy, toy_texts, **ask, out=tmp_path / "part")
+    assert not (tmp_path / "part").exists()
+    assert (tmp_path / "part.part.safetensors").exists() == (step > 10)
+    train_dictionary(toy, toy_texts, **ask, out=tmp_path / "part")
+    for name in ("sae_weights.safetensors", "training.csv", "card.json", "density.npy", "cfg.json"):
+        assert (tmp_path / "part" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["part", "whole"]
+
+
+@pytest.mark.parametrize("architecture", ["batchtopk", "standard", "jumprelu"])
+def test_other_architectures_resume(toy, toy_texts, tmp_path, *, monkeypatch, architecture):
+    """Their buffers and steered coefficients are part of the checkpoint."""
+    ask = {"hook": HOOK, "settings": SMALL | {"architecture": architecture}, "checkpoint_every": 10}
+    train_dictionary(toy, toy_texts, **ask, out=tmp_path / "whole")
+    from neurosae.dictionary import train
+
+    plain = train.write_checkpoint
+
+    def dies(checkpoint, runs, step):
+        plain(checkpoint, runs, step)
+        if step == 50:
+            raise Killed
+
+    monkeypatch.setattr(train, "write_checkpoint", dies)
+    with pytest.raises(Killed):
+        train_dictionary(toy, toy_texts, **ask, out=tmp_path / "part")
+    monkeypatch.undo()
+    train_dictionary(toy, toy_texts, **ask, out=tmp_path / "part")
+    assert weights(tmp_path / "part") == weights(tmp_path / "whole")
+
+
+def test_together_equals_alone(toy, toy_texts, tmp_path):
+    """Two sites from one pass are the same bytes as each from its own."""
+    asks = {name: {"hook": hook, "out": tmp_path / name, **SMALL} for name, hook in {"a": EARLY, "b": HOOK}.items()}
+    asks["b"]["d_sae"] = 48
+    train_dictionaries(toy, toy_texts, asks)
+    alone = train_dictionary(toy, toy_texts, hook=HOOK, out=tmp_path / "c", settings=SMALL | {"d_sae": 48})
+    assert weights(tmp_path / "b") == weights(tmp_path / "c")
+    assert alone.n_features == 48
+    assert alone.hash == read_folder(tmp_path / "b").hash
+
+
+def test_saved_folder_tells_everything(toy, toy_texts, tmp_path, *, lens):
+    """Card, metadata, densities and curves; plain sae-lens loads it and gives the same features."""
+    made = train_dictionary(toy, toy_texts, hook=HOOK, out=tmp_path / "d", settings=SMALL | {"dtype": "float16"})
+    theirs = lens.SAE.load_from_disk(str(tmp_path / "d"))
+    x = torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(made.encode(x).toarray(), theirs.encode(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+    facts = theirs.cfg.metadata
+    assert (facts.hook_name, facts.prepend_bos, facts.model_hash) == (HOOK, True, toy.provenance["weights_hash"])
+    assert made.card["dead"] == (made.density == 0).mean()
+    assert 0 < made.card["fvu"] < 1
+    assert made.card["l0"] <= 4
+    assert len(made.density) == 64
+    log = pd.read_csv(tmp_path / "d" / "training.csv")
+    assert {"step", "tokens", "loss", "fvu", "l0", "dead", "k", "lr", "fvu_held_out"} <= set(log)
+    assert log["tokens"].iloc[-1] == 12_000
+    assert log["fvu_held_out"].notna().sum() >= 10
+
+
+def test_own_samples_are_the_default(toy, tmp_path):
+    """Without text the model writes it; the record says so, and a second call reuses the folder."""
+    settings = SMALL | {"n_tokens": 2400}
+    made = train_dictionary(toy, None, hook=HOOK, out=tmp_path / "d", settings=settings)
+    assert made.metadata["text"] == {"sampled_tokens": 2400, "sampled_seed": 1}
+    before = (tmp_path / "d" / "cfg.json").stat().st_mtime_ns
+    again = train_dictionary(toy, None, hook=HOOK, out=tmp_path / "d", settings=settings)
+    assert again.hash == made.hash
+    assert (tmp_path / "d" / "cfg.json").stat().st_mtime_ns == before
+
+
+def test_train_refuses_to_overwrite(toy, toy_texts, tmp_path):
+    """Another dictionary, or anything else in the folder, stays."""
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("keep")
+    with pytest.raises(StoreError, match="choose another folder"):
+        train_dictionary(toy, toy_texts, hook=HOOK, out=tmp_path / "notes", settings=SMALL)
+    assert (tmp_path / "notes" / "mine.txt").read_text() == "keep"
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_train_refuses_a_foreign_checkpoint(toy, toy_texts, tmp_path, *, monkeypatch, broken):
+    """A checkpoint of other settings, or half of one, is never continued from."""
+    ask = {"hook": HOOK, "out": tmp_path / "d", "checkpoint_every": 10}
+    kill_at(monkeypatch, 25)
+    with pytest.raises(Killed):
+        train_dictionary(toy, toy_texts, **ask, settings=SMALL)
+    part = tmp_path / "d.part.safetensors"
+    if broken:
+        part.write_bytes(part.read_bytes()[:1000])
+    with pytest.raises(StoreError, match="is broken" if broken else "another training"):
+        train_dictionary(toy, toy_texts, **ask, settings=SMALL | {"k": 4 if broken else 5})
+
+
+def test_train_refuses(toy, toy_texts, tmp_path):
+    """Unknown hook points, single documents, and folders that cannot be written."""
+    ask = {"out": tmp_path / "d", "settings": SMALL}
+    with pytest.raises(ModelError, match=r"unknown hook point 'blocks\.1\.hook_resid_pst'\. Did you mean"):
+        train_dictionary(toy, toy_texts, hook="blocks.1.hook_resid_pst", **ask)
+    with pytest.raises(DataError, match="at least 2 documents"):
+        train_dictionary(toy, toy_texts[:1], hook=HOOK, **ask)
+    with pytest.raises(DataError, match="2 different documents"):
+        train_dictionary(toy, ["same", "same"], hook=HOOK, **ask)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="not a folder"):
+        train_dictionary(toy, toy_texts, hook=HOOK, out=tmp_path / "file" / "d", settings=SMALL)
+
+
+def test_held_out_documents_are_never_trained_on(toy, toy_texts):
+    """The split is by document, and a document that occurs twice is on one side only."""
+    from neurosae.dictionary.learn import settings_of
+    from neurosae.dictionary.train import _split
+
+    data = _split(toy, toy_texts + toy_texts[:60], settings_of(SMALL, 16))
+    trained = {bytes(ids[1:].astype(np.uint8)) for ids in data.train.ids}
+    bytes_of = {toy.tokens.backend.encode(text, add_special_tokens=False).ids.__str__() for text in data.held_out}
+    assert len(data.held_out) == 6
+    assert len(bytes_of) == 6
+    firsts = {str(list(map(int, ids[1:]))) for ids in data.train.ids}
+    assert len(trained)
+    assert not bytes_of & firsts
+
+
+@pytest.mark.slow
+def test_train_recovers_the_reference_dictionary(shared_data, tmp_path):
+    """A real small model, 256 features, k = 4: FVU .168, dead 0 and recovered loss .869 within their tolerances."""
+    text = shared_data("text/tinystories_selfgen.train.txt.gz")
+    model = load_model(shared_data("models/stories260K"))
+    settings = {"d_sae": 256, "k": 4, "n_tokens": 180_000, "batch": 512}
+    hook = "blocks.2.hook_resid_post"
+    made = train_dictionary(model, list(read_texts(text)), hook=hook, out=tmp_path / "d", settings=settings)
+    from neurosae.dictionary.evaluate import evaluate_dictionary
+
+    valid = list(read_texts(shared_data("text/tinystories_head.valid.txt.gz")))
+    row = evaluate_dictionary(made, model, valid, n_tokens=4000).iloc[0]
+    assert row.fvu == pytest.approx(0.168, abs=0.03)
+    assert row.ce_recovered_mean == pytest.approx(0.869, abs=0.05)
+    assert made.card["dead"] <= 0.02
+    assert made.card["gamma"] == pytest.approx(0.5, abs=0.02)
+    assert json.loads((tmp_path / "d" / "card.json").read_text())["n_reference"] >= 100_000
+    assert replace(made, card={}).n_features == 256
