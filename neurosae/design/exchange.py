@@ -171,8 +171,8 @@ def _split(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return u / u.sum(), v * u.sum()
     if abs(u.sum()) > 1e-9:
         raise SpecError(
-            "the weights between items do not sum to 0, so no permutation of labels leaves H0 as it is; give the factor "
-            "between items weights that sum to 0."
+            "the weights between items do not sum to 0, so no permutation of labels leaves H0 as it is; give the "
+            "factor between items weights that sum to 0."
         )
     size = 1 / v.sum() if abs(v.sum()) > 1e-9 else np.clip(u, 0, None).sum() * np.sign(v[np.flatnonzero(v)[-1]])
     return u / size, v * size
