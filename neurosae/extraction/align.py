@@ -57,7 +57,11 @@ def align(responses: Responses, rule: str = "region", *, window: Window = None) 
     def one(adata):
         obs, first = adata.obs, int(provenance_of(adata).get("first_token", 0))
         rows, region, position, n_tokens = function(obs.assign(text_token=obs["token_index"] - first), window)
-        labels = [str(r) for r in dict.fromkeys(region)]
+        old = [str(r) for r in obs["region"].cat.categories]
+        labels = sorted(
+            set(region.tolist()),
+            key=lambda r: (old.index(r.removesuffix("@start").removesuffix("@end")), r.endswith("@end")),
+        )
         new = obs.iloc[rows].assign(
             region=pd.Categorical(region, categories=labels),
             position=position.astype(np.int32),

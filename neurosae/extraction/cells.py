@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -29,12 +28,13 @@ WINDOW = "@window"  # label of rows outside the regions that start- and end-lock
 WHOLE = "all"  # label of the rows of middle-out alignment
 
 
-class Asked(Protocol):
-    """What this package needs to know of the `positions:` block."""
+@dataclass(frozen=True)
+class Wanted:
+    """The regions whose tokens leave the model, and how they will be aligned."""
 
-    regions: Sequence[str]
+    regions: tuple[str, ...]
     align: str
-    window: Sequence[int] | None
+    window: tuple[int, int] | None
     keep_x: bool
     allow_straddle: bool
 
@@ -60,14 +60,14 @@ class Cells:
 
 
 def plan_cells(
-    stimuli: pd.DataFrame, tokenizer: Tokenizer, asked: Asked, *, n_ctx: int, model: str, target_slot: str | None
+    stimuli: pd.DataFrame, tokenizer: Tokenizer, asked: Wanted, *, n_ctx: int, model: str, target_slot: str | None
 ) -> Cells:
     """Find the wanted tokens of every stimulus.
 
     Parameters
     ----------
     stimuli : table with `text` and, for each region, `<region>_start` and `<region>_end` (characters)
-    asked : the positions block
+    asked : regions and alignment
     n_ctx, model : context length and name of the model, for the refusal of long stimuli
     target_slot : the region that holds the target word, None if nothing is scored
 
@@ -97,7 +97,7 @@ def plan_cells(
 
 
 def _cells_of(
-    stimuli: pd.DataFrame, asked: Asked, row: int, *, encoded: Encoded, tokenizer: Tokenizer
+    stimuli: pd.DataFrame, asked: Wanted, row: int, *, encoded: Encoded, tokenizer: Tokenizer
 ) -> list[tuple[int, str, int, int, str, int]]:
     first, stop = tokenizer.first, len(encoded.ids) - len(tokenizer.suffix)
     wanted: list[tuple[str, np.ndarray]] = []

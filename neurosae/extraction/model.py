@@ -317,6 +317,23 @@ def _probe(model: LanguageModel) -> tuple[bool, bool]:
     return True, own.shape == logits.shape and float((own - logits).abs().max()) <= max(spread, 1e-5)
 
 
+def in_batch_and_alone(
+    model: LanguageModel, id_lists: Sequence[Sequence[int] | np.ndarray], hooks: Sequence[str]
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Vectors of up to 8 sequences at some hook points, from one padded batch and one sequence at a time."""
+    lists = [np.asarray(ids) for ids in id_lists][:8]
+    first = model.tokens.first if model.tokens else 0  # BOS is no row, and its vector is far longer than the others
+    rows = np.repeat(np.arange(len(lists)), [len(ids) - first for ids in lists])
+    cols = np.concatenate([np.arange(first, len(ids)) for ids in lists])
+    ids, mask = pad(lists)
+    batch = hooked_pass(model, ids, mask, hooks=hooks, rows=rows, cols=cols)
+    alone = []
+    for one in lists:
+        n = np.arange(first, len(one))
+        alone.append(hooked_pass(model, one[None], np.ones_like(one)[None], hooks=hooks, rows=0 * n, cols=n))
+    return batch, {hook: torch.cat([single[hook] for single in alone]) for hook in hooks}
+
+
 def batch_invariance(model: LanguageModel, id_lists: Sequence[Sequence[int] | np.ndarray], hook: str) -> float:
     """How far a padded batch moves a hook point against one sequence at a time: max|d| / rms.
 
@@ -330,17 +347,7 @@ def batch_invariance(model: LanguageModel, id_lists: Sequence[Sequence[int] | np
     ModelError
         If it exceeds rounding (1e-4 in float32).
     """
-    lists = [np.asarray(ids) for ids in id_lists][:8]
-    first = model.tokens.first if model.tokens else 0  # BOS is no row, and its vector is far longer than the others
-    rows = np.repeat(np.arange(len(lists)), [len(ids) - first for ids in lists])
-    cols = np.concatenate([np.arange(first, len(ids)) for ids in lists])
-    ids, mask = pad(lists)
-    batch = hooked_pass(model, ids, mask, hooks=[hook], rows=rows, cols=cols)[hook]
-    alone = []
-    for one in lists:
-        n = np.arange(first, len(one))
-        alone.append(hooked_pass(model, one[None], np.ones_like(one)[None], hooks=[hook], rows=0 * n, cols=n)[hook])
-    single = torch.cat(alone)
+    batch, single = (vectors[hook] for vectors in in_batch_and_alone(model, id_lists, [hook]))
     error = float((batch - single).abs().max() / single.square().mean().sqrt())
     if not error <= TOLERANCE[model.dtype]:
         raise ModelError(

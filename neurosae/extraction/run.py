@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from neurosae.errors import ModelError, SpecError
-from neurosae.extraction.cells import Cells, plan_cells
-from neurosae.extraction.model import LanguageModel, batch_invariance, hooked_pass
+from neurosae.extraction.cells import Cells, Wanted, plan_cells
+from neurosae.extraction.model import LanguageModel, batch_invariance, hooked_pass, in_batch_and_alone
 from neurosae.extraction.responses import build_responses
 from neurosae.extraction.shard import CHUNK_BYTES, SHARD, Arrays, Work, as_numpy, part_of, run_shard
 from neurosae.extraction.sites import check_hook, hook_depth
@@ -36,7 +36,7 @@ from neurosae.extraction.store import (
     stored_responses,
     write_site,
 )
-from neurosae.extraction.tokens import with_bos
+from neurosae.extraction.tokens import Tokenizer, with_bos
 from neurosae.spec.analysis import Positions
 from neurosae.spec.design import Design
 from neurosae.spec.files import content_hash, lock, require_space
@@ -77,14 +77,14 @@ def extract(
         If a text is too long, a region splits a token, batches differ from single texts, a disk or memory is too small.
     """
     design = Design.from_json(stimuli.attrs[DESIGN]) if DESIGN in stimuli.attrs else None
-    asked = _asked(positions, stimuli)
+    asked = _wanted(positions, stimuli)
     slot = design.target.slot if design is not None and design.target is not None else None
-    model = _with_bos(model, dictionaries)
+    model, tokens = _with_bos(model, dictionaries)
     key = responses_key(stimuli, asked, model=model, dictionaries=dictionaries, target_slot=slot)
     if store is not None and (found := stored_responses(store, key, stimuli=stimuli, design=design)) is not None:
         return found
     _check_sites(model, dictionaries)
-    cells = plan_cells(stimuli, model.tokens, asked, n_ctx=model.n_ctx, model=model.name, target_slot=slot)
+    cells = plan_cells(stimuli, tokens, asked, n_ctx=model.n_ctx, model=model.name, target_slot=slot)
     folder = None if store is None else key_folder(store, key)
     _check_budget(cells, model, dictionaries, folder=folder, keep_x=asked.keep_x, batch_tokens=batch_tokens)
     record = _record(cells, model, dictionaries, asked=asked, key=key, batch_tokens=batch_tokens)
@@ -100,38 +100,38 @@ def extract(
                 provenance=record[site],
                 x=arrays.get("x"),
             )
-            for site, arrays in sites.items()
+            for site, arrays in sorted(sites.items())  # the order in which a store gives them
         }
     with lock(folder):
         for site, arrays in _gathered(work, mapper, record).items():
             var = features_table(site, dictionaries[site])
             write_site(folder / f"{site}.zarr", arrays, var, regions=cells.regions, provenance=record[site])
         finish(folder, key)
-    found = stored_responses(store, key, stimuli=stimuli, design=design)  # type: ignore[arg-type]
+    found = stored_responses(folder.parent.parent, key, stimuli=stimuli, design=design)
     assert found is not None  # it was finished a line ago
     return found
 
 
-def _asked(positions: Positions | Mapping[str, Any] | None, stimuli: pd.DataFrame) -> Positions:
+def _wanted(positions: Positions | Mapping[str, Any] | None, stimuli: pd.DataFrame) -> Wanted:
     asked = as_record(positions, Positions, name="positions")
-    if asked.regions is not None:
-        return asked
-    everything = tuple(c.removesuffix("_start") for c in stimuli if c.endswith("_start"))
-    return asked.model_copy(update={"regions": everything})
+    regions = asked.regions or tuple(c.removesuffix("_start") for c in stimuli if c.endswith("_start"))
+    return Wanted(tuple(regions), asked.align, asked.window, asked.keep_x, asked.allow_straddle)
 
 
-def _with_bos(model: LanguageModel, dictionaries: Mapping[str, Any]) -> LanguageModel:
+def _with_bos(model: LanguageModel, dictionaries: Mapping[str, Any]) -> tuple[LanguageModel, Tokenizer]:
     """Dictionaries know whether their training texts began with BOS; they decide unless `bos` was set."""
-    if model.tokens is None:
+    tokens = model.tokens
+    if tokens is None:
         raise ModelError(f"{model.name} has no tokenizer; give the toy d_vocab >= 257, or a `tokenizer`.")
     wishes = {site: d.metadata.get("prepend_bos") for site, d in dictionaries.items()}
     wishes = {site: bool(wish) for site, wish in wishes.items() if wish is not None}
-    if model.tokens.rule != "auto" or not wishes:
-        return model
+    if tokens.rule != "auto" or not wishes:
+        return model, tokens
     if len(set(wishes.values())) > 1:
         words = ", ".join(f"{site} {'with' if wish else 'without'}" for site, wish in wishes.items())
         raise ModelError(f"the dictionaries disagree about BOS ({words}); set `model: {{bos: true}}` or false.")
-    return replace(model, tokens=with_bos(model.tokens, next(iter(wishes.values()))))
+    tokens = with_bos(tokens, next(iter(wishes.values())))
+    return replace(model, tokens=tokens), tokens
 
 
 def _check_sites(model: LanguageModel, dictionaries: Mapping[str, Any]) -> None:
@@ -186,21 +186,25 @@ def free_memory() -> int | None:
 
 
 def _record(
-    cells: Cells, model: LanguageModel, dictionaries: Mapping[str, Any], *, asked: Positions, key: Mapping[str, Any],
+    cells: Cells, model: LanguageModel, dictionaries: Mapping[str, Any], *, asked: Wanted, key: Mapping[str, Any],
     batch_tokens: int,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """The provenance of every site; the self-test of batches runs here."""
+    tokens = model.tokens
+    assert tokens is not None  # _with_bos refused a model without
     deepest = max((d.hook for d in dictionaries.values()), key=hook_depth)
-    by_length = {len(ids): ids for ids in cells.ids if len(ids) > model.tokens.first}  # type: ignore[union-attr]
+    by_length = {len(ids): ids for ids in cells.ids if len(ids) > tokens.first}
     lengths = sorted(by_length)
     chosen = sorted({lengths[round(i)] for i in np.linspace(0, len(lengths) - 1, min(8, len(lengths)))})
+    sample = [by_length[n] for n in chosen]
+    switched = {} if model.dtype == "float32" else _switched(model, dictionaries, sample)
     missing = cells.target.loc[cells.target["at"] < 0, "reason"]
     common = {
-        "model": {**model.provenance, "bos": model.tokens.words},  # type: ignore[union-attr]
-        "batch_invariance": batch_invariance(model, [by_length[n] for n in chosen], deepest),
+        "model": {**model.provenance, "bos": tokens.words},
+        "batch_invariance": batch_invariance(model, sample, deepest),
         "batch_tokens": batch_tokens,
-        "positions": asked.model_dump(mode="json"),
-        "first_token": model.tokens.first,  # type: ignore[union-attr]
+        "positions": asdict(asked),
+        "first_token": tokens.first,
         "extraction_version": EXTRACTION_VERSION,
         "responses_hash": content_hash(dict(key)),
         "n_stimuli": len(cells.ids),
@@ -210,9 +214,22 @@ def _record(
     return {
         site: common
         | {"site": site, "hook": d.hook, "hook_canonical": model.hooks[d.hook]}
+        | ({"batch_switched": switched[site]} if switched else {})
         | {"dictionary": {"hash": str(d.hash), "n_features": d.n_features, "metadata": dict(d.metadata)}}
         for site, d in dictionaries.items()
     }
+
+
+def _switched(model: LanguageModel, dictionaries: Mapping[str, Any], sample: list[np.ndarray]) -> dict[str, float]:
+    """Share of active (token, feature) cells that a padded batch switches on or off, in reduced precision."""
+    hooks = list(dict.fromkeys(d.hook for d in dictionaries.values()))
+    out = {}
+    both = in_batch_and_alone(model, sample, hooks)
+    for site, dictionary in dictionaries.items():
+        place = dictionary.W_dec.device
+        batch, single = (abs(dictionary.encode(vectors[dictionary.hook].to(place))) > 0 for vectors in both)
+        out[site] = float((batch != single).sum() / max(1, (batch + single).sum()))
+    return out
 
 
 def _target_warnings(missing: pd.Series, n_stimuli: int) -> list[str]:

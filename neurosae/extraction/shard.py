@@ -241,8 +241,7 @@ def _encoded(dictionary: Any, x: np.ndarray, back: np.ndarray, *, keep_x: bool) 
             block.sort_indices()
             blocks.append(block)
             errors.append(as_numpy((tensor - dictionary.decode(block).to(place)).norm(dim=1)))
-    unique = sp.vstack(blocks, format="csr")
-    X = unique[back]
+    X = sp.csr_matrix(sp.csr_matrix(sp.vstack(blocks, format="csr"))[back])
     X.sort_indices()
     out = {
         "data": X.data,

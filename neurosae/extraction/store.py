@@ -27,7 +27,7 @@ import scipy.sparse as sp
 from zarr.errors import ZarrUserWarning
 
 from neurosae.errors import StoreError
-from neurosae.extraction.cells import Asked
+from neurosae.extraction.cells import Wanted
 from neurosae.extraction.responses import KEY, build_responses, row_names
 from neurosae.spec.design import Design
 from neurosae.spec.files import atomic_path, content_hash, write_atomic
@@ -39,15 +39,23 @@ NUMBERS = ("norm", "surprisal", "logit_diff", "n_active", "sum_active", "recon_e
 
 
 def responses_key(
-    stimuli: pd.DataFrame, asked: Asked, *, model: Any, dictionaries: Mapping[str, Any], target_slot: str | None
+    stimuli: pd.DataFrame, asked: Wanted, *, model: Any, dictionaries: Mapping[str, Any], target_slot: str | None
 ) -> dict[str, Any]:
-    """Everything that decides about the numbers of an extraction, as a JSON-able record."""
+    """Everything that decides about the numbers of an extraction, as a JSON-able record.
+
+    Parameters
+    ----------
+    stimuli, asked : texts, character spans and which of them are wanted
+    model, dictionaries : as given to `extract`; only their hashes and settings are read
+    target_slot : the region of the target word, None if nothing is scored
+    """
     regions = sorted({*asked.regions, *([target_slot] if target_slot else [])})
     spans = [f"{region}_{end}" for region in regions for end in ("start", "end")]
     columns = [c for c in ("text", "target", "foil", *spans) if c in stimuli]
     table = stimuli[columns].astype(object)
     return {
         "version": EXTRACTION_VERSION,
+        "scored": target_slot is not None,
         "stimuli": content_hash(columns, table.where(table.notna(), None).to_numpy().tolist()),
         "regions": list(asked.regions),
         "align": asked.align,
@@ -84,13 +92,14 @@ def shard_path(folder: Path, site: str, number: int) -> Path:
 def write_shard(path: Path, arrays: Mapping[str, np.ndarray], *, digest: str) -> None:
     """Write a shard under a temporary name and rename it; `digest` ties it to its key."""
     with atomic_path(path) as temporary:
-        np.savez(temporary, digest=np.array(digest), **arrays)
+        np.savez(temporary, **(dict(arrays) | {"digest": np.array(digest)}))  # type: ignore[arg-type]
 
 
 def read_shard(path: Path, *, digest: str) -> dict[str, np.ndarray] | None:
     """A shard, read and checked as a whole; None if it is absent, damaged, or of another key."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # our own handle: numpy leaves its open when the archive turns out to be damaged
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}  # reading every member checks its CRC
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         return None

@@ -165,6 +165,8 @@ def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 
 
 def _encodings(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Any]:
+    if len(texts) < 8:  # starting the threads of a batch costs more than a few texts do
+        return [tokenizer.backend.encode(text, add_special_tokens=False) for text in texts]
     return tokenizer.backend.encode_batch(list(texts), add_special_tokens=False)
 
 

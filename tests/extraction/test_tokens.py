@@ -1,0 +1,139 @@
+"""Token ids, specials, and the tokens of a region: nothing may shift by one."""
+
+from __future__ import annotations
+
+import pytest
+from tokenizers import Tokenizer
+
+from neurosae.errors import DataError, ModelError
+from neurosae.extraction.tokens import (
+    byte_tokenizer,
+    check_lengths,
+    decode,
+    encode,
+    load_tokenizer,
+    make_tokenizer,
+    region_tokens,
+    replaced_token,
+    token_ids,
+    with_bos,
+)
+
+TEXTS = ["the keys to the café are old", "😀 naïve dogs near 😀😀 houses", "a  key", "été", " the dog"]
+KINDS = [
+    "bytes",
+    "bytes without bos",
+    "byte-level",
+    "byte-level with bos",
+    "sentencepiece",
+    "sentencepiece without bos",
+]
+
+
+def words(text):
+    """Character spans of the words of a text."""
+    at = 0
+    for word in text.split():
+        start = text.index(word, at)
+        at = start + len(word)
+        yield start, at
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", TEXTS)
+def test_region_tokens_recovers_every_word(tokenizer_of, kind, text):
+    """The ids of each word decode to that word: leading blanks, BOS and multi-byte characters shift nothing."""
+    tokenizer = tokenizer_of(kind)
+    encoded = encode(tokenizer, [text])[0]
+    seen = []
+    for span in words(text):
+        tokens = region_tokens(encoded, span, where=text)
+        assert decode(tokenizer, encoded.ids[tokens]).strip() == text[slice(*span)]
+        seen += tokens.tolist()
+    assert len(seen) == len(set(seen))
+    assert min(seen) >= tokenizer.first
+
+
+@pytest.mark.parametrize("text", [" the dog", "été"])
+def test_region_tokens_leaves_out_a_dummy_blank(tokenizer_of, text):
+    """A lone blank sign, which may share the offsets of the first letter, is no part of the word."""
+    tokenizer = tokenizer_of("sentencepiece")
+    encoded = encode(tokenizer, [text])[0]
+    assert tokenizer.backend.id_to_token(int(encoded.ids[1])) == "▁"
+    assert 1 not in region_tokens(encoded, (0, 4), where="s", allow_straddle=True)
+
+
+def test_region_tokens_takes_all_pieces_of_one_character():
+    """An emoji of four bytes is four tokens with the same characters."""
+    assert region_tokens(encode(byte_tokenizer(), ["a 😀 b"])[0], (2, 3), where="s").tolist() == [3, 4, 5, 6]
+
+
+def test_region_tokens_refuses_a_straddling_token(tokenizer_of):
+    """The message names stimulus, region, token and both remedies; allow_straddle takes the token."""
+    encoded = encode(tokenizer_of("byte-level"), ["the keys"])[0]
+    with pytest.raises(DataError, match=r"item 'k', region 'stem': token ' keys' .*allow_straddle: true.*to a blank"):
+        region_tokens(encoded, (4, 7), where="item 'k', region 'stem'")
+    assert region_tokens(encoded, (4, 7), where="", allow_straddle=True).tolist() == [1]
+
+
+def test_region_tokens_refuses_a_blank_region():
+    """A region without a token is an error, not an empty row."""
+    with pytest.raises(DataError, match="no token lies in characters 1 to 2"):
+        region_tokens(encode(byte_tokenizer(), ["a b"])[0], (1, 2), where="s")
+
+
+def test_specials_follow_the_recorded_rule(checkpoint, tokenizer_of):
+    """BOS by habit, on demand, or not at all; [CLS] and [SEP] of encoders stay."""
+    gpt2, llama, bert = (load_tokenizer(checkpoint(family)) for family in ("gpt2", "llama", "bert"))
+    assert (gpt2.prefix, llama.prefix) == ((), (1,))
+    assert len(bert.prefix) == len(bert.suffix) == 1
+    assert (with_bos(gpt2, True).prefix, with_bos(llama, False).prefix) == ((0,), ())
+    assert "<s> before" in llama.words
+    assert with_bos(llama, False).rule == "false"
+    with pytest.raises(ModelError, match="no bos_token"):
+        with_bos(tokenizer_of("byte-level"), True)
+
+
+def test_token_ids_agree_with_transformers(checkpoint, shared_data):
+    """The ids are those of AutoTokenizer on the same folder."""
+    import transformers
+
+    for folder in (checkpoint("gpt2"), checkpoint("bert"), shared_data("models/stories260K")):
+        theirs = transformers.AutoTokenizer.from_pretrained(folder)(TEXTS)["input_ids"]
+        assert token_ids(load_tokenizer(folder), TEXTS) == theirs
+
+
+def test_tokenizer_never_truncates_or_pads(tokenizer_of):
+    """Settings inside tokenizer.json that would cut or pad texts are switched off."""
+    backend = Tokenizer.from_str(tokenizer_of("byte-level").backend.to_str())
+    backend.enable_truncation(3)
+    backend.enable_padding(length=9)
+    assert token_ids(make_tokenizer(backend), ["the old keys near houses"]) == token_ids(
+        tokenizer_of("byte-level"), ["the old keys near houses"]
+    )
+
+
+def test_replaced_token_scores_single_tokens_only(tokenizer_of):
+    """A word of one token in context has an id; several pieces, or a changed context, have a reason."""
+    tokenizer = tokenizer_of("byte-level")
+    text = "the keys are old"
+    found, reason = replaced_token(tokenizer, text, (9, 12), word="is")
+    assert tokenizer.backend.id_to_token(found) == "Ġis"
+    assert reason == ""
+    assert replaced_token(tokenizer, text, (9, 12), word="overtakes") == (None, "'overtakes' is 8 tokens")
+    assert replaced_token(tokenizer, text, (4, 7), word="cabinet")[0] is None
+
+
+def test_load_tokenizer_refuses_a_folder_without_one(tmp_path):
+    """A missing or broken tokenizer.json is one sentence with the remedy."""
+    with pytest.raises(ModelError, match=r"has no tokenizer\.json; write one"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot be read as a tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_check_lengths_refuses_by_name():
+    """A text beyond the context is named; nothing is cut."""
+    with pytest.raises(DataError, match=r"stimulus 'b' has 9 tokens .* at most 8"):
+        check_lengths({"a": 8, "b": 9}, 8, model="toy")
