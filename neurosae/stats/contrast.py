@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 from scipy import stats
 
 from neurosae.errors import DataError, NeurosaeError, choose
@@ -23,7 +22,7 @@ from neurosae.stats.family import Cell, Place, infer, relabelled
 from neurosae.stats.relabel import flips, labels, permutations, signs
 from neurosae.stats.rows import feature_rows, inactive_rows, join_rows, top_features
 from neurosae.stats.statistics import STATISTICS
-from neurosae.stats.units import ItemData, item_data
+from neurosae.stats.units import AnnData, ItemData, item_data
 
 __all__ = ["STATISTICS", "contrast", "null_rate", "run"]
 
@@ -203,17 +202,14 @@ def _cells(sites: Mapping[str, AnnData], asked: Asked, inference: Inference) -> 
                 for position in _positions(adata, region):
                     place = Place(asked.test, effect, site, region, position, asked.split, asked.set_name)
                     wanted = _wanted(adata, asked, site)
-                    data = _data(adata, design, weights, place=place)
+                    data = _data(adata, design, weights, place=place, inference=inference)
                     if isinstance(data, str):
                         silent.append(inactive_rows(place, n_features=len(wanted), reason=data))
                         continue
-                    _refuse_few(data, inference, asked)
                     kept, rows = _sort_out(data, wanted, place, minimum=inference.min_informative)
                     silent += rows
                     if len(kept):
                         cells.append(Cell(place, data, kept))
-    if not cells and any((t["status"] == "failed").any() for t in silent):
-        raise DataError(str(silent[0]["note"].iloc[0]))
     return cells, silent
 
 
@@ -224,22 +220,26 @@ def _positions(adata: AnnData, region: str) -> list[int]:
     return sorted({int(p) for p in found}, key=lambda p: (abs(p), p))
 
 
-def _data(adata: AnnData, design: Design, effect: Mapping[str, Any], *, place: Place) -> ItemData | str:
+def _data(
+    adata: AnnData, design: Design, effect: Mapping[str, Any], *, place: Place, inference: Inference
+) -> ItemData | str:
     """The item data, or why there is none; other positions than 0 may be missing in some stimuli."""
     try:
-        return item_data(adata, design, effect, region=place.region, position=place.position, split=place.split)
+        data = item_data(adata, design, effect, region=place.region, position=place.position, split=place.split)
+        _refuse_few(data, inference, place)
     except DataError as error:
         if place.position == 0:
             raise
         return str(error)
+    return data
 
 
-def _refuse_few(data: ItemData, inference: Inference, asked: Asked) -> None:
+def _refuse_few(data: ItemData, inference: Inference, place: Place) -> None:
     p_min = data.exchange.p_min / (1 if inference.alternative == "two-sided" or data.codes is not None else 2)
     if p_min > inference.alpha:
         what = "sign flips" if data.codes is None else "label permutations"
         raise DataError(
-            f"{data.n} items in split '{asked.split}' allow {data.exchange.n_relabellings} {what}; the smallest "
+            f"{data.n} items in split '{place.split}' allow {data.exchange.n_relabellings} {what}; the smallest "
             f"{inference.alternative} p is {p_min:.3g}, above alpha {inference.alpha:g}. Use at least 6 items."
         )
 
@@ -306,7 +306,7 @@ def _named(effect: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 def _sites(responses: AnnData | Mapping[str, AnnData]) -> dict[str, AnnData]:
     """Responses by site; a single AnnData carries its site's name in the index of its features, `site/feature`."""
-    if not isinstance(responses, AnnData):
+    if isinstance(responses, Mapping):
         return dict(responses)
     return {str(responses.var_names[0]).rpartition("/")[0]: responses}
 

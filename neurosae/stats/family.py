@@ -143,7 +143,7 @@ def _enough(cells: Sequence[Cell], wanted: int, *, alpha: float) -> int:
     """Counted p must be able to reach alpha / m: more relabellings, all there are, or a refusal."""
     m = sum(len(c.kept) for c in cells)
     needed = int(np.ceil(m / alpha))
-    sizes = [n_distinct(c.data.codes, _blocks(c.data)) for c in cells if c.data.codes is not None]
+    sizes = [n_distinct(c.data.grouping[0], _blocks(c.data)) for c in cells if c.data.codes is not None]
     if needed > MOST and max(sizes) > MOST:
         raise DataError(
             f"{m} features need {needed} label permutations for a corrected p per feature; use correction maxT, or a "
@@ -164,7 +164,7 @@ def replace_items(columns: Columns, place: np.ndarray) -> Columns:
 def negated(columns: Columns) -> Columns:
     """Columns of -V, for the alternative `less`."""
     V = columns.V
-    if columns.weights is not None:
+    if len(columns.weights):
         return replace(columns, weights=-columns.weights, u=-columns.u)
     return replace(columns, V=V._replace(val=-V.val, total=-V.total), u=-columns.u)
 
@@ -172,20 +172,22 @@ def negated(columns: Columns) -> Columns:
 def _uncorrected(ready: Ready, counted: np.ndarray | None, relabelling: Relabelling, *, inference: Inference):
     if counted is not None:
         return counted, np.full(len(counted), "exact" if relabelling.exhaustive else "permutations")
+    assert ready.scores is not None
     p, exact = flip_p(ready.scores, alternative=inference.alternative)
     return p, np.where(exact, "exact", "saddlepoint")
 
 
 def _corrected(p: np.ndarray, z: np.ndarray, null: np.ndarray | None, *, inference: Inference) -> np.ndarray:
     correct = CORRECTIONS[inference.correction]
-    return counted_p(null, directed(z, inference.alternative)) if correct is None else correct(p)
+    if correct is not None:
+        return correct(p)
+    assert null is not None
+    return counted_p(null, directed(z, inference.alternative))
 
 
 def _stepped(columns: Sequence[Columns], relabellings: Sequence[Relabelling], z: np.ndarray, *, inference: Inference):
     first = relabellings[0]
-    if any(
-        r.kind != first.kind or (r.codes is not None and not np.array_equal(r.codes, first.codes)) for r in relabellings
-    ):
+    if any(r.kind != first.kind or not np.array_equal(r.codes, first.codes) for r in relabellings):
         raise DataError("stepdown needs one kind of relabelling; give effects with different ones tests of their own.")
     reached = step_counts(columns, first, two_sided=inference.alternative == "two-sided")
     return step_down(np.concatenate(reached), directed(z, inference.alternative), first.n)

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numba
 import numpy as np
@@ -36,11 +37,11 @@ class Columns:
     weights, counts, mode : for label permutations, see `kernels.Labels`
     """
 
-    V: kernels.FlipColumns | kernels.GroupColumns
+    V: Any
     u: np.ndarray
     df: float
-    weights: np.ndarray | None = None
-    counts: np.ndarray | None = None
+    weights: np.ndarray = field(default_factory=lambda: np.empty(0))
+    counts: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     mode: int = 0
 
 
@@ -124,7 +125,7 @@ def maxima(
 
 def _unit(columns: Columns) -> np.ndarray | float:
     """Size of rounding in u: 1 for bounded statistics, the size of the summands where u is a mean."""
-    if columns.mode != 0 or columns.weights is None:
+    if columns.mode != 0:
         return 1.0
     V = columns.V
     size = np.bincount(np.repeat(np.arange(len(V.total)), np.diff(V.indptr)), np.abs(V.val), len(V.total))

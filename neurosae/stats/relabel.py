@@ -7,7 +7,7 @@ it, whatever else is tested, and results do not depend on threads, tiles or the 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
@@ -36,8 +36,8 @@ class Relabelling:
     exhaustive: bool
     seed: int
     split: str
-    codes: np.ndarray | None = None
-    blocks: np.ndarray | None = None
+    codes: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.uint8))
+    blocks: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     listed: np.ndarray | None = None
 
     @property

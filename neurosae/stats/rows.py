@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -81,8 +82,9 @@ def effect_sizes(data: ItemData, kept: np.ndarray) -> pd.DataFrame:
             parts.append(paired_effects(Pairs(d, plus, minus, fires_plus, fires_minus), level=LEVEL))
         else:
             fires = np.maximum(fires_plus, fires_minus)
-            separate = len(set(np.bincount(data.codes).tolist())) > 1
-            parts.append(group_effects(d, fires, codes=data.codes, weights=data.groups, separate=separate))
+            codes, weights = data.grouping
+            separate = len(set(np.bincount(codes).tolist())) > 1
+            parts.append(group_effects(d, fires, codes=codes, weights=weights, separate=separate))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -106,7 +108,7 @@ def _notes(data: ItemData, informative: np.ndarray, flat: np.ndarray, *, split: 
     return notes
 
 
-def _rank_agrees(cell: Cell, outcome: Outcome, *, alpha: float) -> pd.array:
+def _rank_agrees(cell: Cell, outcome: Outcome, *, alpha: float) -> Any:
     """For discoveries: whether the signed-rank (rank-sum) test of the same relabellings has p <= .05; NA elsewhere."""
     agrees = pd.array([pd.NA] * len(cell.kept), dtype="boolean")
     p = np.where(np.isnan(outcome.p_corr), outcome.p_unc, outcome.p_corr)
@@ -161,11 +163,11 @@ def join_rows(tables: Sequence[pd.DataFrame], *, family: str, n_family: int, inf
     keys += [table["position"].to_numpy(dtype=int)]
     for name in ("region", "site", "effect"):
         rank = {value: k for k, value in enumerate(dict.fromkeys(table[name]))}
-        keys.append(table[name].map(rank).to_numpy(dtype=int))
+        keys.append(np.array([rank[value] for value in table[name]]))
     return table.iloc[np.lexsort(keys)].reset_index(drop=True)
 
 
-def _joined(name: str, tables: Sequence[pd.DataFrame]) -> pd.array:
+def _joined(name: str, tables: Sequence[pd.DataFrame]) -> Any:
     """One column of several tables; a table without it has NA there."""
     dtype = next(t[name].dtype for t in tables if name in t)
     parts = [t[name] if name in t else pd.Series(pd.array([None] * len(t), dtype=dtype)) for t in tables]

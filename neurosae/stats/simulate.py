@@ -8,17 +8,19 @@ correlate. What was planted is written into `var["planted"]`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from anndata import AnnData
 from scipy.special import ndtri
 
 from neurosae.design.expand import expand
 from neurosae.errors import DataError, choose
 from neurosae.extraction.responses import build_responses
 from neurosae.spec.design import Design
+
+AnnData: TypeAlias = Any  # one site's responses; anndata itself is known to extraction alone
 
 ITEM_SD, CELL_SD, BLOCK, CORRELATION = 1.5, 0.6, 10, 0.5
 ITEM_LOG_SD, LOG_SD = 0.5, 0.4  # of the log magnitude where a feature fires
@@ -116,7 +118,7 @@ def _plant(design: Design, stimuli: pd.DataFrame, effects: Mapping[str, int], *,
 
 def _rows(design: Design, stimuli: pd.DataFrame, region: str) -> pd.DataFrame:
     """One row per stimulus that has the region; words stand for tokens."""
-    rows = stimuli[stimuli[f"{region}_start"].notna()]
+    rows = stimuli.loc[stimuli[f"{region}_start"].notna()]
     carried = ["item", "frame", "split", *design.factors, *design.labels, *design.covariates]
     obs = rows[carried].reset_index(drop=True)
     obs.insert(0, "stimulus", rows.index.to_numpy())
@@ -158,7 +160,7 @@ def _blocks(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
 
 def _features(densities: np.ndarray, planted: np.ndarray) -> pd.DataFrame:
     m = len(densities)
-    var = pd.DataFrame({"feature": np.arange(m, dtype=np.int32)}, index=[f"simulated/{j}" for j in range(m)])
+    var = pd.DataFrame({"feature": np.arange(m, dtype=np.int32)}, index=pd.Index([f"simulated/{j}" for j in range(m)]))
     for name, value in {"decoder_norm": 1.0, "threshold": 0.0, "density": densities, "origin": 0.0}.items():
         var[name] = np.full(m, value, dtype=np.float32)
     return var.assign(planted=planted)

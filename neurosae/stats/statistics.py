@@ -76,8 +76,8 @@ def signed_rank(data: ItemData, kept: np.ndarray) -> Ready:
     D = _columns(data.D, kept)
     if data.codes is not None:
         R = rankdata(D.toarray(), axis=0)
-        counts = np.bincount(data.codes, minlength=len(data.groups))
-        R = R / np.sqrt(R.var(axis=0, ddof=1) * (data.groups**2 / counts).sum())
+        codes, weights = data.grouping
+        R = R / np.sqrt(R.var(axis=0, ddof=1) * (weights**2 / np.bincount(codes)).sum())
         return Ready(_grouped(data, sp.csc_matrix(R), mode=0), None, "rank_sum")
     R = D.copy()
     for a, b in zip(D.indptr[:-1], D.indptr[1:], strict=True):
@@ -100,14 +100,15 @@ def _squares(D: sp.csc_matrix) -> np.ndarray:
 
 def _mode(data: ItemData) -> int:
     """Pooled variance where groups have equal sizes; separate ones where not: then pooling is not robust."""
-    return 1 if len(set(np.bincount(data.codes).tolist())) == 1 else 2
+    return 1 if len(set(np.bincount(data.grouping[0]).tolist())) == 1 else 2
 
 
 def _grouped(data: ItemData, D: sp.csc_matrix, *, mode: int, shrink: np.ndarray | None = None) -> Columns:
     shrink = np.zeros((D.shape[1], 2)) if shrink is None else shrink
     d0 = np.inf if len(shrink) and shrink[0, 0] < 0 else (shrink[0, 0] if len(shrink) else 0.0)
-    df = np.inf if mode == 0 else data.n - len(data.groups) + d0
-    return group_columns(D, data.codes, weights=data.groups, mode=mode, shrink=shrink, df=df)
+    codes, weights = data.grouping
+    df = np.inf if mode == 0 else data.n - len(weights) + d0
+    return group_columns(D, codes, weights=weights, mode=mode, shrink=shrink, df=df)
 
 
 STATISTICS: dict[str, Callable[[ItemData, np.ndarray], Ready]] = {

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from anndata import AnnData
 
 from neurosae.design.exchange import Exchange, exchangeability
 from neurosae.design.units import items_of
@@ -21,6 +21,8 @@ from neurosae.design.weights import Effect, compile_effect
 from neurosae.errors import DataError
 from neurosae.extraction.responses import item_cells
 from neurosae.spec.design import Design
+
+AnnData: TypeAlias = Any  # one site's responses; anndata itself is known to extraction alone
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,13 @@ class ItemData:
         """Number of units."""
         return len(self.names)
 
+    @property
+    def grouping(self) -> tuple[np.ndarray, np.ndarray]:
+        """Group of each unit and weight of each group, where labels are permuted."""
+        assert self.codes is not None
+        assert self.groups is not None
+        return self.codes, self.groups
+
 
 def item_data(
     adata: AnnData, design: Design, effect: Mapping, *, region: str, position: int = 0, split: str = "test"
@@ -74,7 +83,7 @@ def item_data(
     """
     made = compile_effect(design, dict(effect))
     found = item_cells(adata, design, region=region, position=position, split=split)
-    exchange = exchangeability(design, made, items=found.items)
+    exchange = exchangeability(design, made, items=found.items)  # pyright: ignore[reportArgumentType]
     place = {name: k for k, name in enumerate(exchange.items)}
     taking_part = np.array([place.get(name, -1) for name in found.items])
     inside = taking_part[found.row_item] >= 0

@@ -177,18 +177,6 @@ def test_darwin_and_sleep_agree_with_published_p(oracles):
             assert row["p_unc"] == row["p_corr"] == known[name]["p_flip"]
 
 
-@pytest.mark.slow
-def test_contrast_controls_familywise_error():
-    """No effect, 120 data sets: rejections stay inside the binomial 99.9 % band around .05."""
-    rejected, design = 0, example_design(16)
-    for seed in range(120):
-        fake = simulate(design, n_features=60, density=0.5, seed=seed)
-        table = contrast(fake, NUMBER, region="noun", seed=seed, inference={"n_permutations": 400})
-        rejected += table["p_corr"].min() <= 0.05
-    low, high = stats.binom.interval(0.999, 120, 0.05)
-    assert low <= rejected <= high
-
-
 def test_null_rate_controls_error_on_responses_with_an_effect(within, between):
     """Shuffled labels bring the error rate to its level although the responses carry strong effects."""
     for fake in (within, between):

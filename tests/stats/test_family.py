@@ -1,0 +1,103 @@
+"""One family under one set of relabellings: error rates, alternatives, joint scales, what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from scipy import stats
+
+from neurosae.errors import DataError
+from neurosae.spec.blocks import Inference
+from neurosae.stats.family import Cell, Place, infer, relabelled
+from neurosae.stats.simulate import example_design, simulate
+from neurosae.stats.units import item_data
+
+NUMBER = {"number": {"pl": 1, "sg": -1}}
+PLACE = Place("t", "number", "s", "noun", 0, "test", None)
+
+
+def null_data(*, between=False, n_features=6000):
+    design = example_design(32, between=between)
+    fake = simulate(design, n_features=n_features, density=(0.1, 0.5), seed=11)
+    return item_data(fake, design, NUMBER, region="noun")
+
+
+def informative(data):
+    return np.flatnonzero(np.diff(data.D.indptr) >= 6)
+
+
+@pytest.mark.parametrize("between", [False, True])
+@pytest.mark.parametrize("statistic", ["t", "moderated_t", "signed_rank"])
+def test_max_t_controls_familywise_error(statistic, between):
+    """No effect, 100 families of independent features: rejections inside the binomial 99.9 % band around .05."""
+    data, settings = null_data(between=between), Inference(statistic=statistic, n_permutations=400)
+    kept = informative(data)
+    families = np.array_split(kept, 100)
+    p = [
+        infer([Cell(PLACE, data, f)], settings, seed=k, split="test")[0][0].p_corr.min() for k, f in enumerate(families)
+    ]
+    low, high = stats.binom.interval(0.999, 100, 0.05)
+    assert low <= np.sum(np.array(p) <= 0.05) <= high
+
+
+def test_uncorrected_p_is_uniform_under_the_null():
+    """Exact and saddlepoint p of null features, never anti-conservative."""
+    data = null_data(n_features=3000)
+    outcome = infer([Cell(PLACE, data, informative(data))], Inference(correction="none"), seed=1, split="test")[0][0]
+    for level in (0.01, 0.05, 0.2):
+        share = (outcome.p_unc <= level).mean()
+        assert share <= level + 4 * np.sqrt(
+            level * (1 - level) / len(outcome.p_unc) * 5
+        )  # features correlate in blocks
+
+
+def test_alternatives_agree_on_mirrored_data():
+    """`greater` on d is `less` on -d, and the smaller of the two is about half the two-sided p."""
+    data = null_data(n_features=200)
+    cell = Cell(PLACE, data, informative(data))
+    mirrored = cell._replace(data=relabelled(data, -np.ones(data.n), None))
+    greater = infer([cell], Inference(alternative="greater"), seed=1, split="test")[0][0]
+    less = infer([mirrored], Inference(alternative="less"), seed=1, split="test")[0][0]
+    assert_allclose(greater.p_corr, less.p_corr)
+    assert_allclose(greater.p_unc, less.p_unc)
+    both = infer([cell], Inference(), seed=1, split="test")[0][0]
+    other = infer([cell], Inference(alternative="less"), seed=1, split="test")[0][0]
+    assert_allclose(np.minimum(1, 2 * np.minimum(greater.p_unc, other.p_unc)), both.p_unc, rtol=1e-6)
+
+
+@pytest.mark.parametrize("alternative", ["two-sided", "greater", "less"])
+@pytest.mark.parametrize("between", [False, True])
+def test_step_down_is_never_above_single_step(alternative, between):
+    """For every alternative and both kinds of relabelling."""
+    data = null_data(between=between, n_features=200)
+    cell = Cell(PLACE, data, informative(data))
+    settings = {"alternative": alternative, "n_permutations": 500}
+    single = infer([cell], Inference(**settings), seed=1, split="test")[0][0].p_corr
+    stepped = infer([cell], Inference(**settings, correction="stepdown"), seed=1, split="test")[0][0].p_corr
+    assert (stepped <= single + 1e-12).all()
+    assert stepped.min() == single.min()
+
+
+def test_null_maximum_is_joined_over_cells():
+    """The maximum over two halves of the features is the maximum over all of them, on the z scale."""
+    data = null_data(n_features=300)
+    kept, settings = informative(data), Inference(statistic="t", n_permutations=300)
+    parts = [infer([Cell(PLACE, data, half)], settings, seed=1, split="test")[1] for half in np.array_split(kept, 2)]
+    whole = infer([Cell(PLACE, data, kept)], settings, seed=1, split="test")[1]
+    assert_allclose(np.maximum(*parts), whole)
+
+
+def test_bh_raises_the_number_of_label_permutations():
+    """Counted p must reach alpha / m: 100 relabellings asked for, m / alpha drawn."""
+    data = null_data(between=True, n_features=100)
+    cell = Cell(PLACE, data, informative(data))
+    outcome = infer([cell], Inference(correction="fdr_bh", n_permutations=100), seed=1, split="test")[0][0]
+    assert outcome.relabelling.n == len(cell.kept) / 0.05
+
+
+def test_step_down_refuses_two_kinds_of_relabelling():
+    """Flips and label permutations have no common order of maxima."""
+    cells = [Cell(PLACE, d, informative(d)) for d in (null_data(n_features=60), null_data(between=True, n_features=60))]
+    with pytest.raises(DataError, match="one kind of relabelling"):
+        infer(cells, Inference(correction="stepdown"), seed=1, split="test")
