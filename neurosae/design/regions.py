@@ -65,7 +65,7 @@ def _before(text: str, slot: Span | None) -> Span | None:
 def _after(text: str, slot: Span | None, n: int) -> Span | None:
     if slot is None:
         return None
-    found = [word for word in words(text) if word[0] >= slot[1] and text[word[0] - 1].isspace()]
+    found = [word for word in words(text) if word[0] >= slot[1]]
     return (found[0][0], found[n - 1][1]) if len(found) >= n else None
 
 
