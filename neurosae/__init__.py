@@ -29,14 +29,14 @@ _WHERE = {
     "neurosae.extraction.source": ("OFFLINE", "find_checkpoint", "is_hub_id"),
     "neurosae.extraction.store": ("stored_responses",),
     "neurosae.dictionary.evaluate": ("evaluate_dictionary",),
-    "neurosae.dictionary.load": ("load_dictionary",),
+    "neurosae.dictionary.load": ("load_dictionary", "train_sites"),
     "neurosae.dictionary.texts": ("read_texts", "sample_texts"),
     "neurosae.dictionary.train": ("train_dictionaries", "train_dictionary"),
     "neurosae.stats.contrast": ("contrast", "null_rate"),
-    "neurosae.stats.rsa": ("rdms", "rsa"),
+    "neurosae.stats.rsa": ("model_rdms", "rdms", "rsa"),
     "neurosae.stats.simulate": ("simulate",),
     "neurosae.report.html": ("write_report",),
-    "neurosae.stages": ("Study", "write_table"),
+    "neurosae.stages": ("Finished", "Study", "open_study", "write_table"),
     "neurosae.study": (
         *(
             "calibrate_study",

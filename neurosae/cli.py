@@ -25,6 +25,7 @@ Two YAML files make a study: a DESIGN (factors, frames, items) and an ANALYSIS (
 Add --debug to any verb to see the traceback of an error.
 A second run reuses what is stored; a killed run continues. Nothing uses the network unless the analysis names a hub id.
 """
+INTERRUPTED = 130
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of all studies; each gets a folder of its name.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N. Refused, not replaced, when it is missing.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; replaces model.dtype of the analysis.")]
@@ -145,14 +146,21 @@ def run(
 def main() -> None:
     """Entry point: errors on one line, a traceback only with --debug."""
     try:
-        app([word for word in sys.argv[1:] if word != "--debug"])
+        # typer turns Ctrl-C into exit code 130 without a word; not standalone, it hands the code over
+        code = app([word for word in sys.argv[1:] if word != "--debug"], standalone_mode=False)
+        if code == INTERRUPTED:
+            _fail("interrupted; what was finished is stored, and the same command continues.", code=INTERRUPTED)
+        sys.exit(code if isinstance(code, int) else 0)
     except NeurosaeError as error:
         _fail(str(error), code=1)
-    except KeyboardInterrupt:
-        _fail("interrupted; what was finished is stored, and the same command continues.", code=130)
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         _fail(f"cannot use{where}: {(error.strerror or str(error)).lower()}.", code=1)
+    except Exception as error:  # wrong usage: typer's own error knows how to show itself
+        if not hasattr(error, "show"):
+            raise
+        error.show()
+        sys.exit(getattr(error, "exit_code", 2))
 
 
 def _fail(message: str, *, code: int) -> None:

@@ -52,6 +52,40 @@ class Study:
     mapper: Callable[..., Iterable[Any]]
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A finished study, read from its folder.
+
+    Attributes
+    ----------
+    stimuli, results : tables
+    provenance : the record of `provenance.json`
+    responses : {site: AnnData}, not aligned; empty where the store beside the study was removed
+    """
+
+    folder: Path
+    stimuli: pd.DataFrame
+    results: pd.DataFrame
+    provenance: Mapping[str, Any]
+    responses: Mapping[str, Any]
+
+
+def open_study(folder: str | Path) -> Finished:
+    """Read a finished study: stimuli, responses, results and provenance.
+
+    Raises
+    ------
+    StoreError
+        The folder holds no finished study.
+    """
+    folder = Path(folder)
+    results, design = ns.read_results(folder), ns.load_design(folder / "design.yaml")
+    provenance, stimuli = read_json(folder / "provenance.json"), ns.expand(design)
+    key = read_json(folder.parent / "_store" / str(provenance.get("responses", ""))[:12] / "key.json")
+    stored = ns.stored_responses(folder.parent, key, stimuli=stimuli, design=design) if key else None
+    return Finished(folder, stimuli, results, provenance, stored or {})
+
+
 def say(study: Study, line: str) -> None:
     """One line for the reader of the terminal, and for `log.txt`."""
     print(line, file=sys.stderr, flush=True)

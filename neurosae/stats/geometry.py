@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from anndata import AnnData
 from threadpoolctl import threadpool_limits
 
 from neurosae.design.weights import Effect, compile_effect
@@ -42,7 +41,7 @@ class Place:
     site: str
     region: str
     position: int
-    adata: AnnData
+    adata: Any
     design: Design
     found: rdm.Patterns
     gram: np.ndarray
@@ -87,7 +86,7 @@ def question(
     return Question("rsa", ask, effects, as_record(inference, Inference, name="inference"), seed)
 
 
-def places(asked: Question, responses: AnnData | Mapping[str, AnnData]) -> tuple[list[Place], dict[Key, str]]:
+def places(asked: Question, responses: Any) -> tuple[list[Place], dict[Key, str]]:
     """Every place whose RDM can be computed, and why the others cannot be.
 
     Raises
@@ -111,8 +110,8 @@ def places(asked: Question, responses: AnnData | Mapping[str, AnnData]) -> tuple
     return found, failed
 
 
-def _sites(responses: AnnData | Mapping[str, AnnData], wanted: Sequence[str] | None) -> dict[str, AnnData]:
-    if isinstance(responses, AnnData):
+def _sites(responses: Any, wanted: Sequence[str] | None) -> dict[str, Any]:
+    if not isinstance(responses, Mapping):
         responses = {str(responses.var_names[0]).rpartition("/")[0]: responses}
     for site in wanted or ():
         if site not in responses:
@@ -120,7 +119,7 @@ def _sites(responses: AnnData | Mapping[str, AnnData], wanted: Sequence[str] | N
     return {site: responses[site] for site in wanted or responses}
 
 
-def _regions(wanted: Sequence[str], adata: AnnData) -> list[str]:
+def _regions(wanted: Sequence[str], adata: Any) -> list[str]:
     """Regions of the rows; one that is locked to its start and to its end has rows as `region@start`, `region@end`."""
     known = list(dict.fromkeys(adata.obs["region"].astype(str)))
     found = []
@@ -141,7 +140,7 @@ def _check_conditions(conditions: Sequence[str], design: Design) -> None:
         raise DataError(f"conditions name no factor; name at least one of {', '.join(design.factors)}.")
 
 
-def _place(asked: Question, adata: AnnData, design: Design, *, key: Key) -> Place:
+def _place(asked: Question, adata: Any, design: Design, *, key: Key) -> Place:
     site, region, position = key
     factors = [name for name in asked.ask.conditions if name != "frame"]
     cells = item_cells(

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 from threadpoolctl import threadpool_limits
 
 from neurosae.errors import DataError
@@ -35,7 +34,7 @@ UNRANKED = 0.3  # reliability below which models are not ranked
 
 
 def rsa(
-    responses: AnnData | Mapping[str, AnnData],
+    responses: Any,
     *,
     models: Mapping[str, Mapping[str, Any]],
     conditions: Sequence[str],
@@ -111,7 +110,7 @@ def run(responses: Any, ask: RsaBlock, *, study: Any, earlier: Mapping[str, Test
 
 
 def rdms(
-    responses: AnnData | Mapping[str, AnnData],
+    responses: Any,
     *,
     conditions: Sequence[str],
     region: str | Sequence[str],
@@ -136,7 +135,7 @@ def rdms(
 
 
 def model_rdms(
-    responses: AnnData | Mapping[str, AnnData],
+    responses: Any,
     *,
     models: Mapping[str, Mapping[str, Any]],
     conditions: Sequence[str],

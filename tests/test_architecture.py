@@ -1,0 +1,195 @@
+"""The house rules: layers, fences, sizes, parameters, no globals, registries that equal their schemas."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from fnmatch import fnmatch
+from importlib import import_module
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+import neurosae as ns
+
+PACKAGE = Path(__file__).resolve().parent.parent / "neurosae"
+PATHS = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in sorted(PACKAGE.rglob("*.py"))}
+PATHS = {name: path for name, path in PATHS.items() if not name.endswith("__init__")}
+MODULES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in PATHS.items()}
+
+# A module imports only from layers with a smaller number, also inside functions; equal numbers never import each other.
+LAYERS = """
+0  errors spec.words
+1  spec.fields spec.files spec.frames
+2  spec.load spec.effects spec.sites spec.results
+3  spec.blocks spec.design
+4  spec.analysis design.regions design.units design.weights
+5  spec.editor design.exchange design.expand design.confounds extraction.sites extraction.tokens extraction.packing
+6  design.check_report design.cautions design.token_checks extraction.source extraction.cells extraction.responses
+7  design.checks extraction.align extraction.store extraction.model dictionary.topk
+8  stats.kernels stats.effects stats.moderation stats.multiplicity dictionary.record dictionary.texts
+9  stats.relabel stats.tails stats.rdm stats.simulate dictionary.learn dictionary.stream extraction.shard
+10 stats.flips stats.units dictionary.checkpoint dictionary.evaluate extraction.run
+11 stats.statistics stats.length dictionary.train
+12 stats.family stats.geometry dictionary.load
+13 stats.rows stats.rsa
+14 stats.contrast
+15 report.style report.wording report.references report.stored
+16 report.tables
+17 report.figures_features report.figures_pattern report.figures_univariate report.result_tables
+18 report.figures report.prose report.sections
+19 report.methods
+20 report.html
+21 provenance
+22 stages
+23 study
+24 cli
+"""
+RANK = {name: int(line.split()[0]) for line in LAYERS.strip().splitlines() for name in line.split()[1:]}
+
+# Third parties that are heavy, or that only one part of the house should know.
+ONLY = {
+    "torch": ["extraction.model", "extraction.shard", "dictionary.*"],
+    "transformer_lens": ["extraction.model"],
+    "transformers": ["extraction.model"],
+    "huggingface_hub": ["extraction.source"],
+    "sae_lens": ["dictionary.*"],
+    "tokenizers": ["extraction.tokens"],
+    "safetensors": ["dictionary.*"],
+    "anndata": ["extraction.responses", "extraction.store"],
+    "zarr": ["extraction.store"],
+    "numba": ["stats.*"],
+    "rsatoolbox": ["stats.rsa", "stats.rdm"],
+    "statsmodels": ["stats.*"],
+    "pingouin": ["stats.*"],
+    "matplotlib": ["report.figures*", "report.style"],
+    "seaborn": ["report.figures*", "report.style"],
+    "jinja2": ["report.html"],
+    "yaml": ["spec.load"],
+    "pydantic": ["spec.*"],
+    "pydantic_core": ["spec.*"],
+    "typer": ["cli"],
+    "nilearn": [],
+    "mne": [],
+    "scanpy": [],
+}
+
+
+def statements(tree: ast.AST):
+    """Every node that runs: what stands under `if TYPE_CHECKING:` is left out."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        yield node
+        yield from statements(node)
+
+
+def imported(node: ast.AST):
+    """Dotted names that a node imports, ours without `neurosae.`."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name.removeprefix("neurosae.") for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "imports are absolute"
+        base = (node.module or "").removeprefix("neurosae").strip(".")
+        for alias in node.names:
+            name = f"{base}.{alias.name}".strip(".")
+            yield name if name in PATHS else base
+
+
+def functions(tree: ast.AST):
+    """Every function and method."""
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def body_lines(function: ast.FunctionDef) -> int:
+    """Lines of a function without its signature and docstring."""
+    body = function.body
+    if isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        body = body[1:]
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+def test_every_module_has_a_layer():
+    """A new module is placed on purpose."""
+    assert set(RANK) == set(MODULES)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_down(name):
+    """A module imports only from lower layers, and third parties only where they belong."""
+    for node in statements(MODULES[name]):
+        for other in imported(node):
+            assert other not in RANK or RANK[other] < RANK[name], f"{name} imports {other}"
+            top = other.split(".")[0]
+            allowed = ONLY.get(top, ["*"])
+            assert any(fnmatch(name, pattern) for pattern in allowed), f"{name} imports {top}; only {allowed} may"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_sizes(name):
+    """A file is one thing, and a function fits on a screen."""
+    assert len(PATHS[name].read_text(encoding="utf-8").splitlines()) <= 400
+    long = {f.name: n for f in functions(MODULES[name]) if (n := body_lines(f)) > 60}
+    assert not long
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_few_parameters(name):
+    """At most seven parameters, three of them positional."""
+    for function in functions(MODULES[name]):
+        spec = function.args
+        positional = [a.arg for a in (*spec.posonlyargs, *spec.args) if a.arg not in ("self", "cls")]
+        assert len(positional) <= 3, function.name
+        assert len(positional) + len(spec.kwonlyargs) <= 7, function.name
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_state_and_no_pickle(name):
+    """No globals, no pickle from disk, no evaluation of text, no open loops to the network."""
+    names = {n.id for n in ast.walk(MODULES[name]) if isinstance(n, ast.Name)}
+    assert not any(isinstance(n, ast.Global | ast.Nonlocal) for n in ast.walk(MODULES[name]))
+    assert not names & {"eval", "exec", "pickle"}
+
+
+@pytest.mark.parametrize("name", sorted(ns.__all__))
+def test_public_names_are_documented(name):
+    """Every public name resolves, functions have a docstring, and nothing is called like a subpackage."""
+    thing = getattr(ns, name)
+    assert not (PACKAGE / name).is_dir()
+    if inspect.isfunction(thing):
+        assert inspect.getdoc(thing)
+        assert not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(thing).parameters.values())
+
+
+def test_import_is_light():
+    """`import neurosae` loads none of the heavy packages, nor does checking a design."""
+    heavy = "{'torch', 'anndata', 'transformers', 'numba', 'sae_lens', 'matplotlib', 'rsatoolbox'}"
+    code = f"import sys, neurosae; neurosae.load_analysis, neurosae.check; print(sorted({heavy} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_literals_equal_registries():
+    """What YAML may name is exactly what the code can do."""
+    from neurosae.spec.analysis import Positions
+    from neurosae.spec.blocks import Correction, Inference, Statistic
+
+    aligned = import_module("neurosae.extraction.align").ALIGNMENTS
+    assert set(get_args(Positions.model_fields["align"].annotation)) == set(aligned)
+    assert set(get_args(Positions.model_fields["tokens"].annotation)) == set(
+        import_module("neurosae.extraction.responses").COLLAPSE
+    )
+    assert set(get_args(Statistic)) == set(import_module("neurosae.stats.statistics").STATISTICS)
+    assert set(get_args(Correction)) == set(import_module("neurosae.stats.family").CORRECTIONS)
+    assert Inference().correction in get_args(Correction)
+
+
+def test_no_path_of_a_machine_is_in_the_tree():
+    """The package speaks of itself alone."""
+    for path in PATHS.values():
+        text = path.read_text(encoding="utf-8")
+        assert "/home/" not in text
+        assert "/work/" not in text
