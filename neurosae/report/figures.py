@@ -11,7 +11,15 @@ from matplotlib.figure import Figure
 from neurosae.report.figures_features import cells, items, profile
 from neurosae.report.figures_pattern import fits, rdms, weights
 from neurosae.report.figures_univariate import null_maximum, strip, volcano
-from neurosae.report.stored import Study, alpha_of, effect_ends, effect_weights, factor_levels, section
+from neurosae.report.stored import (
+    Study,
+    alpha_of,
+    compiled_effects,
+    effect_ends,
+    effect_weights,
+    factor_levels,
+    section,
+)
 from neurosae.report.tables import KEY, distinct, is_found, ranked, rows_tested
 from neurosae.report.wording import plural, slug
 
@@ -170,7 +178,8 @@ def _top(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Drawing]:
         words = (
             f"Mean activation per cell; the area of a dot is the share of items in which the feature is active. {said}"
         )
-        figure = cells(chosen, factors=factor_levels(study), top=n_shown)
+        named = {name: effect.factors for name, effect in compiled_effects(study).items()}
+        figure = cells(chosen, factors=factor_levels(study), named=named, top=n_shown)
         yield Drawing(f"{slug(test)}-cells", "cells", test, "Cell means", words, figure, wide=n_shown > 2)
 
 

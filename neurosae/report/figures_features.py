@@ -52,10 +52,11 @@ def profile(table: pd.DataFrame, *, alpha: float = 0.05, top: int = 20) -> Figur
     names = list(dict.fromkeys(n for n in rows.loc[rows_found(rows, alpha).index, "name"]))[:top]
     names.sort(key=lambda n: list(dict.fromkeys(rows["site"])).index(n.rsplit("/", 1)[0]))
     columns = list(dict.fromkeys(rows["column"]))
-    first = rows.drop_duplicates(["name", "column"])
+    # Two tests may ask the same thing; the one with the smaller corrected p is shown.
+    first = rows.sort_values("p_corr", kind="stable").drop_duplicates(["name", "column"])
     grid = first.pivot(index="name", columns="column", values="effsize").reindex(index=names, columns=columns)
     p = first.pivot(index="name", columns="column", values="p_corr").reindex(index=names, columns=columns)
-    figure = canvas(1.9 + 1.05 * len(columns), 1.3 + 0.235 * max(len(names), 1))
+    figure = canvas(1.9 + 1.05 * len(columns), 1.3 + max(0.235 * len(names), 1.1))
     axes = figure.add_subplot()
     values = grid.to_numpy(dtype=float, na_value=np.nan)
     limit = max(float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 1.0, 1e-9)
@@ -161,7 +162,13 @@ def _two_groups(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 @drawn
-def cells(table: pd.DataFrame, *, factors: Mapping[str, Sequence[str]] | None = None, top: int = 8) -> Figure:
+def cells(
+    table: pd.DataFrame,
+    *,
+    factors: Mapping[str, Sequence[str]] | None = None,
+    named: Mapping[str, Sequence[str]] | None = None,
+    top: int = 8,
+) -> Figure:
     """Mean activation per cell of the top features; with two factors or more the lines of an interaction plot.
 
     Parameters
@@ -170,39 +177,54 @@ def cells(table: pd.DataFrame, *, factors: Mapping[str, Sequence[str]] | None = 
         Long table `site region position effect feature cell mean density n`; `cell` joins levels by "/" in the
         order of `factors`. The area of a dot shows the share of items in which the feature is active.
     factors : mapping from factor to its levels, in design order, optional
+    named : mapping from effect to the factors it names, optional; they are drawn, the others averaged
     top : int
         At most this many features.
     """
-    table = table.assign(**{c: table[c].astype(object) for c in KEY})
+    table, levels = table.assign(**{c: table[c].astype(object) for c in KEY}), factors or {}
     groups = list(table.groupby(KEY, sort=False, dropna=False))[:top]
-    figure = canvas(*_grid_size(len(groups)))
+    figure, pairs = canvas(*_grid_size(len(groups))), set()
     for number, (key, rows) in enumerate(groups):
         axes = figure.add_subplot(*_grid_shape(len(groups)), number + 1)
         parts = rows["cell"].astype(str).str.split("/", expand=True)
-        split = len(factors or {}) >= 2 and parts.shape[1] >= len(factors or {})
-        (_lines if split else _dots)(axes, rows, factors or {})
+        if len(levels) >= 2 and parts.shape[1] >= len(levels):
+            first = [f for f in (named or {}).get(str(key[3]), ()) if f in levels]
+            shown = (*first, *(f for f in levels if f not in first))[:2]
+            pairs.add(shown)
+            _lines(axes, rows, levels, shown=shown)
+        else:
+            _dots(axes, rows, levels)
         _head(axes, feature_name(key[0], key[4]), _subtitle(key, table))
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.set_ylim(0, None) if (rows["mean"] >= 0).all() else None
         axes.margins(x=0.25)
         tidy(axes, grid="y")
-        if number == 0 and split:
-            axes.legend(
-                title=plain(list(factors or {})[1]), fontsize=7.5, title_fontsize=7.5, loc="best", handlelength=1.2
-            )
         if number % _grid_shape(len(groups))[1] == 0:
             axes.set_ylabel("mean activation")
+    _legends(figure, pairs)
     return figure
+
+
+def _legends(figure: Figure, pairs: set[tuple[str, ...]]) -> None:
+    """One legend where all panels draw the same lines, else one in each."""
+    for axes in figure.axes:
+        lines = axes.get_legend_handles_labels()
+        if lines[0] and len(pairs) == 1:
+            title = plain(next(iter(pairs))[1])
+            figure.legend(*lines, title=title, loc="outside right upper", title_fontsize=8.5)
+            return
+        if lines[0]:
+            axes.legend(fontsize=7, handlelength=1.2)
 
 
 def _areas(rows: pd.DataFrame) -> np.ndarray:
     return 8 + 60 * rows["density"].fillna(0).to_numpy(dtype=float)
 
 
-def _lines(axes: Axes, rows: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> None:
-    (first, across), (_, lines) = list(factors.items())[:2]
-    parts = rows["cell"].astype(str).str.split("/", expand=True)
-    rows = rows.assign(a=parts[0], b=parts[1])
+def _lines(axes: Axes, rows: pd.DataFrame, factors: Mapping[str, Sequence[str]], *, shown: Sequence[str]) -> None:
+    across, lines = (factors[f] for f in shown)
+    parts, order = rows["cell"].astype(str).str.split("/", expand=True), list(factors)
+    rows = rows.assign(a=parts[order.index(shown[0])], b=parts[order.index(shown[1])])
     # Further factors are averaged: cells count equally.
     means = rows.groupby(["a", "b"], sort=False)[["mean", "density"]].mean().reset_index()
     colours = (MINUS, PLUS, ACCENT, *[MUTED] * len(lines))
@@ -212,7 +234,7 @@ def _lines(axes: Axes, rows: pd.DataFrame, factors: Mapping[str, Sequence[str]])
         axes.plot(range(len(across)), one["mean"], color=colour, linewidth=1.6, linestyle=style, label=plain(level))
         axes.scatter(range(len(across)), one["mean"], s=_areas(one), c=colour, linewidths=0, zorder=3)
     axes.set_xticks(range(len(across)), [shorten(level, 12) for level in across])
-    axes.set_xlabel(plain(first), fontsize=8)
+    axes.set_xlabel(plain(shown[0]), fontsize=8)
 
 
 def _dots(axes: Axes, rows: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> None:

@@ -39,7 +39,7 @@ def weights(table: pd.DataFrame) -> Figure:
         Index: names of effects; columns: cells, levels joined by "/".
     """
     values = table.to_numpy(dtype=float)
-    figure = canvas(1.7 + 0.78 * table.shape[1], 0.75 + 0.42 * table.shape[0])
+    figure = canvas(1.7 + 0.78 * table.shape[1], 0.85 + 0.42 * table.shape[0])
     axes = figure.add_subplot()
     limit = max(float(np.abs(values).max()) if values.size else 1.0, 1e-9)
     axes.pcolormesh(values, cmap=DIVERGING, vmin=-limit, vmax=limit, edgecolors=PAPER, linewidth=1.5)
@@ -47,7 +47,10 @@ def weights(table: pd.DataFrame) -> Figure:
         ink = LIGHT if abs(value) > 0.75 * limit else DARK
         words = "0" if value == 0 else f"{value:+.3g}".replace("-", "−")
         axes.text(j + 0.5, i + 0.5, words, ha="center", va="center", fontsize=9, color=ink)
-    axes.set_xticks(np.arange(table.shape[1]) + 0.5, [shorten(c, 16) for c in table.columns])
+    axes.set_xticks(
+        np.arange(table.shape[1]) + 0.5,
+        ["\n".join(shorten(level, 14) for level in c.split("/")) for c in table.columns],
+    )
     axes.set_yticks(np.arange(table.shape[0]) + 0.5, [shorten(e) for e in table.index])
     axes.invert_yaxis()
     axes.xaxis.tick_top()

@@ -53,8 +53,8 @@ def _material(study: Study) -> Iterator[str]:
         seed = f" (seed {design.partition.seed})" if design.partition else ""
         yield (
             f"Items were divided at random{seed} into "
-            f"{listed(f'{n} {s} items' for s, n in sizes.items())}; features were chosen on the first "
-            "and tested on the second only."
+            f"{listed(f'{n} {s} items' for s, n in sizes.items())}; the former serve to choose "
+            "features, the latter to test them."
         )
     yield (
         "The item was the unit of replication [clark1973]; stimuli of one item were averaged over "

@@ -32,6 +32,9 @@ STATISTICS = {
 }
 
 
+RANKED = 0.3  # reliability of an RDM below which models are not ranked
+
+
 @dataclass(frozen=True)
 class Statement:
     """One sentence of the summary.
@@ -56,7 +59,7 @@ class Statement:
 
 
 def statements(study: Study) -> list[Statement]:
-    """The summary: one statement per contrast and per RSA test, in the order of the tests."""
+    """The summary: one statement per contrast and per RSA test, in the order of the tests; localizers come last."""
     out: list[Statement] = []
     for test in distinct(study.results["test"]):
         rows = study.results[study.results["test"] == test]
@@ -64,7 +67,7 @@ def statements(study: Study) -> list[Statement]:
             out.append(_pattern(study, test, rows))
         else:
             out.extend(_contrast(study, part, name=(test, effect)) for effect, part in _by_effect(rows))
-    return out
+    return sorted(out, key=lambda s: s.localizer)
 
 
 def _by_effect(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -79,30 +82,32 @@ def _where(rows: pd.DataFrame) -> str:
 
 
 def _contrast(study: Study, rows: pd.DataFrame, *, name: tuple[str, str]) -> Statement:
-    test, effect = name
-    alpha, tested = alpha_of(study), rows_tested(rows)
-    localizer = distinct(rows["split"]) == ["localizer"]
-    place = _where(rows)
+    (test, effect), alpha, tested = name, alpha_of(study), rows_tested(rows)
+    localizer, place = distinct(rows["split"]) == ["localizer"], _where(rows)
     if not len(tested):
         text = f"No feature could be tested for {effect}{place}."
         return Statement(test, effect, "untested", "–", text, _why_untested(rows), localizer)
-    found, low, high = rows_found(tested, alpha), *effect_ends(study).get(effect, ("− cells", "+ cells"))
-    best = ranked(tested).iloc[0]
-    adjust, method = first_known(tested["p_adjust"], "none"), first_known(tested["p_method"])
-    claim = "exploratory" if adjust == "none" or method == "parametric" else "found"
-    of = plural(len(tested), "tested feature")
-    if len(found):
-        more = int((found["value"] > 0).sum())
-        verb = "responds" if len(found) == 1 else "respond"
-        text = f"{len(found):,} of {of} {verb} to {effect}{place}: {_directions(more, len(found) - more, (low, high))}."
-        detail = f"The strongest is {_example(best)}."
-        return Statement(test, effect, claim, f"{len(found):,}", text, f"{_held(tested, alpha)} {detail}", localizer)
-    text = f"None of {of} is found to respond to {effect}{place}."
-    detail = (
-        f"The most extreme is {_example(best)}. This does not show that there is no effect: with "
-        f"{plural(_units(tested), 'item')} only large and consistent differences can be found."
-    )
-    return Statement(test, effect, "nothing", "0", text, f"{_held(tested, alpha)} {detail}", localizer)
+    found, held = rows_found(tested, alpha), _held(tested, alpha)
+    n_tested, n_found = _n_features(tested), _n_features(found)
+    several = n_tested < len(tested)
+    if not len(found):
+        of = f"{plural(n_tested, 'tested feature')}{f' ({len(tested):,} tests)' if several else ''}"
+        detail = f"{held} The most extreme is {_example(ranked(tested).iloc[0])}."
+        return Statement(
+            test, effect, "nothing", "0", f"None of {of} is found to respond to {effect}{place}.", detail, localizer
+        )
+    exploratory = first_known(tested["p_adjust"], "none") == "none" or first_known(tested["p_method"]) == "parametric"
+    more = int((found["value"] > 0).sum())
+    ways = _directions(more, len(found) - more, effect_ends(study).get(effect, ("− cells", "+ cells")))
+    tests = f", in {len(found):,} of {len(tested):,} tests" if several else ""
+    verb = "responds" if n_found == 1 else "respond"
+    text = f"{n_found:,} of {plural(n_tested, 'tested feature')} {verb} to {effect}{place}{tests}: {ways}."
+    detail = f"{held} The strongest is {_example(ranked(tested).iloc[0])}."
+    return Statement(test, effect, "exploratory" if exploratory else "found", f"{n_found:,}", text, detail, localizer)
+
+
+def _n_features(rows: pd.DataFrame) -> int:
+    return len(rows[["site", "feature"]].drop_duplicates())
 
 
 def _directions(more: int, less: int, ends: tuple[str, str]) -> str:
@@ -122,7 +127,9 @@ def _held(rows: pd.DataFrame, alpha: float) -> str:
         return f"Not corrected: {words}; about {alpha:.0%} of features without an effect would be counted."
     sizes = rows["n_family"].dropna()
     size = f" over {plural(int(sizes.max()), 'test')}" if len(sizes) else ""
-    return f"Corrected{size}, {words}, at {alpha:g}; {plural(_units(rows), first_known(rows['unit'], 'item'))}."
+    unit = first_known(rows["unit"], "item")
+    items = plural(_units(rows), "item") + ("" if unit == "item" else f" (exchanged: {unit})")
+    return f"Corrected{size}, {words}, at {alpha:g}; {items}."
 
 
 def _example(row: pd.Series) -> str:
@@ -168,14 +175,12 @@ def _pattern(study: Study, test: str, rows: pd.DataFrame) -> Statement:
     if other := [n for n in distinct(known["effect"]) if n not in names]:
         parts.append(f"{listed(other)} {'is' if len(other) == 1 else 'are'} described, not tested")
     best = known.loc[known["value"].idxmax()]
-    fit = (
-        f"The best fit is {best['effect']} at {best['site']} · {best['region']}, "
-        f"{str(best['stat']).replace('_', ' ')} = {digits(best['value'])}"
-    )
+    kind = f"{str(best['stat']).replace('_', ' ')} = {digits(best['value'])}"
+    fit = f"The best fit is {best['effect']} at {best['site']} · {best['region']}, {kind}{_ceiling(best)}"
     held = f"{_held(tested, alpha)} " if len(tested) else ""
     verdict = "found" if seen else "nothing" if names else "exploratory"
     number = f"{len(seen)}/{len(names)}" if names else digits(best["value"], 2)
-    return Statement(test, "", verdict, number, "; ".join(parts) + ".", f"{held}{fit}{_ceiling(best)}.", localizer)
+    return Statement(test, "", verdict, number, "; ".join(parts) + ".", f"{held}{fit}.", localizer)
 
 
 def _in_places(name: str, found: pd.DataFrame, tested: pd.DataFrame) -> str:
@@ -185,12 +190,10 @@ def _in_places(name: str, found: pd.DataFrame, tested: pd.DataFrame) -> str:
 
 def _ceiling(row: pd.Series) -> str:
     known = {c: row.get(f"x_{c}") for c in ("ceiling", "reliability")}
-    parts = [
-        f"{c.replace('ceiling', 'noise ceiling')} {digits(v)}"
-        for c, v in known.items()
-        if v is not None and pd.notna(v)
-    ]
-    return f" ({', '.join(parts)})" if parts else ""
+    known = {c: float(v) for c, v in known.items() if v is not None and pd.notna(v)}
+    parts = [f"{c.replace('ceiling', 'noise ceiling')} {digits(v)}" for c, v in known.items()]
+    low = "; too unreliable to rank models" if known.get("reliability", 1) < RANKED else ""
+    return f" ({', '.join(parts)}{low})" if parts else ""
 
 
 def headline(study: Study) -> list[tuple[str, str]]:

@@ -67,6 +67,7 @@ def result_table(study: Study, test: str) -> dict[str, Any]:
     rows = study.results[study.results["test"] == test]
     numbered = ranked(rows[has_numbers(rows)])
     shown = numbered.head(MAX_ROWS).reset_index(drop=True)
+    remarks, shown["note"] = _shared_notes(shown["note"])
     columns = [(head, cells) for head, cells in _columns(shown) if any(c["text"] not in ("", "–") for c in cells)]
     columns = columns or [
         ({"label": "row", "about": "", "kind": "text"}, [{"text": "", "sort": "", "class": ""}] * len(shown))
@@ -88,8 +89,16 @@ def result_table(study: Study, test: str) -> dict[str, Any]:
             {"status": _said(s), "note": _said(n), "n": f"{int(total):,}"} for (s, n), total in notes.sum().items()
         ],
         "n_silent_rows": len(silent),
-        "remarks": distinct(shown["note"]) if shown["note"].notna().all() and shown["note"].nunique() == 1 else [],
+        "remarks": remarks,
     }
+
+
+def _shared_notes(notes: pd.Series) -> tuple[list[str], pd.Series]:
+    """The parts of the notes that every row has, said once, and what is left of each note."""
+    parts = [_said(note).split("; ") for note in notes]
+    shared = [p for p in dict.fromkeys(parts[0] if parts else []) if p and all(p in other for other in parts)]
+    left = ["; ".join(p for p in own if p not in shared) for own in parts]
+    return shared, pd.Series(left, index=notes.index, dtype="string")
 
 
 def _columns(rows: pd.DataFrame) -> Iterator[Column]:

@@ -32,7 +32,10 @@ def design_tables(study: Study) -> dict[str, Any]:
     for levels, rows in stimuli.groupby(names, observed=True, sort=True) if names else []:
         per = [int(rows.loc[rows["split"].astype(str) == s, "item"].nunique()) for s in splits]
         cells.append({"levels": [str(v) for v in levels], "items": per, "stimuli": len(rows)})
-    exchange = [{"what": k, "words": str(v)} for k, v in section(study.provenance, "exchangeability").items()]
+    same: dict[str, list[str]] = {}
+    for what, words in section(study.provenance, "exchangeability").items():
+        same.setdefault(str(words), []).append(str(what))
+    exchange = [{"what": ", ".join(names), "words": words} for words, names in same.items()]
     frames = [{"name": n, "text": t if isinstance(t, str) else "; ".join(_nested(t))} for n, t in design.frames.items()]
     return {
         "factors": factors,

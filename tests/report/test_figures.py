@@ -11,7 +11,7 @@ import pytest
 from matplotlib.colors import to_hex
 from synthetic import CELLS, WEIGHTS
 
-from neurosae.report.figures import FIGURES, draw_study
+from neurosae.report.figures import FIGURES
 from neurosae.report.stored import effect_weights
 from neurosae.report.style import MINUS, PLUS, REST, file_bytes, svg_text
 from neurosae.report.tables import rows_found, rows_tested
@@ -108,6 +108,18 @@ def test_cells_draws_the_means(study):
     assert np.allclose(axes.lines[1].get_ydata(), [mean["sg/pl"], mean["pl/pl"]])
 
 
+def test_cells_draws_the_factors_that_the_effect_names():
+    """Of three factors the named one is on the axis, the next is the lines, the rest is averaged."""
+    names = [f"{a}/{b}/{c}" for a in "pq" for b in "rs" for c in "tu"]
+    where = {"site": "late", "region": "w", "position": 0, "effect": "third", "feature": 1}
+    long = pd.DataFrame({**where, "cell": names, "mean": np.arange(8.0), "density": 0.5, "n": 12})
+    levels = {"one": ("p", "q"), "two": ("r", "s"), "three": ("t", "u")}
+    axes = FIGURES["cells"](long, factors=levels, named={"third": ("three",)}).axes[0]
+    assert axes.get_xlabel() == "three"
+    assert np.allclose(axes.lines[0].get_ydata(), [1, 2])
+    assert np.allclose(axes.lines[1].get_ydata(), [5, 6])
+
+
 def test_null_holds_every_relabelling(study, number):
     """The bars add up to the relabellings, and the line is the 5 % point."""
     null = study.nulls["number"]
@@ -146,12 +158,12 @@ def test_fits_draws_a_bar_per_model_and_place(study):
     assert sum(b.get_facecolor()[3] == 0 for b in bars) == (rows["p_corr"] > 0.05).sum()
 
 
-def test_draw_study_uses_every_registered_figure(study):
-    """Safe and distinct names; every kind of figure is drawn for a study that has everything."""
-    drawings = list(draw_study(study))
-    assert {d.kind for d in drawings} == set(FIGURES)
-    assert len({d.name for d in drawings}) == len(drawings)
-    assert all(re.fullmatch(r"[\w.-]+", d.name) for d in drawings)
+def test_draw_study_uses_every_registered_figure(study_folder):
+    """Safe names; every kind of figure is drawn for a study that has everything, as SVG and as PNG."""
+    names = sorted(p.stem for p in (study_folder / "figures").glob("*.svg"))
+    assert names == sorted(p.stem for p in (study_folder / "figures").glob("*.png"))
+    assert {n.rsplit("-")[-1] for n in names} == set(FIGURES)
+    assert all(re.fullmatch(r"[\w.-]+", n) for n in names)
 
 
 def test_figures_leave_the_session_as_it_was(number):

@@ -105,7 +105,7 @@ def test_write_report_refuses_what_is_no_folder(tmp_path):
 def evil_study(folder):
     """Every word that a user or a model can give is hostile: items, forms, notes, H0, model names, warnings."""
     words = [EVIL.replace("/", "⁄") + "/שלום$a$", "مفتاح/汉字<b>", 'x"y/<img src=x onerror=alert(1)>', *WORDS[3:16]]
-    write_study(folder, words=words, tests=("number",))
+    write_study(folder, words=words, tests=("interference",))
     table = read_results(folder)
     for column in ("note", "h0", "family"):
         table[column] = table[column].where(table[column].isna(), EVIL)
@@ -136,8 +136,10 @@ def test_page_escapes_stimuli_model_and_notes(tmp_path):
 
 def test_page_says_plainly_that_nothing_was_found(tmp_path):
     """No discovery: the summary says none of how many, and that this proves nothing."""
-    page = write_report(write_study(tmp_path / "null", strength=0.0, tests=("number",))).read_text(encoding="utf-8")
-    assert re.search(r"None of [\d,]+ tested features is found to respond to subject", page)
+    page = write_report(write_study(tmp_path / "null", strength=0.0, tests=("interference",))).read_text(
+        encoding="utf-8"
+    )
+    assert re.search(r"None of [\d,]+ tested features is found to respond to congruence", page)
     assert "does not show that there is no effect" in page
     assert "nothing found" in page
 
@@ -198,7 +200,7 @@ def test_page_of_a_screen_without_null_and_extras(tmp_path):
 
 def test_long_tables_are_cut_with_a_note(study, page):
     """At most 200 rows of a test are inline; the note says how many there are and where."""
-    number = page[page.index('id="test-number"') : page.index('id="test-attraction"')]
+    number = page[page.index('id="test-number"') : page.index('id="test-interference"')]
     assert number.count("<tr") <= 202
     assert "The 200 most extreme rows are shown here." in number
     assert "results.csv" in number

@@ -6,21 +6,22 @@ import dataclasses
 import re
 
 import pytest
-from synthetic import write_study
 
 from neurosae.report.methods import methods_text
 from neurosae.report.prose import headline, limits, statements
 from neurosae.report.references import REFERENCES
-from neurosae.report.stored import effect_ends, read_study
+from neurosae.report.stored import effect_ends
 from neurosae.report.tables import rows_found, rows_tested
 
 
 def test_statements_count_what_the_table_holds(study):
-    """One statement per test; its number is the number of found features."""
+    """One statement per test; it counts features, and tests where they are more."""
     said = {s.test: s for s in statements(study)}
     rows = study.results[study.results["test"] == "number"]
-    assert list(said) == ["number", "attraction", "interference", "geometry"]
-    assert said["number"].text.startswith(f"{len(rows_found(rows))} of {len(rows_tested(rows)):,} tested features")
+    assert list(said) == ["number", "interference", "geometry"]
+    found, tested = (part[["site", "feature"]].drop_duplicates() for part in (rows_found(rows), rows_tested(rows)))
+    assert said["number"].text.startswith(f"{len(found)} of {len(tested):,} tested features respond to subject")
+    assert f"in {len(rows_found(rows))} of {len(rows_tested(rows)):,} tests" in said["number"].text
     assert said["geometry"].number == "2/3"
 
 
@@ -51,9 +52,7 @@ def test_uncorrected_results_are_called_exploratory(study):
 def test_methods_carry_the_numbers_of_the_study(study):
     """Sizes, counts, relabellings, seed, level, versions and the prior are those of the stored files."""
     text = " ".join(methods_text(study)[0])
-    n = sum(
-        len(rows_tested(study.results[study.results["test"] == t])) for t in ("number", "attraction", "interference")
-    )
+    n = sum(len(rows_tested(study.results[study.results["test"] == t])) for t in ("number", "interference"))
     for words in (
         "48 items",
         "2 sentence frames",
@@ -82,9 +81,8 @@ def test_limits_hold_the_sentences_that_must_appear(study, words):
     assert any(words in line for line in limits(study))
 
 
-def test_limits_without_localizer_are_optimistic(tmp_path):
+def test_limits_without_localizer_are_optimistic(study):
     """No partition: the same items choose and estimate."""
-    folder = write_study(tmp_path / "s", tests=("number",))
-    text = (folder / "design.yaml").read_text()
-    (folder / "design.yaml").write_text(text.replace("partition: {localizer: 24, seed: 7}\n", ""))
-    assert any("optimistic" in line for line in limits(read_study(folder)))
+    design = study.design.model_copy(update={"partition": None})
+    assert any("optimistic" in line for line in limits(dataclasses.replace(study, design=design)))
+    assert not any("optimistic" in line for line in limits(study))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -94,3 +96,17 @@ def test_slugs_stay_apart_and_inside_their_folder():
     made = [slug(n) for n in names]
     assert len(set(made)) == len(names)
     assert not [m for m in made if "/" in m or m.startswith(".") or len(m) > 80]
+
+
+def test_result_table_says_shared_notes_once(study):
+    """A part of the note that every row has is one remark; what differs stays in the row."""
+    rows = study.results["test"] == "number"
+    tested = rows & (study.results["status"] == "ok")
+    note = (
+        study.results["note"]
+        .mask(tested, "items share a form")
+        .mask(tested & (study.results["feature"] == 1), "few items; items share a form")
+    )
+    table = result_table(dataclasses.replace(study, results=study.results.assign(note=note)), "number")
+    assert table["remarks"] == ["items share a form"]
+    assert {row["cells"][-1]["text"] for row in table["rows"]} == {"", "few items"}
