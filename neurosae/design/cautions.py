@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -15,12 +15,14 @@ from neurosae.spec.frames import between, frame_texts, pieces
 SHOWN = 5
 
 
-class Asked(Protocol):
-    """One effect of one test."""
+class Ask(NamedTuple):
+    """One effect of one test: where, on which items, and against which alternative."""
 
     test: str
     effect: str
     regions: tuple[str | None, ...]
+    split: str
+    alternative: str = "two-sided"
 
 
 def stimulus_warnings(design: Design, stimuli: pd.DataFrame, *, tested: set[str]) -> tuple[list[str], list[str]]:
@@ -61,7 +63,7 @@ def recurring(design: Design, *, tested: set[str]) -> list[str]:
 
 
 def region_warnings(
-    lexical: pd.DataFrame, asks: Sequence[Asked], *, regions: Sequence[str]
+    lexical: pd.DataFrame, asks: Sequence[Ask], *, regions: Sequence[str]
 ) -> tuple[list[str], list[str]]:
     """Warnings and notes: tests where nothing has differed yet, effects that are never free of their own words.
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from neurosae.design.cautions import region_warnings, stimulus_warnings
+from neurosae.design.cautions import Ask, region_warnings, stimulus_warnings
 from neurosae.design.check_report import CheckReport
 from neurosae.design.confounds import (
     cell_weights,
@@ -30,16 +30,6 @@ from neurosae.spec.design import Design, region_names
 from neurosae.spec.load import parse_yaml
 
 ALPHA = 0.05
-
-
-class Ask(NamedTuple):
-    """One effect of one test: where, on which items, and against which alternative."""
-
-    test: str
-    effect: str
-    regions: tuple[str | None, ...]
-    split: str
-    alternative: str = "two-sided"
 
 
 def check(
@@ -306,10 +296,12 @@ def _overlaps(design: Design, stimuli: pd.DataFrame, effects: Mapping[str, Effec
     if pairs:
         shown = ", ".join(f"{a} and {b}" for a, b in sorted(pairs))
         yield f"not orthogonal, so they share their evidence: {shown}."
-    for name, block in analysis.tests.items() if analysis is not None else ():
+    for name, block in (analysis.tests if analysis is not None else {}).items():
         choice = getattr(block, "features", None)
-        chooser = analysis.tests.get(choice.from_) if choice is not None else None
-        for effect in getattr(block, "effect", ()) if chooser is not None else ():
+        if choice is None or choice.from_ not in analysis.tests:
+            continue
+        chooser = analysis.tests[choice.from_]
+        for effect in block.effect:
             if effect not in chooser.effect:
                 yield (
                     f"{name}: features are chosen by {', '.join(chooser.effect)} and tested for {effect} on other "

@@ -22,24 +22,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
-from typing import Protocol
 
 import numpy as np
 
 from neurosae.design.units import Item, carriers, components, items_of
+from neurosae.design.weights import Effect
 from neurosae.errors import SpecError, unknown
 from neurosae.spec.design import Design
 from neurosae.spec.frames import between
 
 LARGEST = 50_000  # permutations of levels that are tried when a sign-reversing one is sought
-
-
-class Weighted(Protocol):
-    """What is needed of a compiled effect."""
-
-    cells: tuple[tuple[str, ...], ...]
-    weights: np.ndarray
-    factors: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -81,7 +73,7 @@ class Exchange:
 
 
 def exchangeability(
-    design: Design, effect: Weighted, *, items: Sequence[str], strata: Sequence[str] | None = None
+    design: Design, effect: Effect, *, items: Sequence[str], strata: Sequence[str] | None = None
 ) -> Exchange:
     """Derive the relabellings of an effect from the design.
 
@@ -149,7 +141,7 @@ def _group(item: Item, own: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(item.levels[name] for name in own)
 
 
-def _table(design: Design, effect: Weighted, own: tuple[str, ...]) -> np.ndarray:
+def _table(design: Design, effect: Effect, own: tuple[str, ...]) -> np.ndarray:
     rows, columns = _cells_of(design, own)
     table = np.zeros((len(rows), len(columns)))
     for cell, weight in zip(effect.cells, effect.weights, strict=True):
@@ -183,7 +175,7 @@ def _split(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _flips(
     design: Design,
-    effect: Weighted,
+    effect: Effect,
     part: Mapping[str, Item],
     *,
     datum: np.ndarray,
