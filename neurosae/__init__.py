@@ -38,16 +38,8 @@ _WHERE = {
     "neurosae.report.html": ("write_report",),
     "neurosae.stages": ("Finished", "Study", "open_study", "write_table"),
     "neurosae.study": (
-        *(
-            "calibrate_study",
-            "check_file",
-            "extract_study",
-            "needs_network",
-            "open_study",
-            "prepare_study",
-            "run_analysis",
-        ),
-        *("run_study", "summarize", "test_study", "train_study"),
+        *("calibrate_study", "check_file", "extract_study", "needs_network", "prepare_study"),
+        *("run_analysis", "run_study", "summarize", "test_study", "train_study"),
     ),
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}

@@ -144,8 +144,8 @@ def test_study(study: Study) -> pd.DataFrame:
             begin = time.monotonic()
             done[name] = run_test(study, name, responses, earlier=done)
             say(study, f"test {name}: {len(done[name].table):,} rows, {time.monotonic() - begin:.1f} s")
-        results = ns.stack(done, study.spec.inference)
-        ns.write_results(study.folder, results)
+        ns.write_results(study.folder, ns.stack(done, study.spec.inference))
+        results = ns.read_results(study.folder)  # what is returned is what is stored
         times = {"responses": extracted - started, "tests": time.monotonic() - extracted}
         write_json(study.folder / "provenance.json", study_provenance(study, responses, results, times=times))
     return results

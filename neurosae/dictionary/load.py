@@ -26,7 +26,7 @@ from neurosae.dictionary.record import (
 )
 from neurosae.dictionary.stream import context_rows, hook_width
 from neurosae.dictionary.texts import read_texts, sample_texts
-from neurosae.dictionary.train import make_site, train_dictionary, training_key
+from neurosae.dictionary.train import make_site, train_dictionaries, training_key
 from neurosae.errors import ModelError, unknown
 from neurosae.extraction.model import load_model
 from neurosae.extraction.sites import check_hook
@@ -89,6 +89,9 @@ def load_dictionary(
         if kind is None:
             raise ModelError(unknown("dictionary", ", ".join(block) or "none", DICTIONARIES))
         found = DICTIONARIES[kind](Ask(block, model, hook, Path(store) if store is not None else None))
+        if kind == "neurons" and texts is None:  # exact whatever the text, so none is written for it
+            exact = {"fvu_here": 0.0, "l0_here": float(found.d_in), "n_tokens": 0}
+            return replace(found, fit=exact | {"fvu_card": None, "l0_card": None, "warnings": ()})
         return check_fit(_at(found, model, hook), model, texts=texts)
     except ModelError as error:
         raise ModelError(f"{prefix}{error}") from error
@@ -145,15 +148,44 @@ def _release(ask: Ask) -> Dictionary:
 
 
 def _train(ask: Ask) -> Dictionary:
-    settings = dict(ask.block["train"])
-    paths = settings.pop("texts", None)
-    texts = list(read_texts(paths)) if paths else None
     if ask.store is None:
         raise ModelError("a dictionary that is trained needs a folder to be kept in; give store=, or --out.")
-    folder = ask.store / "_store" / "dictionaries"
-    full = make_site(ask.model, {**settings, "hook": ask.hook, "out": folder / "new"}).settings
-    key = training_key(ask.model, texts, hook=ask.hook, settings=full)
-    return train_dictionary(ask.model, texts, hook=ask.hook, out=folder / key[:12], settings=settings)
+    site = {"hook": ask.hook, "dictionary": ask.block}
+    folder = train_sites({"site": site}, ask.model, store=ask.store)["site"]
+    return read_folder(folder, device=ask.model.device)
+
+
+def train_sites(
+    sites: Mapping[str, Mapping[str, Any] | Any], model: Any, *, store: str | Path, texts: Sequence[str] = ()
+) -> dict[str, Path]:
+    """Train the dictionaries that sites ask for, several sites in one pass; what is finished already is kept.
+
+    Parameters
+    ----------
+    sites : for each name `{"hook": ..., "dictionary": {"train": {...}}}`, or such a block of an analysis
+    model : LanguageModel
+    store : folder of all studies; a dictionary lies in `<store>/_store/dictionaries/<hash12>`
+    texts : files or folders read instead of the sites' own `texts`; none of either: the model's own samples
+
+    Returns
+    -------
+    {name: folder of the finished dictionary}
+    """
+    groups: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    for name, site in sites.items():
+        hook, block = _parts(site)
+        settings = {key: value for key, value in block["train"].items() if value is not None}
+        own = settings.pop("texts", None) or ()
+        groups.setdefault(tuple(map(str, texts or own)), {})[name] = {**settings, "hook": hook}
+    folders: dict[str, Path] = {}
+    for paths, group in groups.items():
+        read = list(read_texts(paths)) if paths else None
+        for name, ask in group.items():
+            place = Path(store) / "_store" / "dictionaries"
+            full = make_site(model, {**ask, "out": place / "new"}).settings
+            folders[name] = place / training_key(model, read, hook=ask["hook"], settings=full)[:12]
+        train_dictionaries(model, read, {name: {**ask, "out": folders[name]} for name, ask in group.items()})
+    return {name: folders[name] for name in sites}
 
 
 def _neurons(ask: Ask) -> Dictionary:

@@ -307,6 +307,8 @@ def _named(effect: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def _sites(responses: AnnData | Mapping[str, AnnData]) -> dict[str, AnnData]:
     """Responses by site; a single AnnData carries its site's name in the index of its features, `site/feature`."""
     if isinstance(responses, Mapping):
+        if not responses:
+            raise DataError("there are no responses; give an AnnData of one site, or {site: AnnData}.")
         return dict(responses)
     return {str(responses.var_names[0]).rpartition("/")[0]: responses}
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import HOOK
 
 from neurosae.dictionary.evaluate import evaluate_dictionary, never_active, reconstruction, splice
 from neurosae.dictionary.record import neuron_dictionary
 from neurosae.dictionary.stream import context_rows
 from neurosae.dictionary.texts import make_contexts
 from neurosae.errors import DataError
+from tests.dictionary.conftest import HOOK
 
 
 @pytest.fixture(scope="module")

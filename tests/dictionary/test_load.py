@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import HOOK, TOY
 
 from neurosae.dictionary.load import DICTIONARIES, load_dictionary
 from neurosae.dictionary.record import read_folder, write_folder
 from neurosae.dictionary.train import train_dictionary
 from neurosae.errors import ModelError
 from neurosae.extraction.model import load_model
+from tests.dictionary.conftest import HOOK, TOY
 
 SMALL = {"d_sae": 64, "k": 4, "n_tokens": 20_000, "batch": 100}
 

@@ -7,12 +7,12 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from conftest import HOOK
 from torch.testing import assert_close
 
 from neurosae.dictionary.stream import batches, context_rows, hook_width, plan_blocks
 from neurosae.dictionary.texts import make_contexts
 from neurosae.errors import DataError
+from tests.dictionary.conftest import HOOK
 
 HOOKS = ["blocks.0.hook_resid_post", HOOK]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from synthetic import write_study
+
+from tests.report.synthetic import write_study
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
-from synthetic import CELLS, WEIGHTS
 
 from neurosae.report.figures import FIGURES
 from neurosae.report.stored import effect_weights
 from neurosae.report.style import MINUS, PLUS, REST, file_bytes, svg_text
 from neurosae.report.tables import rows_found, rows_tested
+from tests.report.synthetic import CELLS, WEIGHTS
 
 
 @pytest.fixture
@@ -175,13 +175,15 @@ def test_figures_leave_the_session_as_it_was(number):
 
 def test_odd_words_are_text_in_figures(study):
     """Dollars, tags, control characters, Arabic and Chinese are drawn as they are, without warnings."""
-    words = "$\\frac{1}{0}$ <script>x</script> \x07 汉字 مفتاح"
+    words = "$\\frac{1}{0}$ <script>x</script>"
+    ends = {"subject": ("汉字\x07", "مفتاح $")}
     long = study.extras["number", "items"].head(24).assign(site=words, item=words)
-    figure = FIGURES["items"](long, ends={"subject": (words, "$")})
+    figure = FIGURES["items"](long, ends=ends)
     svg = svg_text(figure, "f", words)
     outlines, png = file_bytes(figure)
     assert "<script" not in svg + outlines.decode()
-    assert "汉字" in svg
+    assert r"$\frac{1}{0}$" in svg
+    assert "مفتاح" in svg
     assert png.startswith(b"\x89PNG")
 
 

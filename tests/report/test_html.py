@@ -12,11 +12,11 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import WORDS, contrast_test, design_text, item_names, stimuli_table, write_study
 
 from neurosae.errors import StoreError
 from neurosae.report.html import write_report
 from neurosae.spec.results import as_results, read_results, write_results
+from tests.report.synthetic import WORDS, contrast_test, design_text, item_names, stimuli_table, write_study
 
 EVIL = '<script>alert("1")</script> & "quote" \'s $x_1$ $'
 LOADS = {"src", "srcset", "data", "poster", "action", "background", "ping", "xlink:href", "formaction"}

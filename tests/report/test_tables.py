@@ -24,6 +24,21 @@ def test_counts_speak_for_every_feature_and_row(study):
     assert (table.loc[table["kind"] == "contrast", "size"] == 1920).all()
 
 
+def test_counts_call_degenerate_features_tested():
+    """A variance of 0 still has a p: such a feature is tested, and found where its p says so."""
+    row = {
+        "test": "t",
+        "kind": "contrast",
+        "site": "late",
+        "feature": [1, 2, 3],
+        "n_features": 1,
+        "value": [2.0, None, None],
+    }
+    table = as_results({**row, "p_corr": [0.5, 0.01, None], "status": ["ok", "degenerate", "untestable"]})
+    one = counts(table).iloc[0]
+    assert (one["tested"], one["untestable"], one["found"], one["other"]) == (2, 1, 1, 0)
+
+
 def test_count_interval_agrees_with_scipy():
     """Clopper-Pearson bounds are those of scipy's exact binomial interval."""
     for hits in (1, 17, 400, 2000):

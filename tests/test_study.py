@@ -1,0 +1,234 @@
+"""The main job from end to end, on the embedded model: results, reuse, resume, determinism, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import neurosae as ns
+from neurosae import stages
+from neurosae.errors import DataError, SpecError, StoreError
+
+DESIGN = """
+schema: neurosae/design/1
+name: number
+factors: {number: [sg, pl]}
+frames: {near: "The {noun:number} near me {verb:number}", old: "The old {noun:number} {verb:number}"}
+regions: {pre_verb: {before: verb}}
+target: {slot: verb, foil: other_level, single_token: true}
+partition: {localizer: 8, seed: 1}
+items:
+"""
+NOUNS = "boat ship car house wall gate door window room chair bed plate candle bell book letter".split()
+ANALYSIS = """
+schema: neurosae/analysis/1
+name: number
+design: ../stimuli/number.yaml
+seed: 3
+model: {name: embedded}
+sites:
+  early: {hook: blocks.1.hook_resid_post, dictionary: {neurons: true}}
+  late: {hook: blocks.3.hook_resid_post, dictionary: {neurons: true}}
+positions: {regions: [noun, pre_verb]}
+inference: {n_permutations: 500}
+effects: {number: {number: {pl: 1, sg: -1}}}
+tests:
+  find: {test: contrast, effect: number, region: noun, split: localizer}
+  chosen: {test: contrast, effect: number, region: noun, features: {from: find, top: 5}}
+  screen: {test: contrast, effect: number, region: pre_verb, correction: fdr_bh}
+  geometry: {test: rsa, region: noun, conditions: [number, frame], models: {number: {effect: number}}}
+report: {top_features: 3}
+"""
+
+
+def write_files(folder: Path) -> tuple[Path, Path]:
+    """The two files of a small study; returns the analysis file and the results folder."""
+    for name in ("stimuli", "analyses"):
+        (folder / name).mkdir()
+    forms = [f"  {n}: {{noun: {{sg: {n}, pl: {n}s}}, verb: {{sg: was, pl: were}}}}" for n in NOUNS]
+    (folder / "stimuli" / "number.yaml").write_text(DESIGN + "\n".join(forms) + "\n")
+    (folder / "analyses" / "number.yaml").write_text(ANALYSIS)
+    return folder / "analyses" / "number.yaml", folder / "results"
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A small study that has not been run."""
+    return write_files(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory):
+    """The same, run once, report included."""
+    folder = tmp_path_factory.mktemp("finished")
+    ns.run_analysis(*write_files(folder))
+    return folder
+
+
+@pytest.fixture
+def finished(original, tmp_path):
+    """A copy of the finished study, to be changed at will."""
+    shutil.copytree(original, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "analyses" / "number.yaml", tmp_path / "results"
+
+
+def rerun(study) -> pd.DataFrame:
+    """Everything but the report."""
+    return ns.test_study(ns.prepare_study(*study))
+
+
+def forbidden(*_, **__):
+    raise AssertionError("the model was loaded although everything is stored")
+
+
+def test_run_finds_number_on_held_out_items(finished):
+    """Localizer items choose, test items confirm; every file is there and the provenance says what was done."""
+    folder = finished[1] / "number"
+    results = ns.read_results(folder)
+    chosen = results[results["test"] == "chosen"]
+    assert (chosen["p_corr"] <= 0.05).any()
+    assert set(results["test"]) == {"find", "chosen", "screen", "geometry"}
+    record = json.loads((folder / "provenance.json").read_text())
+    assert record["seed"] == 3
+    assert record["model"]["batch_invariance"] <= 1e-5
+    assert record["items"] == {"localizer": 8, "test": 8}
+    for name in ("report.html", "results.csv", "stimuli.csv", "design.yaml", "analysis.yaml", "log.txt"):
+        assert (folder / name).stat().st_size > 0, name
+
+
+def test_second_run_loads_no_model_and_repeats_every_number(finished, monkeypatch):
+    """What is stored is reused; deleting one test's key runs that test alone again, with the same numbers."""
+    first = ns.read_results(finished[1] / "number")
+    monkeypatch.setattr("neurosae.extraction.model.load_model", forbidden)
+    (finished[1] / "number" / "tests" / "screen.key").unlink()
+    pd.testing.assert_frame_equal(rerun(finished), first)
+
+
+def test_adding_a_test_moves_no_other_number(finished):
+    """Relabellings belong to the items, not to the tests."""
+    first = ns.read_results(finished[1] / "number")
+    text = finished[0].read_text()
+    extra = "  another: {test: contrast, effect: number, region: pre_verb}\n"
+    finished[0].write_text(text.replace("  screen:", extra + "  screen:"))
+    for path in (finished[1] / "number" / "tests").glob("*.key"):
+        path.unlink()
+    second = rerun(finished)
+    rest = second[second["test"] != "another"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(rest[first.columns], first)
+
+
+def test_killed_between_tests_resumes(finished, monkeypatch):
+    """A run that dies after its first test does not run that test again, and trusts nothing half-written."""
+    calls = []
+    honest = stages.import_module
+    shutil.rmtree(finished[1] / "number" / "tests")
+    (finished[1] / "number" / "results.parquet").unlink()
+
+    def dying(name):
+        calls.append(name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return honest(name)
+
+    monkeypatch.setattr(stages, "import_module", dying)
+    with pytest.raises(KeyboardInterrupt):
+        rerun(finished)
+    assert not (finished[1] / "number" / "results.parquet").exists()
+    assert not (finished[1] / "number" / "lock").exists()
+    calls.append("resumed")
+    rerun(finished)
+    assert len(calls) == 3 + 3  # three tests were left
+
+
+def test_statistics_do_not_depend_on_threads(finished):
+    """The same stored responses, one thread or two: every number is the same to the last bit."""
+    study = finished
+    tables = []
+    for n in ("1", "2"):
+        for path in (study[1] / "number" / "tests").glob("*.key"):
+            path.unlink()
+        code = f"import neurosae as ns; ns.test_study(ns.prepare_study({str(study[0])!r}, {str(study[1])!r}))"
+        env = os.environ | {v: n for v in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True)
+        nulls = sorted((study[1] / "number" / "tests").glob("*.npy"))
+        tables.append((ns.read_results(study[1] / "number"), [np.load(p) for p in nulls]))
+    pd.testing.assert_frame_equal(tables[0][0], tables[1][0], check_exact=True)
+    assert all(np.array_equal(a, b) for a, b in zip(tables[0][1], tables[1][1], strict=True))
+
+
+def test_batch_size_changes_no_conclusion(finished):
+    """Another batch size moves activations by rounding only."""
+    spec = ns.prepare_study(*finished)
+    model, dictionaries = spec.live()
+    found = []
+    for tokens in (64, 4096):
+        responses = ns.extract(spec.stimuli, model, dictionaries, positions=spec.spec.positions, batch_tokens=tokens)
+        responses = ns.collapse(ns.align(responses, "region"), "last")
+        found.append((responses, ns.contrast(responses, {"number": {"pl": 1, "sg": -1}}, region="noun", seed=1)))
+    (a, one), (b, two) = found
+    assert abs(a["late"].X - b["late"].X).max() < 1e-4 * abs(a["late"].X).max()
+    assert ((one["p_corr"] <= 0.05) == (two["p_corr"] <= 0.05)).all()
+
+
+def test_refuses_an_analysis_without_tests(study):
+    """The message names the field and the remedy."""
+    study[0].write_text(study[0].read_text().split("tests:")[0])
+    with pytest.raises(SpecError, match=r"number.yaml:\d+: tests: is missing"):
+        rerun(study)
+
+
+def test_refuses_a_second_run_in_the_same_folder(study):
+    """Two runs never write into one study."""
+    from neurosae.spec.files import lock
+
+    (study[1] / "number").mkdir(parents=True)
+    with lock(study[1] / "number"), pytest.raises(StoreError):
+        rerun(study)
+
+
+def test_refuses_a_table_of_unknown_kind(tmp_path):
+    """Only .csv and .parquet are written."""
+    with pytest.raises(StoreError, match=r"\.csv or \.parquet"):
+        ns.write_table(tmp_path / "stimuli.xlsx", pd.DataFrame())
+
+
+def test_refuses_a_tampered_store(finished):
+    """Responses whose key file was changed are extracted again, not trusted."""
+    first = ns.read_results(finished[1] / "number")
+    key = next((finished[1] / "_store").glob("*/key.json"))
+    key.write_text(key.read_text().replace('"version": 1', '"version": 0'))
+    pd.testing.assert_frame_equal(rerun(finished), first)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["stories260K", "bitllama3M"])
+def test_runs_unchanged_on_other_models(study, shared_data, name):
+    """A checkpoint folder instead of the embedded model; this tokenizer splits most words."""
+    folder = shared_data(f"models/{name}")
+    text = study[0].read_text().replace("name: embedded", f"name: {folder}").replace("blocks.3", "blocks.4")
+    study[0].write_text(text)
+    design = Path(study[0]).parent.parent / "stimuli" / "number.yaml"
+    design.write_text(design.read_text().replace("single_token: true", "single_token: false"))
+    results = rerun(study)
+    assert (results.loc[results["test"] == "find", "p_corr"] <= 0.05).any()
+
+
+def test_null_rate_of_the_own_responses(finished):
+    """`test --null` shuffles labels and reports an error rate with its interval."""
+    table = ns.calibrate_study(ns.prepare_study(*finished), n_sets=40)
+    assert list(table["test"]) == ["find", "screen"]
+    assert (table["low"] <= 0.05).all()
+
+
+def test_a_missing_item_is_an_error_not_a_gap(study):
+    """Responses of other stimuli are refused by name."""
+    with pytest.raises((DataError, SpecError)):
+        ns.contrast({}, {"number": {"pl": 1, "sg": -1}}, region="noun", seed=1)
