@@ -66,7 +66,8 @@ def volcano(table: pd.DataFrame, *, alpha: float = 0.05, n_labels: int = 6) -> F
     axes.set_xlabel(plain(f"effect size {first_known(rows['eftype'])} (signed)"))
     axes.set_ylabel("−log₁₀ p, uncorrected")
     axes.set_ylim(bottom=0, top=max(1.0, float(rows["y"].max() if len(rows) else 1) * 1.12))
-    axes.set_title(f"{found.sum():,} of {plural(len(rows), 'tested feature')} found")
+    noun = "test" if rows.duplicated(["site", "feature"]).any() else "tested feature"
+    axes.set_title(f"{found.sum():,} of {plural(len(rows), noun)} found")
     if len(sites) > 1:
         axes.legend(loc="lower right", title="site", title_fontsize=8.5, handletextpad=0.2)
     tidy(axes, grid="y")
@@ -98,10 +99,11 @@ def _threshold(axes: Axes, rows: pd.DataFrame, found: np.ndarray) -> None:
     clean = not (rows.loc[~found, "y"] >= lowest).any()
     axes.axhline(lowest, color=INK, linewidth=0.9, linestyle=(0, (5, 3)) if clean else (0, (1, 3)), zorder=1)
     words = "found from here up" if clean else "nothing found below"
-    where = axes.get_yaxis_transform()
+    # The words stand on the side with fewer found points.
+    x, side = (0.005, "left") if np.sign(rows.loc[found, "x"]).sum() > 0 else (0.995, "right")
     axes.annotate(
-        words, (0.995, lowest), xycoords=where, ha="right", va="bottom", fontsize=8, color=MUTED, xytext=(0, 2),
-        textcoords="offset points",
+        words, (x, lowest), xycoords=axes.get_yaxis_transform(), ha=side, va="bottom", fontsize=8, color=MUTED,
+        xytext=(0, 2), textcoords="offset points",
     )  # fmt: skip
 
 

@@ -123,7 +123,7 @@ def _columns(rows: pd.DataFrame) -> Iterator[Column]:
     for key, label in (("status", "status"), ("note", "note")):
         cells = _words(rows, key)
         if len({c["text"] for c in cells}) > 1:  # what all rows share is a remark above the table
-            yield {"label": label, "about": "", "kind": "text"}, cells
+            yield {"label": label, "about": "", "kind": "text long" if key == "note" else "text"}, cells
 
 
 def _yes(values: pd.Series) -> list[Cell]:

@@ -179,7 +179,7 @@ def test_odd_words_are_text_in_figures(study):
     ends = {"subject": ("汉字\x07", "مفتاح $")}
     long = study.extras["number", "items"].head(24).assign(site=words, item=words)
     figure = FIGURES["items"](long, ends=ends)
-    svg = svg_text(figure, "f", words)
+    svg = svg_text(figure, "f", "a title")
     outlines, png = file_bytes(figure)
     assert "<script" not in svg + outlines.decode()
     assert r"$\frac{1}{0}$" in svg
