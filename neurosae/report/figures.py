@@ -1,5 +1,9 @@
 """FIGURES: one figure per function, a table in and a Figure out; and which of them a stored study asks for."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
+# (pandas annotates all that an indexed table may be)
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -200,9 +204,9 @@ def _chosen(long: pd.DataFrame, best: pd.DataFrame) -> pd.DataFrame:
 
 
 def _key(value: object) -> object:
-    if value is None or pd.isna(value):  # pyright: ignore
+    if value is None or pd.isna(value):
         return None
-    return value if isinstance(value, str) else int(value)  # pyright: ignore
+    return value if isinstance(value, str) else int(value)
 
 
 def _pattern(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Drawing]:

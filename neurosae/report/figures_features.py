@@ -1,5 +1,9 @@
 """Figures of single features: what the found ones do over places, items and cells."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
+# (pandas annotates all that an indexed table may be)
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -71,7 +75,7 @@ def profile(table: pd.DataFrame, *, alpha: float = 0.05, top: int = 20) -> Figur
     axes.xaxis.tick_top()
     bar = figure.colorbar(mesh, ax=axes, shrink=0.6, pad=0.02, aspect=22)
     bar.set_label(plain(f"effect size {first_known(rows['eftype'])}"))
-    bar.outline.set_visible(False)  # pyright: ignore
+    bar.outline.set_visible(False)
     bar.ax.tick_params(length=0)
     tidy(axes)
     for spine in axes.spines.values():

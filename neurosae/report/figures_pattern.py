@@ -1,5 +1,9 @@
 """Figures of designs and of geometry: weights over cells, dissimilarity matrices, model fits."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
+# (pandas annotates all that an indexed table may be)
+
 from __future__ import annotations
 
 import numpy as np
@@ -109,7 +113,7 @@ def rdms(table: pd.DataFrame) -> Figure:
         bar.ax.set_yticklabels(
             [digits(np.nanmin(full)), digits(np.nanmax(full))] if np.isfinite(full).any() else [], fontsize=7
         )
-        bar.outline.set_visible(False)  # pyright: ignore
+        bar.outline.set_visible(False)
         bar.ax.tick_params(length=0)
         _bare(axes)
     return figure
@@ -165,10 +169,10 @@ def _bars(axes: Axes, rows: pd.DataFrame, alpha: float) -> None:
         )  # fmt: skip
     for number, row in enumerate(rows.itertuples()):
         colour = ACCENT if found[number] else "none"
-        (bar,) = axes.barh(number, row.value, height=0.62, color=colour, edgecolor=ACCENT, linewidth=1.1, zorder=2)  # pyright: ignore
+        (bar,) = axes.barh(number, row.value, height=0.62, color=colour, edgecolor=ACCENT, linewidth=1.1, zorder=2)
         bar.set_gid(note_of(f"{row.effect}: {digits(row.value)}, p {digits(row.p_corr)}"))
         if pd.notna(row.ci_low) and pd.notna(row.ci_high):
-            axes.plot([row.ci_low, row.ci_high], [number, number], color=INK, linewidth=1.3, zorder=3)  # pyright: ignore
+            axes.plot([row.ci_low, row.ci_high], [number, number], color=INK, linewidth=1.3, zorder=3)
     axes.set_yticks(range(len(rows)), [shorten(e, 28) for e in rows["effect"]])
     axes.set_ylim(len(rows) - 0.45, -0.55)
     axes.axvline(0, color=FAINT, linewidth=0.9, zorder=1)

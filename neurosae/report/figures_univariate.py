@@ -1,5 +1,9 @@
 """Figures of feature-wise contrasts: a table in, a Figure out; nothing is read, written or remembered."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
+# (pandas annotates all that an indexed table may be)
+
 from __future__ import annotations
 
 import numpy as np
@@ -75,9 +79,9 @@ def volcano(table: pd.DataFrame, *, alpha: float = 0.05, n_labels: int = 6) -> F
 
 
 def _point(axes: Axes, row: object, marker: str) -> None:
-    colour = PLUS if row.x > 0 else MINUS  # pyright: ignore
-    dot = axes.scatter(row.x, row.y, s=30, c=colour, marker=marker, linewidths=0.6, edgecolors=PAPER, zorder=3)  # pyright: ignore
-    words = f"{feature_name(row.site, row.feature)} at {row.region}: {digits(row.x)}, p corrected {digits(row.p_corr)}"  # pyright: ignore
+    colour = PLUS if row.x > 0 else MINUS
+    dot = axes.scatter(row.x, row.y, s=30, c=colour, marker=marker, linewidths=0.6, edgecolors=PAPER, zorder=3)
+    words = f"{feature_name(row.site, row.feature)} at {row.region}: {digits(row.x)}, p corrected {digits(row.p_corr)}"
     dot.set_gid(note_of(words))
 
 
@@ -113,10 +117,10 @@ def _name_points(axes: Axes, rows: pd.DataFrame) -> None:
     for side in (1, -1):
         last = np.inf
         for row in rows[np.sign(rows["x"]) == side].sort_values("y", ascending=False).itertuples():
-            height = min(float(row.y), last - 0.042 * top)  # pyright: ignore
+            height = min(float(row.y), last - 0.042 * top)
             last = height
             axes.annotate(
-                shorten(feature_name(row.site, row.feature)), (row.x, row.y), xytext=(row.x, height),  # pyright: ignore
+                shorten(feature_name(row.site, row.feature)), (row.x, row.y), xytext=(row.x, height),
                 ha="left" if side > 0 else "right", va="center", fontsize=8, textcoords=("data", "data"), zorder=4,
             ).set_position((row.x + side * 0.045 * _spread(axes), height))  # fmt: skip # pyright: ignore
 

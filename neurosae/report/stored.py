@@ -68,7 +68,7 @@ def read_study(folder: str | Path) -> Study:
     results = read_results(folder)
     sources = {name: (folder / name).read_text(encoding="utf-8") for name in ("design.yaml", "analysis.yaml")}
     analysis = parse_yaml(sources["analysis.yaml"], name=str(folder / "analysis.yaml")).data
-    tests = list(dict.fromkeys([*(analysis.get("tests") or {}), *results["test"].dropna()]))
+    tests: list[str] = list(dict.fromkeys([*(analysis.get("tests") or {}), *results["test"].dropna()]))
     extras = {
         (test, name): pd.read_parquet(path)
         for test in tests
@@ -148,9 +148,7 @@ def effect_weights(study: Study) -> pd.DataFrame:
 
 
 def effect_ends(study: Study) -> dict[str, tuple[str, str]]:
-    """Names of the - and + end of every declared effect: its levels where it compares two, "
-    "else "- cells", "+ cells".
-    """
+    """Names of the - and + end of every declared effect: the two levels it compares, else "- cells", "+ cells"."""
     ends = {}
     for name, effect in section(study.analysis, "effects").items():
         ends[name] = ("− cells", "+ cells")

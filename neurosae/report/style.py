@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import ParamSpec
+from typing import Any, Literal, ParamSpec
 from urllib.parse import quote, unquote
 
 import matplotlib as mpl
@@ -47,7 +47,7 @@ DIVERGING = LinearSegmentedColormap.from_list("minus_plus", ["#0b6ead", "#f4f2ee
 SEQUENTIAL = mpl.colormaps["cividis"]
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 
-RC = {
+RC: dict[Any, Any] = {
     "font.family": ["DejaVu Sans"],
     "font.size": 9.0,
     "axes.titlesize": 9.5,
@@ -130,7 +130,7 @@ def note_of(text: object) -> str:
     return "tip." + quote(str(text), safe="")
 
 
-def tidy(axes: Axes, *, grid: str | None = None) -> None:
+def tidy(axes: Axes, *, grid: Literal["both", "x", "y"] | None = None) -> None:
     """Quiet axes: thin lines, no tick marks, optional grid along one axis, behind everything."""
     axes.tick_params(length=0, pad=4)
     axes.set_axisbelow(True)

@@ -1,5 +1,9 @@
 """Small questions asked of a results table; the figures, the words and the page all use the same answers."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
+# (pandas annotates all that an indexed table may be)
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -52,9 +56,9 @@ def place_names(rows: pd.DataFrame, columns: Sequence[str] = PLACE) -> pd.Series
 
 def place_word(column: str, value: object) -> str:
     """One part of a place in words; positions count from the aligned token, 0."""
-    if value is None or pd.isna(value):  # pyright: ignore
+    if value is None or pd.isna(value):
         return "–"
-    return f"position {int(value)}".replace("-", "−") if column == "position" else str(value)  # pyright: ignore
+    return f"position {int(value)}".replace("-", "−") if column == "position" else str(value)
 
 
 def first_known(values: pd.Series, default: str = "") -> str:
