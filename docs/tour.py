@@ -32,7 +32,7 @@ print(ns.check(design).text())
 model = ns.load_model("embedded")
 site = {"hook": "blocks.1.hook_resid_post", "dictionary": {"embedded": "early"}}
 early = ns.load_dictionary(site, model)
-responses = ns.extract(stimuli, model, {"early": early}, positions={"regions": ["head", "pre_verb"]}, design=design)
+responses = ns.extract(stimuli, model, {"early": early}, positions={"regions": ["head", "pre_verb"]})
 responses = ns.collapse(ns.align(responses, "region"), "last")
 print(responses["early"])
 

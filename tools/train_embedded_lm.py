@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -73,7 +73,7 @@ def encode_files(tokenizer: Tokenizer, paths: list[Path]) -> tuple[np.ndarray, n
     sentence = re.compile(r"(?:^|\n|[.!?][\"']? )(?=[\"']?[A-Z])")
     for path in paths:
         for text in documents(path):
-            code = tokenizer.encode(text)
+            code = tokenizer.encode(text, add_special_tokens=False)
             ids = np.array([*code.ids, 0], dtype=np.int64)
             first_char = np.array([a + (text[a : a + 1] == " ") for a, _ in code.offsets])
             wanted = np.array([m.end() for m in sentence.finditer(text)], dtype=np.int64)
@@ -133,7 +133,7 @@ def validation_loss(model, tokenizer: Tokenizer, path: Path, *, context: int, li
     nats, tokens, characters = 0.0, 0, 0
     for text in documents(path):
         for paragraph in re.findall(r".+(?:\n.+){0,3}", text):
-            ids = [0, *tokenizer.encode(paragraph).ids][:context]
+            ids = [0, *tokenizer.encode(paragraph, add_special_tokens=False).ids][:context]
             x = torch.tensor([ids], device=device)
             with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
                 logits = model(x).logits[0, :-1].float()
@@ -153,6 +153,8 @@ def save(out: Path, model, tokenizer: Tokenizer, *, record: dict) -> None:
     out.mkdir(parents=True, exist_ok=True)
     model.generation_config.eos_token_id = 0
     copy.deepcopy(model).half().save_pretrained(out)
+    # the model has only seen contexts that begin with BOS, so its tokenizer puts one there
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
     tokenizer.save(str(out / "tokenizer.json"))
     special = {"bos_token": BOS, "eos_token": BOS, "unk_token": BOS, "add_bos_token": True}
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.config.n_positions, **special}

@@ -35,6 +35,11 @@ from neurosae.report.wording import digits, listed, slug
 from neurosae.spec.files import atomic_path, write_atomic
 
 TEMPLATES = Path(__file__).parent / "templates"
+MODEL = (
+    *("source", "n_layers", "d_model", "n_ctx", "n_vocab", "dtype", "device", "weights", "bos", "batch_invariance"),
+    "weights_hash",
+)
+"""What the card of the language model shows at once; the rest is folded away."""
 
 
 def write_report(folder: str | Path) -> Path:
@@ -99,6 +104,7 @@ def render(study: Study, drawings: Iterable[Drawing]) -> str:
 
 
 def _context(study: Study, drawings: list[Drawing]) -> dict[str, Any]:
+    model = section(study.provenance, "model")
     analysis, design = study.analysis, study.design
     name = str(analysis.get("name", study.folder.name))
     report = section(analysis, "report")
@@ -120,7 +126,8 @@ def _context(study: Study, drawings: list[Drawing]) -> dict[str, Any]:
         "design": design_tables(study),
         "confounds": confounds(study),
         "stimuli": example_stimuli(study),
-        "model": flat(section(study.provenance, "model")),
+        "model": flat({name: model[name] for name in MODEL if name in model}),
+        "model_more": flat(model, skip=MODEL),
         "model_name": _model_name(study),
         "dictionaries": dictionary_cards(study),
         "families": families(study),
