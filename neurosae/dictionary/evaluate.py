@@ -22,7 +22,7 @@ from neurosae.dictionary.texts import Contexts, make_contexts, take_rows
 from neurosae.errors import DataError, ModelError
 from neurosae.extraction.packing import length_buckets, pad
 
-LOGITS = 1 << 23  # logits held at once per forward pass: 32 MB
+LOGITS = 1 << 22  # logits held at once per forward pass: 16 MB
 N_BOOTSTRAP = 1000
 BINS = np.arange(-7, 0.5, 0.5)  # of log10 density
 
@@ -89,8 +89,7 @@ def evaluate_dictionary(
     if model.is_causal and model.has_head:
         row |= _lost(splice(dictionary, model, contexts, center=x.mean(0)), seed)
     table = pd.DataFrame([{"hook": dictionary.hook, "n_documents": len(np.unique(contexts.documents)), **row}])
-    missing = [name for name in COLUMNS if name not in table]
-    return table.assign(**dict.fromkeys(missing, np.nan))[COLUMNS]
+    return table.reindex(columns=COLUMNS)
 
 
 COLUMNS = [

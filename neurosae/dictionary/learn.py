@@ -19,7 +19,7 @@ from neurosae.dictionary.record import Dictionary, import_sae_lens
 from neurosae.dictionary.topk import TopKStep, auxiliary_loss
 from neurosae.errors import ModelError, choose
 
-DENSE_SHARE = 1 / 12  # above this share of features kept, dense products are faster on a CPU too
+DENSE_SHARE = 1 / 8  # above this share of features kept, dense products are faster on a CPU too
 STANDARD_RATE = 0.02  # step of the logarithm of the L1 coefficient, per relative distance of L0 from k
 JUMP_COEFFICIENT = 0.3  # of the squared distance of L0 from k; L0 ends somewhat above k
 ZERO = 1e-8
@@ -27,7 +27,7 @@ ZERO = 1e-8
 
 @dataclass(frozen=True)
 class Settings:
-    """How a dictionary is trained.
+    """How a dictionary is trained; `settings_of` replaces a 0 by the default.
 
     Attributes
     ----------
@@ -47,12 +47,12 @@ class Settings:
     """
 
     architecture: str = "topk"
-    d_sae: int | None = None
+    d_sae: int = 0
     k: int = 32
     n_tokens: int = 1_000_000
     seed: int = 0
-    lr: float | None = None
-    batch: int | None = None
+    lr: float = 0.0
+    batch: int = 0
     aux: float = 1 / 32
     anneal: float = 0.4
     dead_window: float = 0.05
@@ -75,11 +75,11 @@ def settings_of(block: Mapping[str, Any] | Any, d: int) -> Settings:
         choose("training setting", strange[0], dict.fromkeys(sorted(_NAMES)), error=ModelError)
     made = Settings(**{name: value for name, value in given.items() if name in _NAMES and value is not None})
     choose("architecture", made.architecture, LEARNERS, error=ModelError)
-    if made.d_sae is None:
+    if not made.d_sae:
         made = replace(made, d_sae=10 * d)
-    if made.lr is None:
+    if not made.lr:
         made = replace(made, lr=2e-3 if made.k <= 8 else 1e-3)
-    if made.batch is None:
+    if not made.batch:
         made = replace(made, batch=512 if made.n_tokens < 2_000_000 else 1024 if made.n_tokens < 20_000_000 else 4096)
     if not 1 <= made.k < made.d_sae:
         raise ModelError(f"k is {made.k}, but there are {made.d_sae} features; k must be at least 1 and below d_sae.")
@@ -148,7 +148,8 @@ class Learner:
 
     def k(self, step: int) -> int:
         """Active features per token at a step: falls linearly from the width to its value, then stays."""
-        start, end, n = min(self.d, self.settings.d_sae), self.settings.k, int(self.settings.anneal * self.n_steps)
+        n = int(self.settings.anneal * self.n_steps) if "topk" in self.settings.architecture else 0
+        start, end = min(self.d, self.settings.d_sae), self.settings.k
         return end if step >= n or start <= end else round(start + (end - start) * step / n)
 
     def _rate(self, step: int) -> float:

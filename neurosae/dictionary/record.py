@@ -127,7 +127,7 @@ class Dictionary:
         parts = [self._codes(x[a : a + rows]) for a in range(0, len(x), rows)]
         if not parts:
             return sparse.csr_matrix((0, self.n_features), dtype=np.float32)
-        return parts[0] if len(parts) == 1 else sparse.vstack(parts, format="csr")
+        return parts[0] if len(parts) == 1 else sparse.csr_matrix(sparse.vstack(parts, format="csr"))
 
     def _codes(self, x: Tensor) -> sparse.csr_matrix:
         if self.kind == "sae_lens":

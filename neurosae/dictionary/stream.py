@@ -84,8 +84,8 @@ def context_rows(
     for bucket in length_buckets([len(i) for i in ids], batch_tokens):
         padded, mask = pad([ids[i] for i in bucket])
         rows = np.repeat(np.arange(len(bucket)), n_rows[bucket])
-        cols = np.concatenate([contexts.n_prefix + np.arange(n_rows[i]) for i in bucket])
-        at = torch.from_numpy(np.concatenate([starts[i] + np.arange(n_rows[i]) for i in bucket]))
+        cols = np.concatenate([contexts.n_prefix + np.arange(int(n_rows[i])) for i in bucket])
+        at = torch.from_numpy(np.concatenate([int(starts[i]) + np.arange(int(n_rows[i])) for i in bucket]))
         for hook, x in hooked_pass(model, padded, mask, hooks=list(hooks), rows=rows, cols=cols).items():
             if hook not in out:
                 out[hook] = torch.empty(int(starts[-1]), x.shape[1])

@@ -276,7 +276,7 @@ def _specials(model: Any) -> set[int]:
 
 def _next_logits(model: Any) -> Any:
     """A function from ids so far to the logits of the next token; keys and values are kept where the model can."""
-    network = getattr(model.bridge, "original_model", None)
+    network: Any = getattr(model.bridge, "original_model", None)
     cached = getattr(getattr(network, "config", None), "use_cache", None) is not None
     state: dict[str, Any] = {"past": None}
 

@@ -330,7 +330,7 @@ def _finish(model: Any, data: Data, sites: Mapping[str, Site], *, runs: Mapping[
     for name, dictionary in made.items():
         row = evaluate_dictionary(dictionary, model, data.held_out, n_tokens=EVALUATED, seed=s.seed).iloc[0]
         density = counts[name] / n_rows
-        scores = {n: v.item() if hasattr(v, "item") else v for n, v in row.items() if n not in NOT_HELD_OUT}
+        scores = {str(n): v.item() if hasattr(v, "item") else v for n, v in row.items() if n not in NOT_HELD_OUT}
         scores |= {**never_active(counts[name], n_rows), "n_reference": n_rows, "densities": density_histogram(density)}
         log = pd.DataFrame(runs[name].log).to_csv(index=False)
         finished[name] = replace(dictionary, density=density.astype(np.float32)), cards[name] | scores, log

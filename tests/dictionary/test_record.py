@@ -51,6 +51,19 @@ def test_read_folder_agrees_with_what_sae_lens_saves(lens, tmp_path, kind):
     assert ours.kind == ("sae_lens" if kind == "Gated" else ours.kind)
 
 
+def test_read_folder_folds_a_rescaled_topk(lens, tmp_path):
+    """Where sae-lens selects by z |W_dec| and decoder rows differ in length, the same features come out."""
+    sae = lens.TopKSAE(lens.TopKSAEConfig(d_in=16, d_sae=48, k=5, rescale_acts_by_decoder_norm=True))
+    draws = torch.Generator().manual_seed(0)
+    for value in sae.parameters():
+        value.data.copy_(torch.randn(value.shape, generator=draws))
+    sae.save_model(tmp_path / "d")
+    ours = read_folder(tmp_path / "d")
+    with torch.no_grad():
+        assert_close(torch.from_numpy(ours.encode(X).toarray()), sae.encode(X), rtol=1e-4, atol=1e-4)
+        assert_close(ours.reconstruct(X), sae(X), rtol=1e-4, atol=1e-4)
+
+
 def test_dictionary_agrees_with_itself(make_dictionary):
     """Chosen pre-activations, origin and norm are those of the equations."""
     made = make_dictionary("standard")
