@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -69,9 +70,8 @@ def align(responses: Responses, rule: str = "region", *, window: Window = None) 
         )
         out = take_rows(adata, rows, new.set_axis(row_names(new)))
         span = None if window is None else list(window)
-        return add_warnings(
-            with_provenance(out, alignment={"rule": rule, "window": span}), _warnings(rule, out.obs, _factors(adata))
-        )
+        said = _warnings(rule, cast(pd.DataFrame, out.obs), _factors(adata))
+        return add_warnings(with_provenance(out, alignment={"rule": rule, "window": span}), said)
 
     return each_site(responses, one)
 
@@ -161,5 +161,6 @@ def _length_correlations(obs: pd.DataFrame, factors: dict[str, tuple[str, ...]],
             continue
         code = once[factor].astype(str).map({level: i for i, level in enumerate(levels)}).to_numpy(dtype=float)
         constant = len(np.unique(length)) < 2 or len(np.unique(code)) < 2
-        out[factor] = 0.0 if constant else float(spearmanr(length, code).statistic)
+        found = None if constant else cast(Any, spearmanr(length, code))
+        out[factor] = 0.0 if found is None else float(found.statistic)
     return out

@@ -78,7 +78,7 @@ def plan_cells(
     """
     for region in asked.regions:
         if f"{region}_start" not in stimuli:
-            known = [c.removesuffix("_start") for c in stimuli if c.endswith("_start")]
+            known = [c.removesuffix("_start") for c in stimuli.columns if c.endswith("_start")]
             raise DataError("positions.regions: " + unknown("region", region, known))
     texts = stimuli["text"].tolist()
     coded = encode(tokenizer, texts)

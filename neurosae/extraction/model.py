@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -170,7 +170,7 @@ def _boot(folder: Path, device: torch.device) -> tuple[Any, bool]:
         @staticmethod
         def from_pretrained(*args: Any, **kwargs: Any) -> Any:
             architecture = kwargs["config"].architectures[0] if kwargs["config"].architectures else ""
-            auto = get_hf_model_class_for_architecture(architecture)
+            auto = cast(Any, get_hf_model_class_for_architecture(architecture))
             model, info = auto.from_pretrained(*args, output_loading_info=True, **kwargs)
             lost.extend(sorted(info["missing_keys"]))
             return model

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import anndata
 import numpy as np
@@ -78,14 +78,15 @@ def build_responses(
 
 def check_responses(adata: anndata.AnnData) -> None:
     """Refuse an AnnData that breaks the contract of this module, naming the part."""
-    if not sp.isspmatrix_csr(adata.X) and not isinstance(adata.X, sp.csr_array):
-        raise DataError(f"responses need X as a CSR matrix, not {type(adata.X).__name__}; use scipy.sparse.csr_matrix.")
-    if adata.X.dtype != np.float32:
-        raise DataError(f"responses need X in float32, not {adata.X.dtype}; use X.astype('float32').")
-    if not np.isfinite(adata.X.data).all():
+    X = cast(Any, adata.X)
+    if not sp.isspmatrix_csr(X) and not isinstance(X, sp.csr_array):
+        raise DataError(f"responses need X as a CSR matrix, not {type(X).__name__}; use scipy.sparse.csr_matrix.")
+    if X.dtype != np.float32:
+        raise DataError(f"responses need X in float32, not {X.dtype}; use X.astype('float32').")
+    if not np.isfinite(X.data).all():
         raise DataError("responses hold activations that are not finite; run the model in float32.")
-    _check_columns(adata.obs, OBS, "obs")
-    _check_columns(adata.var, VAR, "var")
+    _check_columns(cast(pd.DataFrame, adata.obs), OBS, "obs")
+    _check_columns(cast(pd.DataFrame, adata.var), VAR, "var")
     if KEY not in adata.uns:
         raise DataError(f"responses need uns['{KEY}'], the JSON record of provenance and design.")
     if not adata.obs_names.is_unique:
@@ -139,7 +140,8 @@ def each_site(responses: Responses, function: Callable[[anndata.AnnData], anndat
 
 def take_rows(adata: anndata.AnnData, rows: np.ndarray, obs: pd.DataFrame) -> anndata.AnnData:
     """New responses from the given rows (repeats allowed) with a new obs; features and record are kept."""
-    out = anndata.AnnData(adata.X[rows], obs=obs, var=adata.var.copy(), uns=dict(adata.uns))
+    X, var = cast(Any, adata.X), cast(pd.DataFrame, adata.var)
+    out = anndata.AnnData(X[rows], obs=obs, var=var.copy(), uns=dict(adata.uns))
     if "x" in adata.obsm:
         out.obsm["x"] = np.asarray(adata.obsm["x"])[rows]
     return out
@@ -177,7 +179,7 @@ def collapse(responses: Responses, rule: str = "last") -> Responses:
     return responses if rule == "all" else each_site(responses, function)
 
 
-def _edge(adata: anndata.AnnData, *, last: bool) -> anndata.AnnData:
+def _edge(adata: Any, *, last: bool) -> anndata.AnnData:
     obs = adata.obs.assign(row=np.arange(adata.n_obs))
     obs = obs.sort_values("token_index", kind="stable").drop_duplicates(
         ["stimulus", "region"], keep="last" if last else "first"
@@ -186,7 +188,7 @@ def _edge(adata: anndata.AnnData, *, last: bool) -> anndata.AnnData:
     return take_rows(adata, rows, adata.obs.iloc[rows].assign(position=np.int32(0)))
 
 
-def _pooled(adata: anndata.AnnData, *, rule: str) -> anndata.AnnData:
+def _pooled(adata: Any, *, rule: str) -> anndata.AnnData:
     if rule in {"max", "sum"}:
         _refuse_unequal_lengths(adata, rule)
     group = adata.obs.groupby(["stimulus", "region"], sort=False, observed=True).ngroup().to_numpy()
@@ -202,11 +204,12 @@ def _pooled(adata: anndata.AnnData, *, rule: str) -> anndata.AnnData:
     out = anndata.AnnData(
         sp.csr_matrix(X, dtype=np.float32), obs=_pooled_obs(adata.obs, group), var=adata.var.copy(), uns=dict(adata.uns)
     )
-    out.X.sort_indices()
+    pooled = cast(Any, out.X)
+    pooled.sort_indices()
     if "x" in adata.obsm and rule != "max":
         out.obsm["x"] = ((means if rule == "mean" else ones) @ np.asarray(adata.obsm["x"])).astype(np.float32)
-    out.obs["n_active"] = np.diff(out.X.indptr).astype(np.int32)
-    out.obs["sum_active"] = np.asarray(out.X.sum(axis=1), dtype=np.float32).ravel()
+    out.obs["n_active"] = np.diff(pooled.indptr).astype(np.int32)
+    out.obs["sum_active"] = np.asarray(pooled.sum(axis=1), dtype=np.float32).ravel()
     return out
 
 
@@ -226,21 +229,22 @@ def _pooled_obs(obs: pd.DataFrame, group: np.ndarray) -> pd.DataFrame:
 
 def _grouped_max(X: sp.csr_matrix, group: np.ndarray, size: np.ndarray) -> sp.csr_matrix:
     """Maximum over the rows of a group, implicit zeros included."""
+    n_features = X.shape[1]  # pyright: ignore[reportOptionalSubscript]
     coo = X.tocoo()
-    key = group[coo.row].astype(np.int64) * X.shape[1] + coo.col
+    key = group[coo.row].astype(np.int64) * n_features + coo.col
     order = np.argsort(key, kind="stable")
     key, data = key[order], coo.data[order]
     starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]]) if len(key) else np.zeros(0, np.int64)
     top = np.maximum.reduceat(data, starts) if len(key) else data
-    row, col = np.divmod(key[starts], X.shape[1])
+    row, col = np.divmod(key[starts], n_features)
     full = np.diff(np.r_[starts, len(key)]) == size[row]
     top = np.where(full, top, np.maximum(top, 0))
-    out = sp.csr_matrix((top, (row, col)), shape=(len(size), X.shape[1]), dtype=np.float32)
+    out = sp.csr_matrix((top, (row, col)), shape=(len(size), n_features), dtype=np.float32)
     out.eliminate_zeros()
     return out
 
 
-def _refuse_unequal_lengths(adata: anndata.AnnData, rule: str) -> None:
+def _refuse_unequal_lengths(adata: Any, rule: str) -> None:
     record = json.loads(adata.uns[KEY])["design"]
     factors = [] if record is None else list(Design.from_json(record).factors)
     for region, obs in adata.obs.drop_duplicates(["stimulus", "region"]).groupby("region", observed=True):
@@ -342,14 +346,14 @@ def item_cells(
     code = kept["item"].astype(str).map(item_of).to_numpy() * len(cells) + labels.map(cell_of).to_numpy()
     out, inverse, counts = np.unique(code, return_inverse=True, return_counts=True)
     mean = sp.csr_matrix((1 / counts[inverse], (inverse, kept["row"].to_numpy())), shape=(len(out), adata.n_obs))
-    X = sp.csr_matrix(mean @ adata.X.astype(np.float64))
+    X = sp.csr_matrix(mean @ cast(Any, adata.X).astype(np.float64))
     X.sort_indices()
-    numeric = adata.obs.select_dtypes("number")
+    numeric = cast(pd.DataFrame, adata.obs).select_dtypes("number")
     numbers = pd.DataFrame(mean @ numeric.to_numpy(dtype=float, na_value=np.nan)[:, :], columns=numeric.columns)
     return ItemCells(items, cells, X, out // len(cells), out % len(cells), numbers, dropped, kept["frame"].nunique())
 
 
-def _rows_at(adata: anndata.AnnData, *, region: str, position: int, split: str | None) -> pd.DataFrame:
+def _rows_at(adata: Any, *, region: str, position: int, split: str | None) -> pd.DataFrame:
     obs = adata.obs.assign(row=np.arange(adata.n_obs))
     regions = list(dict.fromkeys(obs["region"].astype(str)))
     if region not in regions:

@@ -114,7 +114,7 @@ def extract(
 
 def _wanted(positions: Positions | Mapping[str, Any] | None, stimuli: pd.DataFrame) -> Wanted:
     asked = as_record(positions, Positions, name="positions")
-    regions = asked.regions or tuple(c.removesuffix("_start") for c in stimuli if c.endswith("_start"))
+    regions = asked.regions or tuple(c.removesuffix("_start") for c in stimuli.columns if c.endswith("_start"))
     return Wanted(tuple(regions), asked.align, asked.window, asked.keep_x, asked.allow_straddle)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -130,7 +130,7 @@ def _row_columns(work: Work, rows: pd.DataFrame, *, batches: list[_Cellwise], ba
 
 def _forward(work: Work, stimuli: np.ndarray, unique: pd.DataFrame) -> tuple[list[_Cellwise], int]:
     """All batches of a shard; where memory runs out a batch is halved, which moves numbers by rounding only."""
-    by_stimulus = unique.groupby("row").indices
+    by_stimulus = cast(dict[int, np.ndarray], unique.groupby("row").indices)
     stop = [_length(work, i, unique["token_index"].to_numpy()[by_stimulus.get(i, [])]) for i in stimuli]
     todo = [stimuli[batch] for batch in length_buckets(stop, work.batch_tokens)][::-1]
     cut = dict(zip(stimuli.tolist(), stop, strict=True))

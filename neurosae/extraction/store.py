@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anndata
 import numpy as np
@@ -53,10 +53,11 @@ def responses_key(
     spans = [f"{region}_{end}" for region in regions for end in ("start", "end")]
     columns = [c for c in ("text", "target", "foil", *spans) if c in stimuli]
     table = stimuli[columns].astype(object)
+    table = table.where(table.notna(), None)  # pyright: ignore[reportArgumentType]
     return {
         "version": EXTRACTION_VERSION,
         "scored": target_slot is not None,
-        "stimuli": content_hash(columns, table.where(table.notna(), None).to_numpy().tolist()),
+        "stimuli": content_hash(columns, table.to_numpy().tolist()),
         "regions": list(asked.regions),
         "align": asked.align,
         "window": list(asked.window) if asked.window else None,
@@ -147,7 +148,8 @@ def cells_of(arrays: Mapping[str, np.ndarray], regions: tuple[str, ...]) -> pd.D
     """What a shard or site says of its rows, as a table without names of stimuli."""
     obs = pd.DataFrame({name: arrays[name] for name in (*CELL_NUMBERS, *NUMBERS)})
     obs["token"] = arrays["token"].astype(object)
-    obs["region"] = pd.Categorical.from_codes(arrays["region"], categories=list(regions))
+    codes, names = cast(Any, arrays["region"]), cast(Any, list(regions))
+    obs["region"] = pd.Categorical.from_codes(codes, categories=names)
     return obs
 
 
@@ -167,7 +169,7 @@ def read_site(path: Path, stimuli: pd.DataFrame, design: Design | None) -> annda
     """One stored site, with items, factors and labels of the current stimuli."""
     try:
         with _zarr_v3():
-            raw = anndata.read_zarr(path)
+            raw = cast(Any, anndata.read_zarr(path))
     except Exception as error:  # zarr, its codecs and anndata each raise their own
         raise StoreError(
             f"{path} is damaged ({type(error).__name__}); delete {path.parent} and extract again."
@@ -196,7 +198,7 @@ def stored_responses(
 
 def join_stimuli(cells: pd.DataFrame, stimuli: pd.DataFrame) -> pd.DataFrame:
     """The obs of responses: columns of the stimuli beside those of the cells (`row` is the stimulus' number)."""
-    spans = {f"{c[:-6]}{end}" for c in stimuli if c.endswith("_start") for end in ("_start", "_end")}
+    spans = {f"{c[:-6]}{end}" for c in stimuli.columns if c.endswith("_start") for end in ("_start", "_end")}
     kept = [c for c in stimuli if c not in spans | NOT_JOINED]
     rows = cells["row"].to_numpy()
     names = stimuli.index.to_numpy(dtype=object)[rows]

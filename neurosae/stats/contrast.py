@@ -249,7 +249,7 @@ def _wanted(adata: AnnData, asked: Asked, site: str) -> np.ndarray:
     if asked.features is None:
         return np.arange(adata.n_vars)
     index = pd.Index(adata.var["feature"])
-    columns = index.get_indexer(choose("site", site, asked.features))
+    columns = index.get_indexer(choose("site", site, asked.features))  # pyright: ignore[reportArgumentType]
     if (columns < 0).any():
         raise DataError(f"site '{site}' has {adata.n_vars} features and lacks one of those to be tested.")
     return columns
@@ -259,7 +259,8 @@ def _sort_out(
     data: ItemData, wanted: np.ndarray, place: Place, *, minimum: int
 ) -> tuple[np.ndarray, list[pd.DataFrame]]:
     """Columns that can be tested, and rows for those that cannot; only counts that no relabelling changes decide."""
-    active = np.bincount(data.Y.indices, minlength=data.Y.shape[1])[wanted] > 0
+    n_features = data.Y.shape[1]  # pyright: ignore[reportOptionalSubscript]
+    active = np.bincount(data.Y.indices, minlength=n_features)[wanted] > 0
     informative = np.diff(data.D.indptr)[wanted]
     kept = wanted[active & (informative >= minimum)]
     few = active & (informative < minimum)

@@ -55,10 +55,11 @@ def flip_columns(D: sp.csc_matrix, *, scale: np.ndarray, df: float, n_items: int
     df : degrees of freedom of t; inf where s'V is the statistic itself
     """
     D = sp.csc_matrix(D)
+    n_columns = D.shape[1]  # pyright: ignore[reportOptionalSubscript]
     scaled = D.data / np.repeat(scale, np.diff(D.indptr))
-    col = np.repeat(np.arange(D.shape[1]), np.diff(D.indptr))
-    u = np.bincount(col, scaled, D.shape[1])
-    bound = np.bincount(col, np.abs(scaled), D.shape[1]) * (1 + 1e-5)
+    col = np.repeat(np.arange(n_columns), np.diff(D.indptr))
+    u = np.bincount(col, scaled, n_columns)
+    bound = np.bincount(col, np.abs(scaled), n_columns) * (1 + 1e-5)
     val = scaled.astype(np.float32)
     V = kernels.FlipColumns(
         D.indptr.astype(np.int64), D.indices.astype(np.int32), val, u.astype(np.float32), bound.astype(np.float32)
@@ -71,8 +72,9 @@ def group_columns(
 ) -> Columns:
     """Columns for label permutations; modes and `shrink` as in `kernels.GroupColumns` and `kernels.Labels`."""
     Y = sp.csc_matrix(Y)
-    col = np.repeat(np.arange(Y.shape[1]), np.diff(Y.indptr))
-    total, square = np.bincount(col, Y.data, Y.shape[1]), np.bincount(col, Y.data**2, Y.shape[1])
+    n_columns = Y.shape[1]  # pyright: ignore[reportOptionalSubscript]
+    col = np.repeat(np.arange(n_columns), np.diff(Y.indptr))
+    total, square = np.bincount(col, Y.data, n_columns), np.bincount(col, Y.data**2, n_columns)
     V = kernels.GroupColumns(
         Y.indptr.astype(np.int64),
         Y.indices.astype(np.int32),
@@ -82,9 +84,9 @@ def group_columns(
         np.ascontiguousarray(shrink, dtype=float),
     )
     counts = np.bincount(codes, minlength=len(weights)).astype(np.int64)
-    made = Columns(V, np.zeros(Y.shape[1]), df, np.asarray(weights, dtype=float), counts, mode)
+    made = Columns(V, np.zeros(n_columns), df, np.asarray(weights, dtype=float), counts, mode)
     label = kernels.Labels(_cell_masks(np.asarray(codes)[None], len(weights)), made.weights, counts, mode)
-    u = np.empty(Y.shape[1])
+    u = np.empty(n_columns)
     kernels.group_values(V, label, u)
     return Columns(V, u, df, made.weights, counts, mode)
 

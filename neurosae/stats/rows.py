@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -33,7 +33,7 @@ def feature_rows(cell: Cell, outcome: Outcome, *, inference: Inference) -> pd.Da
     low, high = monte_carlo_interval(outcome.p_corr, n_perm) if counted else (np.nan, np.nan)
     df = outcome.ready.columns.df
     value = np.where(np.isfinite(outcome.value), outcome.value, np.nan)
-    columns = cell.place._asdict() | sizes.to_dict("series") | {
+    columns = cell.place._asdict() | cast(dict[str, Any], sizes.to_dict("series")) | {
         "kind": "contrast",
         "feature": data.features[cell.kept],
         "n_features": 1,
@@ -169,7 +169,7 @@ def join_rows(tables: Sequence[pd.DataFrame], *, family: str, n_family: int, inf
 
 def _joined(name: str, tables: Sequence[pd.DataFrame]) -> Any:
     """One column of several tables; a table without it has NA there."""
-    dtype = next(t[name].dtype for t in tables if name in t)
+    dtype = cast(Any, next(t[name].dtype for t in tables if name in t))
     parts = [t[name] if name in t else pd.Series(pd.array([None] * len(t), dtype=dtype)) for t in tables]
     return pd.concat([part.astype(dtype) for part in parts], ignore_index=True).array
 

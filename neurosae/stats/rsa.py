@@ -11,7 +11,7 @@ r"""Representational similarity: does the geometry of conditions look like a mod
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -163,13 +163,13 @@ def _answer(asked: Question, responses: Any, rng: np.random.Generator) -> Tested
     p_corr, null_max = corrected_lengths(tests)
     rows = []
     for place, fit in zip(found, fits, strict=True):
-        for one in fit.to_dict("records"):
+        for one in cast(list[dict[str, Any]], fit.to_dict("records")):
             test = tests.get(one["model"], {}).get(place.key)
             row = _row(asked, place, fit=one, test=test)
             rows.append(row | _test_columns(test, p_corr, model=one["model"], key=place.key))
     rows += [_missing(asked, key, model=model, why=why) for key, why in failed.items() for model in asked.ask.models]
     frame = pd.DataFrame(rows)
-    table = check_results(as_results({name: frame[name] for name in frame}))
+    table = check_results(as_results({name: frame[name] for name in frame.columns}))
     extras = {"rdm": _long(found, models), "fits": pd.concat(fits, ignore_index=True)}
     return Tested(table, null_max, extras)
 

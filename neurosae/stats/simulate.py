@@ -8,7 +8,7 @@ correlate. What was planted is written into `var["planted"]`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import pandas as pd
@@ -79,10 +79,9 @@ def simulate(
     obs = pd.concat([_rows(design, stimuli, region) for region in regions or _regions(stimuli)], ignore_index=True)
     drive = shift * (weights @ planted)
     codes = {name: pd.factorize(obs[name])[0] for name in ("item", "stimulus")}
-    codes["cell"] = pd.factorize(
-        obs["item"].astype(str).str.cat([obs[f].astype(str) for f in design.factors], sep="/")
-    )[0]
-    place = stimuli.index.get_indexer(obs["stimulus"])
+    levels = cast(Any, [obs[f].astype(str) for f in design.factors])
+    codes["cell"] = pd.factorize(obs["item"].astype(str).str.cat(levels, sep="/"))[0]
+    place = stimuli.index.get_indexer(obs["stimulus"])  # pyright: ignore[reportArgumentType]
     X = _fire(rng, codes, drive[place], densities=densities)
     obs["norm"] = np.float32(1.0)
     obs = obs.set_index(

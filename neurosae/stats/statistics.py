@@ -42,7 +42,8 @@ def _mean(data: ItemData, kept: np.ndarray) -> Ready:
     D = _columns(data.D, kept)
     if data.codes is not None:
         return Ready(_grouped(data, D, mode=0), None, "mean")
-    return Ready(flip_columns(D, scale=np.full(D.shape[1], float(data.n)), df=np.inf), D, "mean")
+    scale = np.full(D.shape[1], float(data.n))  # pyright: ignore[reportOptionalSubscript]
+    return Ready(flip_columns(D, scale=scale, df=np.inf), D, "mean")
 
 
 def _t(data: ItemData, kept: np.ndarray) -> Ready:
@@ -95,7 +96,8 @@ def _columns(D: sp.csc_matrix, kept: np.ndarray) -> sp.csc_matrix:
 
 
 def _squares(D: sp.csc_matrix) -> np.ndarray:
-    return np.bincount(np.repeat(np.arange(D.shape[1]), np.diff(D.indptr)), D.data**2, D.shape[1])
+    n_columns = D.shape[1]  # pyright: ignore[reportOptionalSubscript]
+    return np.bincount(np.repeat(np.arange(n_columns), np.diff(D.indptr)), D.data**2, n_columns)
 
 
 def _mode(data: ItemData) -> int:
@@ -104,7 +106,7 @@ def _mode(data: ItemData) -> int:
 
 
 def _grouped(data: ItemData, D: sp.csc_matrix, *, mode: int, shrink: np.ndarray | None = None) -> Columns:
-    shrink = np.zeros((D.shape[1], 2)) if shrink is None else shrink
+    shrink = np.zeros((D.shape[1], 2)) if shrink is None else shrink  # pyright: ignore[reportOptionalSubscript]
     d0 = np.inf if len(shrink) and shrink[0, 0] < 0 else (shrink[0, 0] if len(shrink) else 0.0)
     codes, weights = data.grouping
     df = np.inf if mode == 0 else data.n - len(weights) + d0

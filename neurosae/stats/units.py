@@ -128,7 +128,8 @@ def _check_complete(items: np.ndarray, *, region: str) -> None:
 def _sums(Y: sp.csr_matrix, row_unit: np.ndarray, coefficient: np.ndarray) -> sp.csc_matrix:
     """Weighted sums of the rows of a unit; what cancels up to rounding is an exact zero, not an informative item."""
     used = np.flatnonzero(coefficient)
-    A = sp.csr_matrix((coefficient[used], (row_unit[used], used)), shape=(row_unit.max() + 1, Y.shape[0]))
+    n_rows = Y.shape[0]  # pyright: ignore[reportOptionalSubscript]
+    A = sp.csr_matrix((coefficient[used], (row_unit[used], used)), shape=(row_unit.max() + 1, n_rows))
     D = sp.csc_matrix(A @ Y)
     largest = abs(Y).max(axis=0).toarray().ravel() * np.abs(coefficient).max()
     D.data[np.abs(D.data) <= 1e-12 * np.repeat(largest, np.diff(D.indptr))] = 0.0
