@@ -112,14 +112,7 @@ def _contrasts(study: Study) -> Iterator[str]:
         f"Every feature was tested with {statistics}, where an item's contrast is the sum of its "
         "cell means with the weights of the effect as written."
     )
-    for test, record in section(study.provenance, "methods").items():
-        prior = section({"r": record}, "r")
-        if isinstance(prior.get("d0"), int | float) or prior.get("d0") == "inf":
-            yield (
-                f"The variance prior of {test} had "
-                f"{digits(prior['d0']) if prior['d0'] != 'inf' else 'infinite'} degrees of "
-                f"freedom{' and a trend over mean activity' if prior.get('trend') else ''}."
-            )
+    yield from _prior(rows)
     yield from _relabelling(study, rows)
     yield (
         f"Features with fewer than {inference.get('min_informative', 6)} informative items were "
@@ -140,6 +133,18 @@ def _contrasts(study: Study) -> Iterator[str]:
         yield (
             f"For {listed(tests)}, {CORRECTIONS.get(adjust, adjust)}{size} {CITED.get(adjust, '')} (level {alpha:g})."
         ).replace(" ()", "")
+
+
+def _prior(rows: pd.DataFrame) -> Iterator[str]:
+    """Prior degrees of freedom of the moderated t, where they were recorded."""
+    rows = rows[(rows["stat"] == "moderated_t").to_numpy(dtype=bool)]
+    d0 = sorted(set(rows["x_d0"].dropna())) if "x_d0" in rows else []
+    if d0:
+        span = digits(d0[0]) if len(d0) == 1 else f"{digits(d0[0])} to {digits(d0[-1])}"
+        yield (
+            "Variances were shrunk towards a trend over mean activity, which does not change under relabelling "
+            f"(prior degrees of freedom {span})."
+        )
 
 
 def _relabelling(study: Study, rows: pd.DataFrame) -> Iterator[str]:

@@ -21,6 +21,12 @@ from neurosae.report.wording import digits
 
 MAX_EXAMPLES = 12
 N_COLOURS = 6
+QUALITIES = (
+    ("l0", "L0", "active features per token"),
+    ("fvu", "FVU", "fraction of variance unexplained"),
+    ("dead", "dead", "share of features that were never active on the reference text"),
+    ("ce_recovered_mean", "CE", "share of the cross-entropy recovered, against mean ablation"),
+)
 
 
 def design_tables(study: Study) -> dict[str, Any]:
@@ -226,28 +232,24 @@ def dictionary_cards(study: Study) -> list[dict[str, Any]]:
         record = section(recorded, site)
         card = section(record, "card")
         asked = section(study.analysis, "sites", site)
-        facts = []
-        for key, about in (("l0", "active features per token"), ("fvu", "fraction of variance unexplained")):
-            here, there = record.get(f"{key}_here"), card.get(key, card.get(key.upper()))
-            if here is not None or there is not None:
-                facts.append(
-                    {
-                        "label": key.upper(),
-                        "about": about,
-                        "here": digits(here),
-                        "card": digits(there) if isinstance(there, int | float) else "–",
-                    }
-                )
+        facts = [_quality(record, card, quality) for quality in QUALITIES]
         cards.append(
             {
                 "site": site,
                 "hook": str(record.get("hook", asked.get("hook", ""))),
                 "n": digits(record.get("n_features")),
-                "facts": facts,
+                "facts": [fact for fact in facts if fact["here"] != "–" or fact["card"] != "–"],
                 "lines": flat(record, skip=["hook", "n_features", "l0_here", "fvu_here"]),
             }
         )
     return cards
+
+
+def _quality(record: Mapping[str, Any], card: Mapping[str, Any], quality: tuple[str, str, str]) -> dict[str, str]:
+    key, label, about = quality
+    here, there = record.get(f"{key}_here"), card.get(key, card.get(key.upper()))
+    shown = {k: digits(v) if isinstance(v, int | float) else "–" for k, v in (("here", here), ("card", there))}
+    return {"label": label, "about": about, **shown}
 
 
 def provenance_lines(study: Study) -> dict[str, Any]:

@@ -187,6 +187,7 @@ def contrast_test(rng, name: str, effect: str, *, regions: list[str], items: lis
                     "h0": f"{effect}: swapping its levels within an item leaves the joint law unchanged",
                     "status": "ok",
                     "x_z": z[keep],
+                    "x_d0": 5.3,
                     "x_density_diff": (y[:, 2:].mean(1) > 0).mean(0)[keep] - (y[:, :2].mean(1) > 0).mean(0)[keep],
                 }
             )
@@ -354,7 +355,7 @@ PROVENANCE = {
     ),
     "times": {"extract": 12.4, "test": 3.21},
     "warnings": ["The pilot of site 'late' has 3 items that share the form 'rivers'."],
-    "methods": {"number": {"m_total": 7680, "m_kept": 2200, "d0": 5.3, "trend": True}},
+    "methods": {"number": {"m_total": 7680, "m_kept": 2200}},
 }
 
 

@@ -60,7 +60,7 @@ def test_methods_carry_the_numbers_of_the_study(study):
         "seed 20260401",
         "level 0.05",
         "neurosae 0.1.0",
-        "5.30 degrees",
+        "degrees of freedom 5.30",
         f"{n:,} were tested",
     ):
         assert words in text, words
