@@ -159,7 +159,7 @@ def main() -> None:
     except Exception as error:  # wrong usage: typer's own error knows how to show itself
         if not hasattr(error, "show"):
             raise
-        error.show()
+        error.show()  # pyright: ignore[reportAttributeAccessIssue]
         sys.exit(getattr(error, "exit_code", 2))
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
@@ -278,11 +278,11 @@ def summarize(results: pd.DataFrame, alpha: float = 0.05) -> str:
     for key, rows in results.groupby(keys, sort=False, dropna=False, observed=True):
         tested = rows[rows["p_corr"].notna()]
         found = tested[tested["p_corr"] <= alpha]
-        best = tested.loc[tested["value"].abs().idxmax()] if len(tested) else None
+        best = cast("pd.Series", tested.loc[tested["value"].abs().idxmax()]) if len(tested) else None
         words = "-" if best is None else f"value {best['value']:.3g}, p_corr {best['p_corr']:.2g}"
         if best is not None and pd.notna(best["feature"]):
             words = f"feature {best['feature']}, {words}"
-        names = ["-" if pd.isna(part) else str(part) for part in key]
+        names = ["-" if pd.isna(part) else str(part) for part in cast("tuple[Any, ...]", key)]
         lines.append([*names, f"{len(tested):,}", f"{len(found):,}", words])
     widths = [max(len(line[i]) for line in lines) for i in range(7)]
     right = (4, 5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -74,7 +74,7 @@ def region_warnings(
     regions : the regions that are analysed
     """
     unseen: dict[tuple[str, str], list[str]] = {}
-    table = {(row.region, row.effect): row for row in lexical.itertuples()}
+    table: dict[tuple[Any, Any], Any] = {(row.region, row.effect): row for row in lexical.itertuples()}
     for ask in asks:
         for region in ask.regions if ask.test else ():
             row = table.get((region, ask.effect))

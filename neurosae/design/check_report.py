@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from dataclasses import dataclass, field
 from math import floor
+from typing import Any, cast
 
 import pandas as pd
 
@@ -45,10 +46,8 @@ class CheckReport:
     @property
     def exchangeability(self) -> dict[str, str]:
         """What is exchanged, in words, by `test/effect` (or by effect, when no analysis was given)."""
-        return {
-            f"{row.test}/{row.effect}" if row.test else row.effect: exchange_words(row)
-            for row in self.exchange.itertuples()
-        }
+        rows: list[Any] = list(self.exchange.itertuples())
+        return {f"{row.test}/{row.effect}" if row.test else row.effect: exchange_words(row) for row in rows}
 
     def text(self) -> str:
         """Everything as text, as `neurosae check` prints it."""
@@ -100,18 +99,18 @@ def _cell_lines(report: CheckReport) -> list[str]:
 # ------------------------------------------------------------------ exchangeability
 
 
-def exchange_words(row) -> str:  # a named tuple of `exchange`
+def exchange_words(row: Any) -> str:  # a named tuple of `exchange`
     """What is exchanged, how often, and how small p can get, in one sentence without its full stop."""
     note = f" ({row.note})" if row.note else ""
     reach = f"{_count(row)} relabellings, smallest two-sided p {row.p_min:.2g}"
     return f"{row.words}: {row.n_units} {_units(row)}, {reach}{note}"
 
 
-def _units(row) -> str:
+def _units(row: Any) -> str:
     return "groups of items" if row.unit == "shared forms" else "items"
 
 
-def _count(row) -> str:
+def _count(row: Any) -> str:
     n = int(row.n_relabellings)
     power = f"2^{row.n_units}" if row.kind == "flip" else ""
     if n >= 10**12:
@@ -141,14 +140,14 @@ def _exchange_lines(table: pd.DataFrame, alpha: float) -> list[str]:
     for words, same in table.groupby("words", sort=False):
         lines.append(wrap(f"{words}."))
         for _, rows in same.groupby(["split", "n_relabellings", "note"], sort=False):
-            row = next(rows.itertuples())
+            row = cast("Any", next(rows.itertuples()))
             lines.append(
                 f"  {row.n_units} {row.split} {_units(row)}: {_count(row)} relabellings; smallest two-sided p "
                 f"{row.p_min:.2g}, {largest_family(alpha, row.p_min)}."
             )
             if row.note:
                 lines.append(wrap(f"{', '.join(dict.fromkeys(rows['effect']))}: {row.note}.", "  "))
-    for row in table.drop_duplicates("effect").itertuples():
+    for row in cast("Any", table.drop_duplicates("effect").itertuples()):
         vector = f"   [{row.vector}]" if row.vector.count(",") < SHOWN_CELLS else ""
         lines.append(wrap(f"{row.effect}: {row.h0}{vector}", "  H0 "))
     return lines
@@ -178,10 +177,11 @@ def _word_lines(table: pd.DataFrame) -> list[str]:
 def _region_comment(rows: pd.DataFrame) -> str:
     """Which effects are free of the region's own words there, and which a causal model cannot show."""
     rows = rows[rows["within"]]
+    each: list[Any] = list(rows.itertuples())
     kinds = {
-        "free of its words": [row.effect for row in rows.itertuples() if row.differ == 0 and row.seen > 0],
-        "also the word itself": [row.effect for row in rows.itertuples() if row.differ > 0],
-        "no text differs so far": [row.effect for row in rows.itertuples() if row.seen == 0],
+        "free of its words": [row.effect for row in each if row.differ == 0 and row.seen > 0],
+        "also the word itself": [row.effect for row in each if row.differ > 0],
+        "no text differs so far": [row.effect for row in each if row.seen == 0],
     }
     most = max(kinds, key=lambda kind: len(kinds[kind]))
     parts = []
@@ -203,10 +203,11 @@ def _confound_lines(table: pd.DataFrame) -> list[str]:
 
 def _differences(rows: pd.DataFrame) -> str:
     found = []
-    for row in rows.itertuples():
+    each: list[Any] = list(rows.itertuples())
+    for row in each:
         count = f", {row.differ}/{row.n}" if row.within else ""
         found += [f"{row.measure} {row.difference:+.2f} (Spearman {row.rho:.2f}{count})"] if row.differ else []
-    same = [row.measure for row in rows.itertuples() if not row.differ]
+    same = [row.measure for row in each if not row.differ]
     if not found:
         return "nothing differs"
     if len(same) > SHOWN_NAMES:
@@ -215,10 +216,9 @@ def _differences(rows: pd.DataFrame) -> str:
 
 
 def _token_lines(table: pd.DataFrame) -> list[str]:
+    each: list[Any] = list(table.itertuples())
     lines = [
-        f"  {row.measure} by {row.factor}: {row.means} (Spearman {row.rho:.2f})"
-        for row in table.itertuples()
-        if row.spread > 1e-9
+        f"  {row.measure} by {row.factor}: {row.means} (Spearman {row.rho:.2f})" for row in each if row.spread > 1e-9
     ]
     same = [m for m, rows in table.groupby("measure", sort=False) if (rows["spread"] <= 1e-9).all()]
     if same:

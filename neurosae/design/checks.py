@@ -238,7 +238,8 @@ def _exchange_row(design: Design, stimuli: pd.DataFrame, effect: Effect, *, ask:
 
 
 def _refuse_too_few(exchange: pd.DataFrame, asks: list[Ask], alpha: float) -> None:
-    for row, ask in zip(exchange.itertuples(), asks, strict=True):
+    rows: list[Any] = list(exchange.itertuples())
+    for row, ask in zip(rows, asks, strict=True):
         one_sided = ask.alternative != "two-sided"
         smallest = 1 / row.n_relabellings if one_sided else row.p_min
         if ask.split != "test" or not ask.test or smallest <= alpha:
@@ -258,11 +259,11 @@ def _refuse_too_few(exchange: pd.DataFrame, asks: list[Ask], alpha: float) -> No
 
 
 def _reach_warnings(exchange: pd.DataFrame, alpha: float) -> list[str]:
-    few = exchange[exchange["p_min"] > alpha]
+    few: list[Any] = list(exchange[exchange["p_min"] > alpha].itertuples())
     return [
         f"{row.test + ': ' if row.test else ''}'{row.effect}' has {row.n_units} {row.split} items; its smallest "
         f"two-sided p is {row.p_min:.2g}, above alpha {alpha:g}: it can rank features, but no test can reject."
-        for row in few.itertuples()
+        for row in few
     ]
 
 
@@ -296,11 +297,12 @@ def _overlaps(design: Design, stimuli: pd.DataFrame, effects: Mapping[str, Effec
     if pairs:
         shown = ", ".join(f"{a} and {b}" for a, b in sorted(pairs))
         yield f"not orthogonal, so they share their evidence: {shown}."
-    for name, block in (analysis.tests if analysis is not None else {}).items():
+    tests = analysis.tests if analysis is not None else {}
+    for name, block in tests.items():
         choice = getattr(block, "features", None)
-        if choice is None or choice.from_ not in analysis.tests:
+        if choice is None or choice.from_ not in tests:
             continue
-        chooser = analysis.tests[choice.from_]
+        chooser = tests[choice.from_]
         for effect in block.effect:
             if effect not in chooser.effect:
                 yield (

@@ -8,6 +8,7 @@ all (if not, no causal model can show the effect there)?
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -42,7 +43,8 @@ def region_texts(stimuli: pd.DataFrame, region: str | None) -> tuple[pd.Series, 
         return stimuli["text"], stimuli["text"]
     spans = zip(stimuli["text"], stimuli[f"{region}_start"], stimuli[f"{region}_end"], strict=True)
     pairs = [(None, None) if pd.isna(start) else (text[start:end], text[:end]) for text, start, end in spans]
-    return tuple(pd.Series(list(part), index=stimuli.index, dtype=object) for part in zip(*pairs, strict=True))
+    columns = tuple(pd.Series(list(part), index=stimuli.index, dtype=object) for part in zip(*pairs, strict=True))
+    return cast("tuple[pd.Series, pd.Series]", columns)
 
 
 def lexical_table(
@@ -153,7 +155,7 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
     0.8
     """
     ranks = [pd.Series(v).rank().to_numpy() for v in (x, y)]
-    return float(np.corrcoef(*ranks)[0, 1]) if all(np.ptp(r) > 0 for r in ranks) else 0.0
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1]) if all(np.ptp(r) > 0 for r in ranks) else 0.0
 
 
 # ------------------------------------------------------------------ replication
@@ -206,9 +208,9 @@ def repeated_cells(
     weights = cell_weights(design, stimuli, effect)
     so_far = region_texts(stimuli, region)[1]
     use = (weights != 0) & so_far.notna().to_numpy()
-    table = stimuli.loc[use, ["item", "frame"]].assign(
-        cell=stimuli.loc[use, list(design.factors)].astype(str).agg("/".join, axis=1), text=so_far[use]
-    )
+    levels = stimuli.loc[use, list(design.factors)].astype(str)
+    cells = levels.agg("/".join, axis=1)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    table = stimuli.loc[use, ["item", "frame"]].assign(cell=cells, text=so_far[use])
     found = []
     for cell, rows in table.groupby("cell", sort=False):
         frames = rows.groupby("frame", observed=True)["text"].nunique()

@@ -73,8 +73,9 @@ def expand(design: Design) -> pd.DataFrame:
         for row in (_frame_rows(design, item) if design.lists is None else [_list_row(design, item)])
     ]
     table = pd.DataFrame(rows)
-    levels = [table[factor].astype(str) for factor in design.factors]
-    table.index = pd.Index(table["item"].str.cat([table["frame"], *levels], sep="/"), name="stimulus", dtype=object)
+    parts = [table["frame"], *(table[factor].astype(str) for factor in design.factors)]
+    names = table["item"].str.cat(parts, sep="/")  # pyright: ignore[reportCallIssue, reportArgumentType]
+    table.index = pd.Index(names, name="stimulus", dtype=object)
     stimuli = _typed(design, table)
     stimuli.attrs["design"] = design.to_json()  # so that responses know what may be exchanged
     return stimuli
@@ -165,7 +166,8 @@ def _typed(design: Design, table: pd.DataFrame) -> pd.DataFrame:
     spans = [f"{name}_{end}" for name in region_names(design) for end in ("start", "end")]
     table[spans] = table[spans].astype("Int64")
     strings = ["item", "text", "target", "foil", *design.labels]
-    table[strings] = table[strings].astype("string").astype(object).where(table[strings].notna(), pd.NA)
+    texts = table[strings].astype("string").astype(object)
+    table[strings] = texts.where(table[strings].notna(), pd.NA)  # pyright: ignore[reportArgumentType]
     order = ["item", "frame", *design.factors, *design.covariates, *design.labels, "text", "target", "foil", "split"]
     return table[[*order, *spans]]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -55,12 +55,14 @@ def token_numbers(
 def token_table(design: Design, stimuli: pd.DataFrame, numbers: pd.DataFrame) -> pd.DataFrame:
     """Mean token counts by level: one row per number and factor, a column `means`, Spearman's `rho` with the levels."""
     rows = []
-    for column in numbers:
+    columns: list[Any] = list(numbers)
+    for column in columns:
         use = numbers[column].notna().to_numpy()
         for factor in design.factors if use.any() else ():
-            means = numbers.loc[use, column].groupby(stimuli.loc[use, factor], observed=True).mean()
+            known, levels = cast("pd.Series", numbers.loc[use, column]), cast("pd.Series", stimuli.loc[use, factor])
+            means = known.groupby(levels, observed=True).mean()
             shown = ", ".join(f"{level} {mean:.2f}" for level, mean in means.items())
-            rho = spearman(stimuli.loc[use, factor].cat.codes.to_numpy(), numbers.loc[use, column].to_numpy())
+            rho = spearman(levels.cat.codes.to_numpy(), known.to_numpy())
             rows.append((column, factor, shown, float(np.ptp(means)), rho))
     return pd.DataFrame(rows, columns=["measure", "factor", "means", "spread", "rho"])
 
