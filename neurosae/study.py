@@ -90,7 +90,12 @@ def load_live(spec: Any, out: Path, *, device: str = "auto") -> tuple[Any, dict[
     block = spec.model
     model = ns.load_model(block.name, dtype=block.dtype, device=device, weights=block.weights, bos=block.bos)
     asked = sites_of(spec, model.n_layers)
-    return model, {site: ns.load_dictionary(ask, model, store=out, where=site) for site, ask in asked.items()}
+    # reference text of the fit checks, written once for all sites; the raw stream needs none
+    checked = any(ask.dictionary.neurons is None for ask in asked.values())
+    texts = ns.sample_texts(model, 2048, seed=0) if checked and model.has_head else None
+    return model, {
+        site: ns.load_dictionary(ask, model, store=out, texts=texts, where=site) for site, ask in asked.items()
+    }
 
 
 def sites_of(spec: Any, n_layers: int) -> dict[str, Any]:
