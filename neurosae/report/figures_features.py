@@ -218,7 +218,7 @@ def _legends(figure: Figure, pairs: set[tuple[str, ...]]) -> None:
             figure.legend(*lines, title=title, loc="outside right upper", title_fontsize=8.5)
             return
         if lines[0]:
-            axes.legend(fontsize=7, handlelength=1.2)
+            axes.legend(fontsize=7, handlelength=1.2, title=plain(axes.get_label()), title_fontsize=7)
 
 
 def _areas(rows: pd.DataFrame) -> np.ndarray:
@@ -239,6 +239,7 @@ def _lines(axes: Axes, rows: pd.DataFrame, factors: Mapping[str, Sequence[str]],
         axes.scatter(range(len(across)), one["mean"], s=_areas(one), c=colour, linewidths=0, zorder=3)
     axes.set_xticks(range(len(across)), [shorten(level, 12) for level in across])
     axes.set_xlabel(plain(shown[0]), fontsize=8)
+    axes.set_label(shown[1])
 
 
 def _dots(axes: Axes, rows: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> None:

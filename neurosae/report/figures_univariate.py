@@ -120,9 +120,10 @@ def _name_points(axes: Axes, rows: pd.DataFrame) -> None:
             height = min(float(row.y), last - 0.042 * top)
             last = height
             axes.annotate(
-                shorten(feature_name(row.site, row.feature)), (row.x, row.y), xytext=(row.x, height),
-                ha="left" if side > 0 else "right", va="center", fontsize=8, textcoords=("data", "data"), zorder=4,
-            ).set_position((row.x + side * 0.045 * _spread(axes), height))  # fmt: skip # pyright: ignore
+                shorten(feature_name(row.site, row.feature)), (row.x, row.y),
+                xytext=(row.x + side * 0.06 * _spread(axes), height), ha="left" if side > 0 else "right", va="center",
+                fontsize=8, zorder=4, arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkB": 3},
+            )  # fmt: skip
 
 
 def _spread(axes: Axes) -> float:

@@ -12,7 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from neurosae.report.stored import Study, alpha_of, effect_ends, section
+from neurosae.design.confounds import lexical_table
+from neurosae.report.stored import Study, alpha_of, compiled_effects, effect_ends, section, tested_stimuli
 from neurosae.report.tables import counts, distinct, first_known, is_found, p_intervals, ranked, rows_found, rows_tested
 from neurosae.report.wording import digits, feature_name, listed, p_words, plural
 
@@ -104,8 +105,21 @@ def _contrast(study: Study, rows: pd.DataFrame, *, name: tuple[str, str]) -> Sta
     tests = f", in {len(found):,} of {len(tested):,} tests" if several else ""
     verb = "responds" if n_found == 1 else "respond"
     text = f"{n_found:,} of {plural(n_tested, 'tested feature')} {verb} to {effect}{place}{tests}: {ways}."
-    detail = f"{held} The strongest is {_example(ranked(tested).iloc[0])}."
+    detail = f"{held} The strongest is {_example(ranked(tested).iloc[0])}.{_same_words(study, effect, found)}"
     return Statement(test, effect, "exploratory" if exploratory else "found", f"{n_found:,}", text, detail, localizer)
+
+
+def _same_words(study: Study, effect: str, found: pd.DataFrame) -> str:
+    """A caution where features were found at a region whose own words differ between the + and - cells."""
+    made = compiled_effects(study).get(effect)
+    regions = tuple(r for r in distinct(found["region"]) if f"{r}_start" in study.stimuli)
+    if made is None or not regions:
+        return ""
+    table = lexical_table(study.design, tested_stimuli(study), {effect: made}, regions=regions)
+    there = [str(r) for r in table.loc[table["differ"] > 0, "region"]]
+    return (
+        f" At {listed(there)} the words themselves differ, and may be what these features respond to." if there else ""
+    )
 
 
 def _n_features(rows: pd.DataFrame) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from neurosae.design.confounds import confound_table, lexical_table, measures
-from neurosae.report.stored import Study, compiled_effects, section
+from neurosae.report.stored import Study, compiled_effects, section, tested_stimuli
 from neurosae.report.tables import distinct
 from neurosae.report.wording import digits
 
@@ -69,9 +69,7 @@ def _nested(value: Mapping[str, Any]) -> Iterator[str]:
 
 def confounds(study: Study) -> dict[str, Any]:
     """What else differs between the + and - cells of each effect: words at each region, lengths, positions."""
-    effects, regions = compiled_effects(study), tuple(shown_regions(study))
-    split = study.stimuli["split"].astype(str) == "test" if "split" in study.stimuli else None
-    stimuli = study.stimuli[split] if split is not None and split.any() else study.stimuli
+    effects, regions, stimuli = compiled_effects(study), tuple(shown_regions(study)), tested_stimuli(study)
     if not effects or not len(stimuli):
         return {"effects": [], "words": [], "numbers": []}
     words = lexical_table(study.design, stimuli, effects, regions=regions)

@@ -147,6 +147,12 @@ def effect_weights(study: Study) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def tested_stimuli(study: Study) -> pd.DataFrame:
+    """The stimuli of the test items; all of them where the design has no partition."""
+    kept = study.stimuli["split"].astype(str) == "test" if "split" in study.stimuli else None
+    return study.stimuli[kept] if kept is not None and kept.any() else study.stimuli
+
+
 def effect_ends(study: Study) -> dict[str, tuple[str, str]]:
     """Names of the - and + end of every declared effect: the two levels it compares, else "- cells", "+ cells"."""
     ends = {}

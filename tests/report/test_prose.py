@@ -33,6 +33,13 @@ def test_statements_name_the_direction_by_levels(study):
     assert effect_ends(study)["congruence"] == ("− cells", "+ cells")
 
 
+def test_statements_warn_where_the_words_themselves_differ(study):
+    """At the head the plural word itself is there; before the verb, congruence is free of words."""
+    number, interference = statements(study)[:2]
+    assert "At head the words themselves differ" in number.detail
+    assert "words themselves differ" not in interference.detail
+
+
 def test_statements_of_a_localizer_say_so(study):
     """Features chosen on localizer items are no claim of the study."""
     other = dataclasses.replace(study, results=study.results.assign(split="localizer").astype({"split": "string"}))
