@@ -91,7 +91,7 @@ def _room(axes: Axes, rows: pd.DataFrame, found: np.ndarray) -> None:
     width = max(high - low, 1e-9)
     sides = rows.loc[found, "x"]
     axes.set_xlim(
-        low - width * (0.2 if (sides < 0).any() else 0.05), high + width * (0.2 if (sides > 0).any() else 0.05)
+        low - width * (0.26 if (sides < 0).any() else 0.05), high + width * (0.26 if (sides > 0).any() else 0.05)
     )
 
 
@@ -112,17 +112,17 @@ def _threshold(axes: Axes, rows: pd.DataFrame, found: np.ndarray) -> None:
 
 
 def _name_points(axes: Axes, rows: pd.DataFrame) -> None:
-    """Names beside the points, pushed apart so that none lies on another."""
+    """Names in a column beyond the outermost found point of each side, with a line to the point."""
     top = max(float(rows["y"].max()), 1.0) * 1.12 if len(rows) else 1.0
     for side in (1, -1):
-        last = np.inf
-        for row in rows[np.sign(rows["x"]) == side].sort_values("y", ascending=False).itertuples():
-            height = min(float(row.y), last - 0.042 * top)
-            last = height
+        part = rows[np.sign(rows["x"]) == side].sort_values(["y", "x"], ascending=[False, side < 0], kind="stable")
+        edge, last = part["x"].abs().max() + 0.09 * _spread(axes) if len(part) else 0.0, np.inf
+        for row in part.itertuples():
+            last = min(float(row.y), last - 0.042 * top)
             axes.annotate(
-                shorten(feature_name(row.site, row.feature)), (row.x, row.y),
-                xytext=(row.x + side * 0.06 * _spread(axes), height), ha="left" if side > 0 else "right", va="center",
-                fontsize=8, zorder=4, arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkB": 3},
+                shorten(feature_name(row.site, row.feature)), (row.x, row.y), xytext=(side * edge, last),
+                ha="left" if side > 0 else "right", va="center", fontsize=8, zorder=4,
+                arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 3},
             )  # fmt: skip
 
 

@@ -87,7 +87,8 @@ def drawn(figure: Callable[P, Figure]) -> Callable[P, Figure]:
             mpl.rcdefaults()
             mpl.rcParams.update(RC)
             done = figure(*args, **kwargs)
-            # The layout is solved once, not at every save.
+            # The layout is solved here and not at every save; panels of equal aspect need the second pass.
+            done.draw_without_rendering()
             done.draw_without_rendering()
             done.set_layout_engine("none")
             return done
