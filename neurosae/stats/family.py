@@ -109,7 +109,7 @@ def _relabellings(cells: Sequence[Cell], ready: Sequence[Ready], inference: Infe
     rows = np.unique(np.concatenate([d.numbers for d in flipped])) if flipped else np.empty(0, dtype=np.uint32)
     _refuse_different_items([c.data for c in cells if c.data.codes is not None])
     if CORRECTIONS[inference.correction] is not None and inference.correction != "none" and len(flipped) < len(cells):
-        wanted = _enough(cells, wanted, alpha=inference.alpha)
+        wanted = _enough(cells, wanted, inference=inference)
 
     def make(everything: bool | None) -> list[Relabelling]:
         out = []
@@ -139,10 +139,14 @@ def _refuse_different_items(data: Sequence[ItemData]) -> None:
         )
 
 
-def _enough(cells: Sequence[Cell], wanted: int, *, alpha: float) -> int:
-    """Counted p must be able to reach alpha / m: more relabellings, all there are, or a refusal."""
+def _enough(cells: Sequence[Cell], wanted: int, *, inference: Inference) -> int:
+    """Counted p must be able to reach alpha / m: more relabellings, all there are, or a refusal.
+
+    BY divides by m (1 + 1/2 + ... + 1/m) instead of m.
+    """
     m = sum(len(c.kept) for c in cells)
-    needed = int(np.ceil(m / alpha))
+    harmonic = (1 / np.arange(1, m + 1)).sum() if inference.correction == "fdr_by" else 1.0
+    needed = int(np.ceil(m * harmonic / inference.alpha))
     sizes = [n_distinct(c.data.grouping[0], _blocks(c.data)) for c in cells if c.data.codes is not None]
     if needed > MOST and max(sizes) > MOST:
         raise DataError(
