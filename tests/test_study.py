@@ -228,7 +228,7 @@ def test_null_rate_of_the_own_responses(finished):
     assert (table["low"] <= 0.05).all()
 
 
-def test_a_missing_item_is_an_error_not_a_gap(study):
-    """Responses of other stimuli are refused by name."""
-    with pytest.raises((DataError, SpecError)):
+def test_refuses_no_responses_at_all():
+    """An empty mapping of sites is refused with what to give instead."""
+    with pytest.raises(DataError, match="no responses; give an AnnData"):
         ns.contrast({}, {"number": {"pl": 1, "sg": -1}}, region="noun", seed=1)
