@@ -32,8 +32,13 @@ docs: $(READY)  ## run the tour and rewrite the editor schemas
 	$(BIN)/python -m neurosae.spec.editor docs/schema
 	$(BIN)/python docs/tour.py
 
-bench: $(READY)  ## speed as ratios against peers, in one process
-	for file in benchmarks/bench_*.py; do env -u OPENBLAS_CORETYPE $(BIN)/python "$$file" || exit 1; done
+bench: $(VENV)/.bench  ## speed as ratios against pinned peers, in one process each
+	env -u OPENBLAS_CORETYPE $(BIN)/python benchmarks/run.py
+
+$(VENV)/.bench: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group bench
+	@touch $@
 
 clean:  ## remove the environment and results
 	rm -rf $(VENV) results
