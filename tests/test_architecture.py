@@ -26,9 +26,9 @@ LAYERS = """
 1  spec.fields spec.files spec.frames
 2  spec.load spec.effects spec.sites spec.results
 3  spec.blocks spec.design
-4  spec.analysis design.regions design.units design.weights
-5  spec.editor design.exchange design.expand design.confounds extraction.sites extraction.tokens extraction.packing
-6  design.check_report design.cautions design.token_checks extraction.source extraction.cells extraction.responses
+4  spec.choices design.regions design.units design.weights
+5  spec.analysis design.exchange design.expand design.confounds extraction.sites extraction.tokens extraction.packing
+6  spec.editor design.check_report design.cautions design.token_checks extraction.source extraction.cells extraction.responses
 7  design.checks extraction.align extraction.store extraction.model dictionary.topk
 8  stats.kernels stats.effects stats.moderation stats.multiplicity dictionary.record dictionary.texts
 9  stats.relabel stats.tails stats.rdm stats.simulate dictionary.learn dictionary.stream extraction.shard

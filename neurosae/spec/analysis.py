@@ -18,6 +18,7 @@ from pydantic import (
 
 from neurosae.errors import unknown
 from neurosae.spec.blocks import TESTS, ContrastBlock, FeatureChoice, Inference, RdmModel, RsaBlock
+from neurosae.spec.choices import choice_problems, family_problems
 from neurosae.spec.design import Design, load_design, region_names
 from neurosae.spec.effects import effect_problems, shape_problems
 from neurosae.spec.fields import Bool, Count, FileName, IntPair, Natural, OneOrMore, Strict, Text, fail, fail_all
@@ -248,8 +249,8 @@ def _own_problems(analysis: Analysis) -> Iterator[Problem]:
                 yield (*where, *inner), f"uses effect '{effect}', which is not under `effects:`.{hint}"
         yield from _lock_problems(block, positions, where)
         if isinstance(block, ContrastBlock) and block.features is not None:
-            yield from _choice_problems(name, block, analysis)
-    yield from _family_problems(analysis)
+            yield from choice_problems(name, analysis)
+    yield from family_problems(analysis)
 
 
 def _effects_used(block: Any) -> Iterator[tuple[Where, str]]:
@@ -280,50 +281,6 @@ def _lock_problems(block: Any, positions: Positions, where: Where) -> Iterator[P
         elif not positions.single_lock and not {name, f"{name}@start", f"{name}@end"} - {region} & {*named}:
             text = f"uses only '{region}' of a pair; name {name} (both), or set positions.single_lock: true."
             yield (*where, "region"), text
-
-
-def _choice_problems(name: str, block: ContrastBlock, analysis: Analysis) -> Iterator[Problem]:
-    assert block.features is not None
-    source, where = block.features.from_, ("tests", name, "features")
-    earlier = list(analysis.tests)[: list(analysis.tests).index(name)]
-    kind = [other for other in earlier if isinstance(analysis.tests[other], ContrastBlock)]
-    chooser = analysis.tests.get(source)
-    if source not in kind or not isinstance(chooser, ContrastBlock):
-        if source in analysis.tests and source not in earlier:
-            yield where, f"'{source}' is no earlier test; tests run in the order of the file, so put it above '{name}'."
-        else:
-            yield where, unknown("contrast test", short(source), kind)
-    elif chooser.split == block.split:
-        other, at = ("localizer", source) if block.split == "test" else ("test", name)
-        text = f"would choose features and test them on the same items (split: {block.split}). Set `split: {other}`"
-        yield where, f"{text} on '{at}'."
-    elif chooser.sites is not None and (other := set(block.sites or analysis.sites) - {*chooser.sites}):
-        site = min(other)
-        yield where, f"'{source}' chooses no features at site '{site}'; name sites in both tests: {{sites: [{site}]}}."
-
-
-def _family_problems(analysis: Analysis) -> Iterator[Problem]:
-    owner: dict[str, str] = {}
-    for family, members in analysis.inference.families.items():
-        where: Where = ("inference", "families", family)
-        splits: dict[str, str] = {}
-        for member in members:
-            block = analysis.tests.get(member)
-            if block is None:
-                yield where, unknown("test", short(member), analysis.tests)
-                continue
-            if member in owner:
-                other = "twice" if owner[member] == family else f"also in family '{owner[member]}'"
-                yield where, f"test '{member}' is {other}; a test belongs to one family."
-            owner[member] = family
-            correction = getattr(block, "correction", None) or analysis.inference.correction
-            if correction != "maxT":
-                text = f"test '{member}' is corrected by {correction}, but a family shares one maximum"
-                yield where, f"{text}; set `correction: maxT` on it, or take it out."
-            splits.setdefault(getattr(block, "split", "test"), member)
-        if len(splits) > 1:
-            pair = " and ".join(f"'{member}' ({split})" for split, member in splits.items())
-            yield where, f"{pair} use different items; a family needs the same split."
 
 
 # ------------------------------------------------------------------ references to the design

@@ -1,0 +1,56 @@
+"""Features chosen by earlier tests, and tests joined to families: what may refer to what, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from neurosae.errors import unknown
+from neurosae.spec.blocks import ContrastBlock
+from neurosae.spec.words import Problem, Where, short
+
+
+def choice_problems(name: str, analysis: Any) -> Iterator[Problem]:
+    """What is wrong with the features that a test takes from an earlier one: it must be a contrast on other items."""
+    block = analysis.tests[name]
+    source, where = block.features.from_, ("tests", name, "features")
+    earlier = list(analysis.tests)[: list(analysis.tests).index(name)]
+    kind = [other for other in earlier if isinstance(analysis.tests[other], ContrastBlock)]
+    chooser = analysis.tests.get(source)
+    if source not in kind or not isinstance(chooser, ContrastBlock):
+        if source in analysis.tests and source not in earlier:
+            yield where, f"'{source}' is no earlier test; tests run in the order of the file, so put it above '{name}'."
+        else:
+            yield where, unknown("contrast test", short(source), kind)
+    elif chooser.split == block.split:
+        other, at = ("localizer", source) if block.split == "test" else ("test", name)
+        text = f"would choose features and test them on the same items (split: {block.split}). Set `split: {other}`"
+        yield where, f"{text} on '{at}'."
+    elif chooser.sites is not None and (other := set(block.sites or analysis.sites) - {*chooser.sites}):
+        site = min(other)
+        yield where, f"'{source}' chooses no features at site '{site}'; name sites in both tests: {{sites: [{site}]}}."
+
+
+def family_problems(analysis: Any) -> Iterator[Problem]:
+    """What is wrong with declared families: every test in one of them, all with max-T, on the same items."""
+    owner: dict[str, str] = {}
+    for family, members in analysis.inference.families.items():
+        where: Where = ("inference", "families", family)
+        splits: dict[str, str] = {}
+        for member in members:
+            block = analysis.tests.get(member)
+            if block is None:
+                yield where, unknown("test", short(member), analysis.tests)
+                continue
+            if member in owner:
+                other = "twice" if owner[member] == family else f"also in family '{owner[member]}'"
+                yield where, f"test '{member}' is {other}; a test belongs to one family."
+            owner[member] = family
+            correction = getattr(block, "correction", None) or analysis.inference.correction
+            if correction != "maxT":
+                text = f"test '{member}' is corrected by {correction}, but a family shares one maximum"
+                yield where, f"{text}; set `correction: maxT` on it, or take it out."
+            splits.setdefault(getattr(block, "split", "test"), member)
+        if len(splits) > 1:
+            pair = " and ".join(f"'{member}' ({split})" for split, member in splits.items())
+            yield where, f"{pair} use different items; a family needs the same split."
