@@ -1,8 +1,8 @@
 """What the benchmarks share: simulated responses, honest clocks, and floors that a ratio must reach.
 
-Import it before numpy: it gives every library one thread and unsets OPENBLAS_CORETYPE, which some environments export and
-which halves the speed of dense peers. Rules: one process, the same arrays, equality asserted before a clock is read, CPU
-time, minimum over repeats, compiled functions warm; floors are ratios in one process, never seconds.
+Import it before numpy: it gives every library one thread and unsets OPENBLAS_CORETYPE, which some environments export
+and which halves the speed of dense peers. Rules: one process, the same arrays, equality asserted before a clock is
+read, CPU time, minimum over repeats, compiled functions warm; floors are ratios in one process, never seconds.
 """
 
 # ruff: noqa: E402  (the environment must be set before numpy is imported)
@@ -134,16 +134,18 @@ class Floors:
         self.rows: list[dict[str, Any]] = []
 
     def ratio(
-        self, goal: str, what: str, peer: Callable[[], float], ours: Callable[[], float], *, floor: float | None
+        self, goal: str, what: str, *, peer: Callable[[], float], ours: Callable[[], float], floor: float | None
     ) -> None:
         """CPU seconds of the peer over ours; below the floor both are measured once more."""
         theirs, own = peer(), ours()
         if floor is not None and theirs / own < floor:
             print(f"  {what}: {theirs:.4g} s / {own:.4g} s is below {floor:g}; once more")
             theirs, own = peer(), ours()
-        self.add(goal, what, theirs / own, floor=floor, note=f"{theirs:.3g} s / {own * 1e3:.3g} ms")
+        self.add(goal, what, value=theirs / own, floor=floor, note=f"{theirs:.3g} s / {own * 1e3:.3g} ms")
 
-    def add(self, goal: str, what: str, value: float, *, floor: float | None, most: bool = False, note: str = "") -> None:
+    def add(
+        self, goal: str, what: str, value: float, *, floor: float | None, most: bool = False, note: str = ""
+    ) -> None:
         """A number and its floor (`most`: its ceiling); no floor: reported only."""
         ok = floor is None or (value <= floor if most else value >= floor)
         bound = "reported" if floor is None else f"{'at most' if most else 'floor'} {floor:g}"

@@ -30,14 +30,14 @@ LAYERS = """
 5  spec.analysis design.exchange design.expand design.confounds extraction.sites extraction.tokens extraction.packing
 6  spec.editor design.check_report design.cautions design.token_checks extraction.source extraction.cells extraction.responses
 7  design.checks extraction.align extraction.store extraction.model dictionary.topk
-8  stats.kernels stats.effects stats.moderation stats.multiplicity dictionary.record dictionary.texts
+8  stats.kernels stats.effects stats.moderation stats.nuisance stats.multiplicity dictionary.record dictionary.texts
 9  stats.relabel stats.tails stats.rdm stats.simulate dictionary.learn dictionary.stream extraction.shard
-10 stats.flips stats.units dictionary.checkpoint dictionary.evaluate extraction.run
-11 stats.statistics stats.length dictionary.train
-12 stats.family stats.geometry dictionary.load
-13 stats.rows stats.rsa
-14 stats.contrast
-15 report.style report.wording report.references report.stored
+10 stats.projection stats.flips stats.units stats.resample dictionary.checkpoint dictionary.evaluate extraction.run
+11 stats.length dictionary.train
+12 stats.statistics stats.geometry dictionary.load
+13 stats.family stats.rsa
+14 stats.rows
+15 stats.contrast report.style report.wording report.references report.stored
 16 report.tables
 17 report.figures_features report.figures_pattern report.figures_univariate report.result_tables
 18 report.figures report.prose report.sections
