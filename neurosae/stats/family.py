@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from neurosae.errors import DataError
 from neurosae.spec.blocks import Inference
 from neurosae.spec.results import counted_p, directed
-from neurosae.stats.flips import Columns, maxima, step_counts, to_t, to_z
+from neurosae.stats.flips import Columns, maxima, step_counts
 from neurosae.stats.multiplicity import CORRECTIONS, fdr_by, step_down
 from neurosae.stats.relabel import Relabelling, flips, n_distinct, permutations
 from neurosae.stats.statistics import STATISTICS, Ready
@@ -75,20 +75,23 @@ def infer(
         return [], None
     statistic = STATISTICS[inference.statistic]
     ready = [statistic(cell.data, cell.kept) for cell in cells]
-    relabellings, columns = _relabellings(cells, ready, inference, seed=seed, split=split)
+    _refuse_unsigned(ready, inference)
+    relabellings, columns = relabel_cells(cells, ready, inference, seed=seed, split=split)
     two_sided = inference.alternative == "two-sided"
     from_max = CORRECTIONS[inference.correction] is None
     if inference.alternative == "less":
         columns = [negated(c) for c in columns]
     tops, counted = [], []
-    for made, relabelling in zip(columns, relabellings, strict=True):
-        if from_max or relabelling.kind == "permute":
+    for r, made, relabelling in zip(ready, columns, relabellings, strict=True):
+        p = None
+        if from_max or r.scores is None:
             top, reached = maxima(made, relabelling, two_sided=two_sided)
-            tops.append(to_z(top, made.df))
-        counted.append(reached / relabelling.n if relabelling.kind == "permute" else None)
+            tops.append(made.how.to_z(top, made.df))
+            p = reached / relabelling.n if r.scores is None else None
+        counted.append(p)
     null = np.maximum.reduce(tops).astype(np.float32) if from_max else None
     parts = [_uncorrected(*x, inference=inference) for x in zip(ready, counted, relabellings, strict=True)]
-    z = [to_z(r.columns.u, r.columns.df) for r in ready]
+    z = [r.columns.z for r in ready]
     p_unc = np.concatenate([part[0] for part in parts])
     p = _corrected(p_unc, np.concatenate(z), null, inference=inference)
     if inference.correction == "stepdown":
@@ -97,19 +100,20 @@ def infer(
     ends = np.cumsum([len(x) for x in z])[:-1]
     rest = zip(np.split(p, ends), np.split(by, ends), relabellings, strict=True)
     return [
-        Outcome(r, to_t(r.columns.u, r.columns.df), zz, *part, corrected, beside, how)
+        Outcome(r, r.columns.value, zz, *part, corrected, beside, how)
         for r, zz, part, (corrected, beside, how) in zip(ready, z, parts, rest, strict=True)
     ], null
 
 
-def _relabellings(cells: Sequence[Cell], ready: Sequence[Ready], inference: Inference, *, seed: int, split: str):
+def relabel_cells(cells: Sequence[Cell], ready: Sequence[Ready], inference: Inference, *, seed: int, split: str):
     """One relabelling per cell, equal in number, and the columns with their items placed in it."""
     two_sided, wanted = inference.alternative == "two-sided", inference.n_permutations
     flipped = [c.data for c in cells if c.data.codes is None]
     rows = np.unique(np.concatenate([d.numbers for d in flipped])) if flipped else np.empty(0, dtype=np.uint32)
     _refuse_different_items([c.data for c in cells if c.data.codes is not None])
-    if CORRECTIONS[inference.correction] is not None and inference.correction != "none" and len(flipped) < len(cells):
-        wanted = _enough(cells, wanted, inference=inference)
+    counted = [c for c, r in zip(cells, ready, strict=True) if r.scores is None]
+    if CORRECTIONS[inference.correction] is not None and inference.correction != "none" and counted:
+        wanted = _enough(cells, counted, wanted, inference=inference)
 
     def make(everything: bool | None) -> list[Relabelling]:
         out = []
@@ -125,11 +129,12 @@ def _relabellings(cells: Sequence[Cell], ready: Sequence[Ready], inference: Infe
     made = make(None)
     if len({r.n for r in made}) > 1:
         made = make(False)
-    columns = [
-        replace_items(r.columns, np.searchsorted(rows, c.data.numbers)) if c.data.codes is None else r.columns
-        for r, c in zip(ready, cells, strict=True)
-    ]
-    return made, columns
+    return made, [placed(r.columns, c.data, how) for r, c, how in zip(ready, cells, made, strict=True)]
+
+
+def placed(columns: Columns, data: ItemData, relabelling: Relabelling) -> Columns:
+    """Columns with their items in the rows that the relabelling gives them."""
+    return columns.how.place(columns, np.searchsorted(relabelling.rows, data.numbers))
 
 
 def _refuse_different_items(data: Sequence[ItemData]) -> None:
@@ -139,7 +144,7 @@ def _refuse_different_items(data: Sequence[ItemData]) -> None:
         )
 
 
-def _enough(cells: Sequence[Cell], wanted: int, *, inference: Inference) -> int:
+def _enough(cells: Sequence[Cell], counted: Sequence[Cell], wanted: int, *, inference: Inference) -> int:
     """Counted p must be able to reach alpha / m: more relabellings, all there are, or a refusal.
 
     BY divides by m (1 + 1/2 + ... + 1/m) instead of m.
@@ -147,35 +152,40 @@ def _enough(cells: Sequence[Cell], wanted: int, *, inference: Inference) -> int:
     m = sum(len(c.kept) for c in cells)
     harmonic = (1 / np.arange(1, m + 1)).sum() if inference.correction == "fdr_by" else 1.0
     needed = int(np.ceil(m * harmonic / inference.alpha))
-    sizes = [n_distinct(c.data.grouping[0], _blocks(c.data)) for c in cells if c.data.codes is not None]
+    sizes = [_n_distinct(c.data, inference) for c in counted]
     if needed > MOST and max(sizes) > MOST:
         raise DataError(
-            f"{m} features need {needed} label permutations for a corrected p per feature; use correction maxT, or a "
+            f"{m} features need {needed} relabellings for a corrected p per feature; use correction maxT, or a "
             "test on fewer features."
         )
     return max(wanted, min(needed, max(sizes), MOST))
 
 
-def _blocks(data: ItemData) -> np.ndarray:
-    return np.zeros(data.n) if data.strata is None else data.strata
-
-
-def replace_items(columns: Columns, place: np.ndarray) -> Columns:
-    """The same columns with item i at row place[i] of a larger relabelling."""
-    return replace(columns, V=columns.V._replace(idx=place[columns.V.idx].astype(np.int32)))
+def _n_distinct(data: ItemData, inference: Inference) -> int:
+    """All relabellings there are; of flips, a two-sided test needs half."""
+    if data.codes is None:
+        return 2 ** (data.n - (inference.alternative == "two-sided"))
+    return n_distinct(data.codes, np.zeros(data.n) if data.strata is None else data.strata)
 
 
 def negated(columns: Columns) -> Columns:
-    """Columns of -V, for the alternative `less`."""
-    V = columns.V
-    if len(columns.weights):
-        return replace(columns, weights=-columns.weights, u=-columns.u)
-    return replace(columns, V=V._replace(val=-V.val, total=-V.total), u=-columns.u)
+    """Columns of the opposite contrast, for the alternative `less`."""
+    assert columns.how.negate is not None
+    return columns.how.negate(columns)
+
+
+def _refuse_unsigned(ready: Sequence[Ready], inference: Inference) -> None:
+    unsigned = [r.name for r in ready if r.columns.how.negate is None]
+    if unsigned and inference.alternative != "two-sided":
+        raise DataError(
+            f"{unsigned[0]} has no sign, so alternative {inference.alternative} means nothing for it; use two-sided."
+        )
 
 
 def _uncorrected(ready: Ready, counted: np.ndarray | None, relabelling: Relabelling, *, inference: Inference):
     if counted is not None:
-        return counted, np.full(len(counted), "exact" if relabelling.exhaustive else "permutations")
+        drawn = "flips" if relabelling.kind == "flip" else "permutations"
+        return counted, np.full(len(counted), "exact" if relabelling.exhaustive else drawn)
     assert ready.scores is not None
     p, exact = flip_p(ready.scores, alternative=inference.alternative)
     return p, np.where(exact, "exact", "saddlepoint")
@@ -191,7 +201,8 @@ def _corrected(p: np.ndarray, z: np.ndarray, null: np.ndarray | None, *, inferen
 
 def _stepped(columns: Sequence[Columns], relabellings: Sequence[Relabelling], z: np.ndarray, *, inference: Inference):
     first = relabellings[0]
-    if any(r.kind != first.kind or not np.array_equal(r.codes, first.codes) for r in relabellings):
+    kinds = {c.how for c in columns}
+    if len(kinds) > 1 or any(r.kind != first.kind or not np.array_equal(r.codes, first.codes) for r in relabellings):
         raise DataError("stepdown needs one kind of relabelling; give effects with different ones tests of their own.")
     reached = step_counts(columns, first, two_sided=inference.alternative == "two-sided")
     return step_down(np.concatenate(reached), directed(z, inference.alternative), first.n)

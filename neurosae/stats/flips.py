@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -28,21 +29,55 @@ from neurosae.stats.relabel import Relabelling, flip_mask, labels
 TIE = 1e-5  # of a float32 maximum on the z scale, relative to 1 + |z|
 
 
+class Run(NamedTuple):
+    """How columns of one kind are recomputed under relabellings: plain functions, the same for every statistic of it.
+
+    tile(columns, relabelling, first, *, two_sided, prune, limit) : one tile, from relabelling `first` on -> maxima over
+        the columns (lanes,), and the number of lanes in which each column reaches its `limit` (m,)
+    step(columns, relabelling, first, *, tables, limit, two_sided) : the same for a step-down, see `kernels.flip_steps`
+    order(columns) : the order in which `tile` wants the columns
+    rounding(columns) : size of the rounding errors in u
+    to_value(u, df), to_z(u, df) : the statistic that is reported; its normal equivalent, monotone in u
+    negate(columns) : columns of the opposite contrast; None where the statistic has no sign
+    place(columns, rows) : the same columns, item i now in row rows[i] of a larger relabelling
+    """
+
+    tile: Callable[..., tuple[np.ndarray, np.ndarray]]
+    step: Callable[..., np.ndarray]
+    order: Callable[[Columns], np.ndarray]
+    rounding: Callable[[Columns], np.ndarray | float]
+    to_value: Callable[[np.ndarray, float], np.ndarray]
+    to_z: Callable[[np.ndarray, float], np.ndarray]
+    negate: Callable[[Columns], Columns] | None
+    place: Callable[[Columns, np.ndarray], Columns]
+
+
 @dataclass(frozen=True)
 class Columns:
     """A block of features made ready for relabelling.
 
-    V : kernel columns, in feature order;  u : observed statistics (m,), float64, on the kernel's scale
+    V : kernel columns, in feature order: a named tuple that begins with the CSC arrays indptr, idx, val; its other
+        arrays have one entry or row per column
+    u : observed statistics (m,), float64, on the kernel's scale: in [-1, 1], or the statistic itself
     df : degrees of freedom that turn u into t; inf where u already is the statistic
-    weights, counts, mode : for label permutations, see `kernels.Labels`
+    how : what runs them;  more : what the kernel needs besides, the same for all columns
     """
 
     V: Any
     u: np.ndarray
     df: float
-    weights: np.ndarray = field(default_factory=lambda: np.empty(0))
-    counts: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    mode: int = 0
+    how: Run
+    more: Any = None
+
+    @property
+    def value(self) -> np.ndarray:
+        """The observed statistics as they are reported."""
+        return self.how.to_value(self.u, self.df)
+
+    @property
+    def z(self) -> np.ndarray:
+        """The normal equivalents of the observed statistics."""
+        return self.how.to_z(self.u, self.df)
 
 
 def flip_columns(D: sp.csc_matrix, *, scale: np.ndarray, df: float, n_items: int | None = None) -> Columns:
@@ -64,7 +99,7 @@ def flip_columns(D: sp.csc_matrix, *, scale: np.ndarray, df: float, n_items: int
     V = kernels.FlipColumns(
         D.indptr.astype(np.int64), D.indices.astype(np.int32), val, u.astype(np.float32), bound.astype(np.float32)
     )
-    return Columns(V, u, df)
+    return Columns(V, u, df, FLIPPED)
 
 
 def group_columns(
@@ -84,11 +119,11 @@ def group_columns(
         np.ascontiguousarray(shrink, dtype=float),
     )
     counts = np.bincount(codes, minlength=len(weights)).astype(np.int64)
-    made = Columns(V, np.zeros(n_columns), df, np.asarray(weights, dtype=float), counts, mode)
-    label = kernels.Labels(_cell_masks(np.asarray(codes)[None], len(weights)), made.weights, counts, mode)
+    none = np.empty((0, 0, 0), dtype=np.bool_)
+    groups = kernels.Labels(none, np.asarray(weights, dtype=float), counts, mode)
     u = np.empty(n_columns)
-    kernels.group_values(V, label, u)
-    return Columns(V, u, df, made.weights, counts, mode)
+    kernels.group_values(V, groups._replace(masks=_cell_masks(np.asarray(codes)[None], len(weights))), u)
+    return Columns(V, u, df, GROUPED, groups)
 
 
 def _cell_masks(codes: np.ndarray, n_cells: int) -> np.ndarray:
@@ -102,7 +137,12 @@ def take(columns: Columns, order: np.ndarray) -> Columns:
     place = np.repeat(V.indptr[:-1][order] - indptr[:-1], lengths) + np.arange(indptr[-1])
     rest = [np.ascontiguousarray(array[order]) for array in V[3:]]
     made = type(V)(indptr, V.idx[place], V.val[place], *rest)
-    return Columns(made, columns.u[order], columns.df, columns.weights, columns.counts, columns.mode)
+    return replace(columns, V=made, u=columns.u[order])
+
+
+def place_items(columns: Columns, rows: np.ndarray) -> Columns:
+    """The same columns with item i in row rows[i] of a larger relabelling."""
+    return replace(columns, V=columns.V._replace(idx=rows[columns.V.idx].astype(np.int32)))
 
 
 def maxima(
@@ -113,43 +153,20 @@ def maxima(
     Returns
     -------
     maxima : array of shape (n_permutations,), on the scale of `Columns.u`
-    reached : int array of shape (m,); only label permutations are counted, for flips p is exact (`flip_p`), so 0
+    reached : int array of shape (m,); 0 for flips of sums, which are not counted: their p is exact (`flip_p`)
     """
-    if relabelling.kind == "flip":
-        sorted_ = take(columns, np.argsort(-columns.V.bound, kind="stable"))
-        out = _each_tile(lambda a: _flip_tile(sorted_, relabelling, a, two_sided=two_sided, prune=prune), relabelling)
-        return np.concatenate(out)[: relabelling.n], np.zeros(len(columns.u), dtype=np.int64)
-    limit = np.abs(columns.u) if two_sided else columns.u
-    limit = limit - 1e-9 * (1 + np.abs(columns.u)) * _unit(columns)
-    out = _each_tile(lambda a: _group_tile(columns, relabelling, a, two_sided=two_sided, limit=limit), relabelling)
-    return np.concatenate([mx for mx, _ in out]), np.sum([n for _, n in out], axis=0)
+    how, order = columns.how, columns.how.order(columns)
+    ready = take(columns, order)
+    limit = np.abs(ready.u) if two_sided else ready.u
+    limit = limit - 1e-9 * (1 + np.abs(ready.u)) * how.rounding(ready)
+    run = partial(how.tile, ready, relabelling, two_sided=two_sided, prune=prune, limit=limit)
+    out = each_tile(run, relabelling)
+    reached = np.empty(len(limit), dtype=np.int64)
+    reached[order] = np.sum([n for _, n in out], axis=0)
+    return np.concatenate([mx for mx, _ in out])[: relabelling.n], reached
 
 
-def _unit(columns: Columns) -> np.ndarray | float:
-    """Size of rounding in u: 1 for bounded statistics, the size of the summands where u is a mean."""
-    if columns.mode != 0:
-        return 1.0
-    V = columns.V
-    size = np.bincount(np.repeat(np.arange(len(V.total)), np.diff(V.indptr)), np.abs(V.val), len(V.total))
-    return size * np.abs(columns.weights / columns.counts).max()
-
-
-def _flip_tile(columns: Columns, r: Relabelling, first: int, *, two_sided: bool, prune: bool) -> np.ndarray:
-    mx = np.empty(kernels.LANES, dtype=np.float32)
-    kernels.flip_maxima(columns.V, flip_mask(r, first), mx, two_sided=two_sided, prune=prune)
-    return mx
-
-
-def _group_tile(columns: Columns, r: Relabelling, first: int, *, two_sided: bool, limit: np.ndarray):
-    lanes = min(kernels.LANES, r.n - first)
-    mx, reached = np.empty(lanes), np.zeros(len(limit), dtype=np.int64)
-    masks = _cell_masks(labels(r, first, lanes), len(columns.counts))
-    label = kernels.Labels(masks, columns.weights, columns.counts, columns.mode)
-    kernels.group_maxima(columns.V, label, mx, limit=limit, two_sided=two_sided, reached=reached)
-    return mx, reached
-
-
-def _each_tile(task: Callable, relabelling: Relabelling) -> list:
+def each_tile(task: Callable, relabelling: Relabelling) -> list:
     """One task per tile on as many threads as numba may use; the order of the results is that of the tiles."""
     starts = range(0, relabelling.n, kernels.LANES)
     threads = min(numba.get_num_threads(), len(starts))
@@ -165,46 +182,19 @@ def step_counts(blocks: Sequence[Columns], relabelling: Relabelling, *, two_side
     Returns one int array per block; divided by `relabelling.n` and made monotone they are adjusted p
     (`multiplicity.step_down`).
     """
-    z = np.concatenate([to_z(b.u, b.df) for b in blocks])
-    tables = np.stack([_z_table(b.df) for b in blocks])
+    u = np.concatenate([b.u for b in blocks])
+    tables = np.stack([_z_table(b) for b in blocks])
     which = np.repeat(np.arange(len(blocks)), [len(b.u) for b in blocks])
-    on_scale = np.array(
-        [kernels.z_of(float(u), tables[k]) for u, k in zip(np.concatenate([b.u for b in blocks]), which, strict=True)]
-    )
+    on_scale = np.array([kernels.z_of(float(x), tables[k]) for x, k in zip(u, which, strict=True)])
     size = np.abs(on_scale) if two_sided else on_scale
     order = np.argsort(size, kind="stable")
     joined = take(_joined(blocks), order)
     limit = size[order] - TIE * (1 + np.abs(size[order]))
-    task = _step_task(joined, relabelling, tables=(tables, which[order]), limit=limit, two_sided=two_sided)
-    reached = np.empty(len(z), dtype=np.int64)
-    reached[order] = np.sum(_each_tile(task, relabelling), axis=0)
+    tables = (tables, which[order])
+    run = partial(joined.how.step, joined, relabelling, tables=tables, limit=limit, two_sided=two_sided)
+    reached = np.empty(len(u), dtype=np.int64)
+    reached[order] = np.sum(each_tile(run, relabelling), axis=0)
     return np.split(reached, np.cumsum([len(b.u) for b in blocks])[:-1])
-
-
-def _step_task(columns: Columns, r: Relabelling, *, tables: tuple, limit: np.ndarray, two_sided: bool) -> Callable:
-    def task(first: int) -> np.ndarray:
-        lanes = min(kernels.LANES, r.n - first)
-        running, reached = np.full(lanes, -1e30), np.zeros(len(limit), dtype=np.int64)
-        if r.kind == "flip":
-            kernels.flip_steps(
-                columns.V,
-                flip_mask(r, first),
-                running,
-                tables=tables,
-                limit=limit,
-                two_sided=two_sided,
-                reached=reached,
-            )
-        else:
-            label = kernels.Labels(
-                _cell_masks(labels(r, first, lanes), len(columns.counts)), columns.weights, columns.counts, columns.mode
-            )
-            kernels.group_steps(
-                columns.V, label, running, tables=tables, limit=limit, two_sided=two_sided, reached=reached
-            )
-        return reached
-
-    return task
 
 
 def _joined(blocks: Sequence[Columns]) -> Columns:
@@ -214,15 +204,7 @@ def _joined(blocks: Sequence[Columns]) -> Columns:
         np.int64
     )
     rest = [np.concatenate(parts) for parts in zip(*[v[1:] for v in V], strict=True)]
-    first = blocks[0]
-    return Columns(
-        type(V[0])(indptr, *rest),
-        np.concatenate([b.u for b in blocks]),
-        first.df,
-        first.weights,
-        first.counts,
-        first.mode,
-    )
+    return replace(blocks[0], V=type(V[0])(indptr, *rest), u=np.concatenate([b.u for b in blocks]))
 
 
 def to_t(u: np.ndarray, df: float) -> np.ndarray:
@@ -265,7 +247,74 @@ def to_z(u: np.ndarray, df: float) -> np.ndarray:
     return np.copysign(-special.ndtri_exp(log_p - np.log(2)), u)
 
 
-def _z_table(df: float) -> np.ndarray:
-    if np.isinf(df):
+def _z_table(columns: Columns) -> np.ndarray:
+    if np.isinf(columns.df) and columns.how.to_z is to_z:
         return np.full(4097, np.nan)
-    return to_z(np.tanh(np.linspace(0, kernels.STEEPEST, 4097)), df)
+    return columns.how.to_z(np.tanh(np.linspace(0, kernels.STEEPEST, 4097)), columns.df)
+
+
+# ------------------------------------------------------------------ what runs flips, and labels between items
+
+
+def by_bound(columns: Columns) -> np.ndarray:
+    """Order of falling bounds, which lets a kernel stop early."""
+    return np.argsort(-columns.V.bound, kind="stable")
+
+
+def as_given(columns: Columns) -> np.ndarray:
+    """Order of the features."""
+    return np.arange(len(columns.u))
+
+
+def _flip_tile(columns: Columns, r: Relabelling, first: int, *, two_sided: bool, prune: bool, limit: np.ndarray):
+    mx = np.empty(kernels.LANES, dtype=np.float32)
+    kernels.flip_maxima(columns.V, flip_mask(r, first), mx, two_sided=two_sided, prune=prune)
+    return mx, np.zeros(len(limit), dtype=np.int64)
+
+
+def _flip_step(columns: Columns, r: Relabelling, first: int, *, tables: tuple, limit: np.ndarray, two_sided: bool):
+    lanes = min(kernels.LANES, r.n - first)
+    running, reached = np.full(lanes, -1e30), np.zeros(len(limit), dtype=np.int64)
+    kernels.flip_steps(
+        columns.V, flip_mask(r, first), running, tables=tables, limit=limit, two_sided=two_sided, reached=reached
+    )
+    return reached
+
+
+def _flip_negate(columns: Columns) -> Columns:
+    V = columns.V
+    return replace(columns, V=V._replace(val=-V.val, total=-V.total), u=-columns.u)
+
+
+def _group_tile(columns: Columns, r: Relabelling, first: int, *, two_sided: bool, prune: bool, limit: np.ndarray):
+    del prune  # the statistic has no bound that labels leave as it is
+    lanes = min(kernels.LANES, r.n - first)
+    mx, reached = np.empty(lanes), np.zeros(len(limit), dtype=np.int64)
+    label = columns.more._replace(masks=_cell_masks(labels(r, first, lanes), len(columns.more.counts)))
+    kernels.group_maxima(columns.V, label, mx, limit=limit, two_sided=two_sided, reached=reached)
+    return mx, reached
+
+
+def _group_step(columns: Columns, r: Relabelling, first: int, *, tables: tuple, limit: np.ndarray, two_sided: bool):
+    lanes = min(kernels.LANES, r.n - first)
+    running, reached = np.full(lanes, -1e30), np.zeros(len(limit), dtype=np.int64)
+    label = columns.more._replace(masks=_cell_masks(labels(r, first, lanes), len(columns.more.counts)))
+    kernels.group_steps(columns.V, label, running, tables=tables, limit=limit, two_sided=two_sided, reached=reached)
+    return reached
+
+
+def _group_rounding(columns: Columns) -> np.ndarray | float:
+    """1 for bounded statistics, the size of the summands where u is a mean."""
+    groups, V = columns.more, columns.V
+    if groups.mode != 0:
+        return 1.0
+    size = np.bincount(np.repeat(np.arange(len(V.total)), np.diff(V.indptr)), np.abs(V.val), len(V.total))
+    return size * np.abs(groups.weights / groups.counts).max()
+
+
+def _group_negate(columns: Columns) -> Columns:
+    return replace(columns, more=columns.more._replace(weights=-columns.more.weights), u=-columns.u)
+
+
+FLIPPED = Run(_flip_tile, _flip_step, by_bound, lambda _: 1.0, to_t, to_z, _flip_negate, place_items)
+GROUPED = Run(_group_tile, _group_step, as_given, _group_rounding, to_t, to_z, _group_negate, place_items)

@@ -90,7 +90,7 @@ def permutations(
     >>> few.n, labels(few)[1].tolist()
     (6, [0, 1, 0, 1])
     """
-    codes = np.asarray(codes, dtype=np.uint8)
+    codes = np.asarray(codes).astype(np.min_scalar_type(np.max(codes)))
     blocks = np.zeros(len(codes), dtype=np.int64) if blocks is None else np.unique(blocks, return_inverse=True)[1]
     n_all = n_distinct(codes, blocks)
     everything = n_all <= n_permutations if enumerate_all is None else enumerate_all
@@ -123,7 +123,7 @@ def _all_labels(codes: np.ndarray, blocks: np.ndarray) -> np.ndarray:
     for block in np.unique(blocks):
         members = np.flatnonzero(blocks == block)
         listed = [_put(old, members, new) for old in listed for new in _arrangements(codes[members])]
-    table = np.array(listed, dtype=np.uint8)
+    table = np.array(listed, dtype=codes.dtype)
     same = (table == codes).all(axis=1)
     return np.concatenate([table[same], table[~same]])
 
@@ -172,7 +172,7 @@ def labels(relabelling: Relabelling, first: int = 0, count: int | None = None) -
     keys = np.empty((count, len(r.rows)), dtype=np.uint64)
     kernels.sort_keys(keys, r.rows, seed=np.uint64(r.seed), stream=r.stream, first=first)
     order = np.lexsort((keys, np.broadcast_to(r.blocks, keys.shape)), axis=-1)
-    out = np.empty(keys.shape, dtype=np.uint8)
+    out = np.empty(keys.shape, dtype=r.codes.dtype)
     np.put_along_axis(out, order, np.broadcast_to(r.codes[np.argsort(r.blocks, kind="stable")], keys.shape), axis=1)
     if first == 0:
         out[0] = r.codes

@@ -11,7 +11,7 @@ import pandas as pd
 from neurosae.spec.blocks import Inference
 from neurosae.spec.results import COLUMNS, as_results
 from neurosae.stats.effects import FEW, Pairs, group_effects, paired_effects
-from neurosae.stats.family import Cell, Outcome, Place
+from neurosae.stats.family import Cell, Outcome, Place, placed
 from neurosae.stats.flips import maxima
 from neurosae.stats.multiplicity import CORRECTIONS, monte_carlo_interval
 from neurosae.stats.statistics import signed_rank
@@ -59,7 +59,8 @@ def feature_rows(cell: Cell, outcome: Outcome, *, inference: Inference) -> pd.Da
         **_constants(data),
     }  # fmt: skip
     columns.pop("x_dof", None)
-    return as_results(columns)
+    extras = outcome.ready.extras
+    return as_results(columns | dict(extras(outcome.relabelling) if extras is not None else {}))
 
 
 def _constants(data: ItemData) -> dict[str, object]:
@@ -119,7 +120,8 @@ def _rank_agrees(cell: Cell, outcome: Outcome, *, alpha: float) -> Any:
     if ranks.scores is not None:
         agrees[found] = flip_p(ranks.scores)[0] <= 0.05
     else:
-        agrees[found] = maxima(ranks.columns, outcome.relabelling)[1] / outcome.relabelling.n <= 0.05
+        columns = placed(ranks.columns, cell.data, outcome.relabelling)
+        agrees[found] = maxima(columns, outcome.relabelling)[1] / outcome.relabelling.n <= 0.05
     return agrees
 
 

@@ -12,8 +12,9 @@ A new statistic is one function and one entry in `STATISTICS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -21,6 +22,7 @@ from scipy.stats import rankdata
 
 from neurosae.stats.flips import Columns, flip_columns, group_columns
 from neurosae.stats.moderation import fit_prior
+from neurosae.stats.relabel import Relabelling
 from neurosae.stats.units import ItemData
 
 
@@ -28,14 +30,16 @@ from neurosae.stats.units import ItemData
 class Ready:
     """Columns to relabel, what gives the uncorrected p, and how the statistic is called.
 
-    scores : CSC whose column sums the flip p is about, None for label permutations (they are counted)
+    scores : CSC whose column sums the flip p is about; None where p is counted over relabellings
     name : for the column `stat`;  d0 : prior degrees of freedom, nan without a prior
+    extras(relabelling) : further columns of the results by name, `x_...`, arrays of shape (n_kept,)
     """
 
     columns: Columns
     scores: sp.csc_matrix | None
     name: str
     d0: float = np.nan
+    extras: Callable[[Relabelling], Mapping[str, Any]] | None = None
 
 
 def _mean(data: ItemData, kept: np.ndarray) -> Ready:
