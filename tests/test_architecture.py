@@ -30,18 +30,18 @@ LAYERS = """
 5  spec.analysis design.exchange design.expand design.confounds extraction.sites extraction.tokens extraction.packing
 6  spec.editor design.check_report design.cautions design.token_checks extraction.source extraction.cells extraction.responses
 7  design.checks extraction.align extraction.store extraction.model dictionary.topk
-8  stats.kernels stats.effects stats.moderation stats.nuisance stats.multiplicity dictionary.record dictionary.texts
-9  stats.relabel stats.tails stats.rdm stats.simulate dictionary.learn dictionary.stream extraction.shard
-10 stats.projection stats.flips stats.units stats.resample dictionary.checkpoint dictionary.evaluate extraction.run
-11 stats.length dictionary.train
+8  stats.kernels stats.effects stats.moderation stats.nuisance stats.multiplicity dictionary.record dictionary.texts stats.scores
+9  stats.relabel stats.tails stats.rdm stats.simulate stats.tfce dictionary.learn dictionary.stream extraction.shard
+10 stats.projection stats.flips stats.units stats.resample dictionary.checkpoint dictionary.evaluate extraction.run stats.conjunctions
+11 stats.chains stats.length dictionary.train stats.worlds
 12 stats.statistics stats.geometry dictionary.load
 13 stats.family stats.rsa
 14 stats.rows
 15 stats.contrast report.style report.wording report.references report.stored
-16 report.tables
-17 report.figures_features report.figures_pattern report.figures_univariate report.result_tables
-18 report.figures report.prose report.sections
-19 report.methods
+16 report.tables report.parts
+17 report.figures_features report.figures_pattern report.figures_univariate report.result_tables report.claims report.limits report.page
+18 report.figures report.prose report.methods
+19 report.sections
 20 report.html
 21 provenance
 22 stages

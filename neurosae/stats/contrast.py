@@ -99,13 +99,13 @@ def contrast(
     >>> found[found.p_corr <= 0.05].feature.tolist()
     [0, 1, 2]
     """
-    sites = _sites(responses)
-    effects = _named(effect)
+    sites = responses_by_site(responses)
+    effects = named_effects(effect)
     chosen = features if isinstance(features, Mapping) or features is None else dict.fromkeys(sites, features)
     wanted = None if chosen is None else {site: np.unique(np.asarray(f, dtype=int)) for site, f in chosen.items()}
     regions = (region,) if isinstance(region, str) else tuple(region)
     asked = Asked("contrast", effects, regions, split, wanted, None if wanted is None else "chosen features")
-    return _run(sites, asked, _settings(inference), seed=seed, top=0).table
+    return _run(sites, asked, settings_of(inference), seed=seed, top=0).table
 
 
 def run(
@@ -152,10 +152,10 @@ def null_rate(
     >>> int(row["n_sets"]), bool(row["low"] <= 0.05)
     (20, True)
     """
-    sites = _sites(responses)
+    sites = responses_by_site(responses)
     regions = (region,) if isinstance(region, str) else tuple(region)
-    settings = _settings(inference)
-    cells, _ = _cells(sites, Asked("null", _named(effect), regions, split), settings)
+    settings = settings_of(inference)
+    cells, _ = _cells(sites, Asked("null", named_effects(effect), regions, split), settings)
     if not cells:
         raise DataError("no feature can be tested here, so there is no error rate; choose another region or split.")
     rejecting = 0
@@ -199,7 +199,7 @@ def _cells(sites: Mapping[str, AnnData], asked: Asked, inference: Inference) -> 
         for site, adata in sites.items():
             design = design_of(adata)
             for region in asked.regions:
-                for position in _positions(adata, region):
+                for position in positions_in(adata, region):
                     place = Place(asked.test, effect, site, region, position, asked.split, asked.set_name)
                     wanted = _wanted(adata, asked, site)
                     data = _data(adata, design, weights, place=place, inference=inference)
@@ -213,7 +213,7 @@ def _cells(sites: Mapping[str, AnnData], asked: Asked, inference: Inference) -> 
     return cells, silent
 
 
-def _positions(adata: AnnData, region: str) -> list[int]:
+def positions_in(adata: AnnData, region: str) -> list[int]:
     regions = {str(r): None for r in adata.obs["region"].unique()}
     choose("region of these responses", region, regions)
     found = adata.obs.loc[(adata.obs["region"] == region).to_numpy(), "position"]
@@ -226,7 +226,7 @@ def _data(
     """The item data, or why there is none; other positions than 0 may be missing in some stimuli."""
     try:
         data = item_data(adata, design, effect, region=place.region, position=place.position, split=place.split)
-        _refuse_few(data, inference, place)
+        refuse_few(data, inference, place)
     except DataError as error:
         if place.position == 0:
             raise
@@ -234,7 +234,7 @@ def _data(
     return data
 
 
-def _refuse_few(data: ItemData, inference: Inference, place: Place) -> None:
+def refuse_few(data: ItemData, inference: Inference, place: Place) -> None:
     p_min = data.exchange.p_min / (1 if inference.alternative == "two-sided" or data.codes is not None else 2)
     if p_min > inference.alpha:
         what = "sign flips" if data.codes is None else "label permutations"
@@ -297,7 +297,7 @@ def _family_words(asked: Asked, sites: Mapping[str, AnnData]) -> str:
     return f"{what} x positions of test {asked.test}: effects {', '.join(asked.effects)}; {where}"
 
 
-def _named(effect: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def named_effects(effect: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """{name: effect} as it is; one bare effect is named after its factors."""
     bare = not all(
         isinstance(v, Mapping) and any(isinstance(x, Mapping | str) for x in v.values()) for v in effect.values()
@@ -305,7 +305,7 @@ def _named(effect: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {":".join(effect): effect} if bare else dict(effect)
 
 
-def _sites(responses: AnnData | Mapping[str, AnnData]) -> dict[str, AnnData]:
+def responses_by_site(responses: AnnData | Mapping[str, AnnData]) -> dict[str, AnnData]:
     """Responses by site; a single AnnData carries its site's name in the index of its features, `site/feature`."""
     if isinstance(responses, Mapping):
         if not responses:
@@ -318,7 +318,7 @@ def _many(names: str | Sequence[str]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _settings(inference: Mapping[str, Any] | Inference | None) -> Inference:
+def settings_of(inference: Mapping[str, Any] | Inference | None) -> Inference:
     if isinstance(inference, Inference):
         return inference
     try:

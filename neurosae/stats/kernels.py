@@ -121,7 +121,7 @@ def sort_keys(keys, rows, *, seed, stream, first):
 
 
 @compiled(fastmath=FAST)
-def _flip_lanes(V, f, tile):
+def flip_lanes(V, f, tile):
     """acc[lane] = sum_i s_i V_if; masked adds, four non-zeros at a time, in float32."""
     W, acc = tile
     L, zero = acc.size, np.float32(0)
@@ -157,7 +157,7 @@ def flip_maxima(V, W, mx, *, two_sided, prune):
     for f in range(V.total.size):
         if prune and V.bound[f] <= low:
             return f
-        _flip_lanes(V, f, (W, acc))
+        flip_lanes(V, f, (W, acc))
         if two_sided:
             for j in range(L):
                 mx[j] = max(mx[j], abs(acc[j]))
@@ -300,7 +300,7 @@ def flip_steps(V, W, running, *, tables, limit, two_sided, reached):
     """
     acc = np.empty(W.shape[1], np.float32)
     for f in range(V.total.size):
-        _flip_lanes(V, f, (W, acc))
+        flip_lanes(V, f, (W, acc))
         reached[f] += _advance((acc, two_sided, limit[f]), running, tables[0][tables[1][f]])
 
 
