@@ -35,7 +35,8 @@ _WHERE = {
     "neurosae.stats.contrast": ("contrast", "null_rate"),
     "neurosae.stats.resample": ("bootstrap_rdms", "permute_conditions"),
     "neurosae.stats.rsa": ("model_rdms", "rdms", "rsa"),
-    "neurosae.stats.simulate": ("simulate",),
+    "neurosae.stats.simulate": ("Firing", "Planted", "simulate"),
+    "neurosae.stats.worlds": ("world",),
     "neurosae.report.html": ("write_report",),
     "neurosae.stages": ("Finished", "Study", "open_study", "write_table"),
     "neurosae.study": (
