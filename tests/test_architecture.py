@@ -30,9 +30,11 @@ LAYERS = """
 5  spec.analysis design.exchange design.expand design.confounds extraction.sites extraction.tokens extraction.packing
 6  spec.editor design.check_report design.cautions design.token_checks extraction.source extraction.cells extraction.responses
 7  design.checks extraction.align extraction.store extraction.model dictionary.topk
-8  stats.kernels stats.effects stats.moderation stats.nuisance stats.multiplicity dictionary.record dictionary.texts stats.scores
+8  stats.kernels stats.effects stats.moderation stats.nuisance stats.multiplicity dictionary.record dictionary.texts
+8  stats.scores
 9  stats.relabel stats.tails stats.rdm stats.simulate stats.tfce dictionary.learn dictionary.stream extraction.shard
-10 stats.projection stats.flips stats.units stats.resample dictionary.checkpoint dictionary.evaluate extraction.run stats.conjunctions
+10 stats.projection stats.flips stats.units stats.resample dictionary.checkpoint dictionary.evaluate extraction.run
+10 stats.conjunctions
 11 stats.chains stats.length dictionary.train stats.worlds
 12 stats.statistics stats.geometry dictionary.load
 13 stats.family stats.rsa
