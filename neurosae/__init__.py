@@ -33,6 +33,7 @@ _WHERE = {
     "neurosae.dictionary.texts": ("read_texts", "sample_texts"),
     "neurosae.dictionary.train": ("train_dictionaries", "train_dictionary"),
     "neurosae.stats.contrast": ("contrast", "null_rate"),
+    "neurosae.stats.multiplicity": ("holm_over_contrasts",),
     "neurosae.stats.resample": ("bootstrap_rdms", "permute_conditions"),
     "neurosae.stats.rsa": ("model_rdms", "rdms", "rsa"),
     "neurosae.stats.simulate": ("Firing", "Planted", "simulate"),

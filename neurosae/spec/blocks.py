@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from neurosae.spec.fields import Bool, Count, FileName, Name, Number, OneOrMore, Strict, Text, fail
 
 Statistic = Literal["mean", "t", "moderated_t", "signed_rank"]
-Correction = Literal["maxT", "stepdown", "holm", "fdr_bh", "fdr_by", "none"]
+Correction = Literal["maxT", "stepdown", "holm", "fdr_bh", "fdr_by", "storey", "bb", "none"]
 Alternative = Literal["two-sided", "greater", "less"]
 Split = Literal["test", "localizer"]
 
@@ -24,7 +24,8 @@ class Inference(Strict):
     statistic: Statistic = "moderated_t"
     """What is computed from the items' contrast values."""
     correction: Correction = "maxT"
-    """How p is corrected over a family: maxT, stepdown, holm (family-wise), fdr_bh, fdr_by (discoveries), none."""
+    """How p is corrected over a family: maxT, stepdown, holm (family-wise), fdr_bh, fdr_by, storey (discoveries), bb
+    (sites first, then features in the selected sites), none."""
     n_permutations: Count = 10_000
     """Number of relabellings, the identity included."""
     alternative: Alternative = "two-sided"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from neurosae.errors import DataError
 from neurosae.spec.blocks import Inference
 from neurosae.spec.results import counted_p, directed
 from neurosae.stats.flips import Columns, maxima, step_counts
-from neurosae.stats.multiplicity import CORRECTIONS, fdr_by, step_down
+from neurosae.stats.multiplicity import CORRECTIONS, bb, fdr_by, step_down
 from neurosae.stats.relabel import Relabelling, flips, n_distinct, permutations
 from neurosae.stats.statistics import STATISTICS, Ready
 from neurosae.stats.tails import flip_p
@@ -43,7 +43,10 @@ class Cell(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Numbers of the tested features of one cell, arrays of shape (n_kept,), and the relabelling they come from."""
+    """Numbers of the tested features of one cell, arrays of shape (n_kept,), and the relabelling they come from.
+
+    beside : further columns of the results by name, `x_...`, that the correction brings
+    """
 
     ready: Ready
     value: np.ndarray
@@ -53,6 +56,7 @@ class Outcome(NamedTuple):
     p_corr: np.ndarray
     p_by: np.ndarray
     relabelling: Relabelling
+    beside: Mapping[str, np.ndarray]
 
 
 def infer(
@@ -96,13 +100,21 @@ def infer(
     p = _corrected(p_unc, np.concatenate(z), null, inference=inference)
     if inference.correction == "stepdown":
         p = _stepped(columns, relabellings, np.concatenate(z), inference=inference)
+    beside = _by_sites(cells, p_unc, alpha=inference.alpha) if inference.correction == "bb" else {}
+    p = beside.pop("p_corr", p)
     by = fdr_by(p_unc) if inference.correction == "fdr_bh" else np.full(len(p), np.nan)
-    ends = np.cumsum([len(x) for x in z])[:-1]
-    rest = zip(np.split(p, ends), np.split(by, ends), relabellings, strict=True)
+    places = np.split(np.arange(len(p)), np.cumsum([len(x) for x in z])[:-1])
     return [
-        Outcome(r, r.columns.value, zz, *part, corrected, beside, how)
-        for r, zz, part, (corrected, beside, how) in zip(ready, z, parts, rest, strict=True)
+        Outcome(r, r.columns.value, zz, *part, p[at], by[at], how, {name: x[at] for name, x in beside.items()})
+        for r, zz, part, at, how in zip(ready, z, parts, places, relabellings, strict=True)
     ], null
+
+
+def _by_sites(cells: Sequence[Cell], p_unc: np.ndarray, *, alpha: float) -> dict[str, np.ndarray]:
+    """Corrected p with the sites as families, and what is said of the sites themselves."""
+    site = np.repeat([cell.place.site for cell in cells], [len(cell.kept) for cell in cells])
+    made = bb(p_unc, site, alpha=alpha)
+    return {"p_corr": made.p, "x_p_family": made.p_family, "x_selected": made.selected}
 
 
 def relabel_cells(cells: Sequence[Cell], ready: Sequence[Ready], inference: Inference, *, seed: int, split: str):

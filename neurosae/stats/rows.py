@@ -56,6 +56,7 @@ def feature_rows(cell: Cell, outcome: Outcome, *, inference: Inference) -> pd.Da
         "x_p_by": outcome.p_by,
         "x_rank_agrees": _rank_agrees(cell, outcome, alpha=inference.alpha),
         "x_d0": outcome.ready.d0,
+        **outcome.beside,
         **_constants(data),
     }  # fmt: skip
     columns.pop("x_dof", None)

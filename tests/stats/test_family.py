@@ -10,6 +10,7 @@ from scipy import stats
 from neurosae.errors import DataError
 from neurosae.spec.blocks import Inference
 from neurosae.stats.family import Cell, Place, infer, relabelled
+from neurosae.stats.multiplicity import bb
 from neurosae.stats.simulate import example_design, simulate
 from neurosae.stats.units import item_data
 
@@ -101,3 +102,15 @@ def test_step_down_refuses_two_kinds_of_relabelling():
     cells = [Cell(PLACE, d, informative(d)) for d in (null_data(n_features=60), null_data(between=True, n_features=60))]
     with pytest.raises(DataError, match="one kind of relabelling"):
         infer(cells, Inference(correction="stepdown"), seed=1, split="test")
+
+
+def test_bb_agrees_with_the_sites_as_families():
+    """The corrected p of two sites are Benjamini and Bogomolov's over their uncorrected p."""
+    data = null_data(n_features=80)
+    halves = np.array_split(informative(data), 2)
+    cells = [Cell(PLACE._replace(site=site), data, half) for site, half in zip("ab", halves, strict=True)]
+    outcomes, null = infer(cells, Inference(correction="bb"), seed=1, split="test")
+    known = bb(np.concatenate([o.p_unc for o in outcomes]), np.repeat(["a", "b"], [len(h) for h in halves]))
+    assert null is None
+    assert_allclose(np.concatenate([o.p_corr for o in outcomes]), known.p)
+    assert_allclose(np.concatenate([o.beside["x_p_family"] for o in outcomes]), known.p_family)

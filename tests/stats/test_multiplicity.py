@@ -10,7 +10,19 @@ from numpy.testing import assert_allclose
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from neurosae.stats.multiplicity import fdr_bh, fdr_by, holm, monte_carlo_interval, none, step_down
+from neurosae.spec.results import as_results
+from neurosae.stats.multiplicity import (
+    bb,
+    fdr_bh,
+    fdr_by,
+    holm,
+    holm_over_contrasts,
+    monte_carlo_interval,
+    none,
+    null_share,
+    step_down,
+    storey,
+)
 
 
 @pytest.mark.parametrize(("correct", "name"), [(holm, "holm"), (fdr_bh, "BH"), (fdr_by, "BY")])
@@ -51,3 +63,67 @@ def test_monte_carlo_interval_agrees_with_scipy():
     low, high = monte_carlo_interval(np.array([0.031, 1.0]), 1000)
     known = stats.binomtest(31, 1000).proportion_ci()
     assert_allclose([low[0], high[0], high[1]], [known.low, known.high, 1.0])
+
+
+def test_storey_agrees_with_qvalue(oracles):
+    """R's qvalue with lambda = .5: pi0 and every q."""
+    known = json.loads(oracles("multiplicity.json").read_text())["two_hundred"]
+    many = np.loadtxt(oracles("inputs/mult_p.csv"), delimiter=",")
+    assert null_share(many) == pytest.approx(known["pi0_lambda_half"], abs=1e-12)
+    assert_allclose(storey(many), known["qvalue_lambda_half"], rtol=0, atol=1e-12)
+
+
+def test_storey_agrees_with_bh_where_all_are_null():
+    """pi0 is at most 1, never 0, and takes no p that is missing."""
+    p = np.random.default_rng(1).uniform(0.5, 1, 50)
+    assert_allclose(storey(p), fdr_bh(p))
+    assert_allclose(storey(np.array([0.01, 0.02, np.nan])), np.array([0.01, 0.01, np.nan]))
+
+
+def test_bb_agrees_with_r(oracles):
+    """Six families: Simes p, the selected families, and 24 rejections inside them at level .025."""
+    known = json.loads(oracles("multiplicity.json").read_text())["benjamini_bogomolov"]
+    family, p = np.loadtxt(oracles("inputs/mult_fam.csv"), delimiter=",").T
+    found = bb(p, family)
+    each = np.array([found.p_family[family == f][0] for f in range(1, 7)])
+    assert_allclose(each, known["simes"], atol=1e-9)
+    assert np.unique(family[found.selected]).tolist() == known["selected_families"]
+    assert (np.flatnonzero(found.p <= 0.05) + 1).tolist() == known["rejected_rows_1based"]
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.1, 0.3])
+def test_bb_agrees_with_its_two_steps(alpha):
+    """p <= alpha is BH over Simes p, then BH inside the R selected families at alpha R / L, at every alpha."""
+    rng = np.random.default_rng(2)
+    family = np.repeat(np.arange(8), 25)
+    p = rng.random(200) ** np.where(family < 3, 3, 1)
+    each = np.array([multipletests(p[family == f], method="fdr_bh")[1].min() for f in range(8)])
+    selected = multipletests(each, method="fdr_bh")[1] <= alpha
+    inside = np.concatenate([multipletests(p[family == f], method="fdr_bh")[1] for f in range(8)])
+    decided = selected[family] & (inside <= alpha * selected.sum() / 8)
+    found = bb(p, family, alpha=alpha)
+    assert ((found.p <= alpha) == decided).all()
+    assert (found.selected == selected[family]).all()
+    assert not (decided == (selected[family] & (inside <= alpha))).all() or alpha == 0.01
+
+
+def test_bb_invariant_to_order_and_missing_p():
+    """Untested features and families without a tested feature are no members; one family alone is BH."""
+    rng = np.random.default_rng(3)
+    p, family = rng.random(60) ** 2, np.repeat(["a", "b", "c"], 20)
+    order = rng.permutation(60)
+    assert_allclose(bb(p[order], family[order]).p, bb(p, family).p[order])
+    assert_allclose(bb(p[:20], family[:20]).p, fdr_bh(p[:20]))
+    longer = bb(np.append(p, [np.nan, np.nan]), np.append(family, ["a", "d"]))
+    assert_allclose(longer.p[:60], bb(p, family).p)
+    assert np.isnan(longer.p[60:]).all()
+
+
+def test_holm_over_contrasts_agrees_with_holm():
+    """One row per family, its smallest corrected p adjusted over the families."""
+    rows = {"test": ["a", "a", "b", "c"], "effect": ["x", "y", "x", "x"], "family": ["ab", "ab", "b", "c"]}
+    rows |= {"n_family": [2, 2, 1, 1], "p_adjust": "maxT", "p_corr": [0.02, 0.3, 0.04, 0.5]}
+    table = holm_over_contrasts(as_results(rows))
+    assert_allclose(table["p_holm"], holm(np.array([0.02, 0.04, 0.5])))
+    assert table["effects"].tolist() == ["x, y", "x", "x"]
+    assert table["h0"].str.contains("at least one").all()
