@@ -33,10 +33,10 @@ LAYERS = """
 8  stats.kernels stats.effects stats.moderation stats.nuisance stats.multiplicity dictionary.record dictionary.texts
 8  stats.scores
 9  stats.relabel stats.tails stats.rdm stats.simulate stats.tfce dictionary.learn dictionary.stream extraction.shard
-10 stats.projection stats.flips stats.units stats.resample dictionary.checkpoint dictionary.evaluate extraction.run
+10 stats.flips stats.units stats.resample dictionary.checkpoint dictionary.evaluate extraction.run
 10 stats.conjunctions
-11 stats.chains stats.length dictionary.train stats.worlds
-12 stats.statistics stats.geometry dictionary.load
+11 stats.chains stats.lanes stats.length dictionary.train stats.worlds
+12 stats.intervals stats.statistics stats.geometry dictionary.load
 13 stats.family stats.rsa
 14 stats.rows
 15 stats.contrast report.style report.wording report.references report.stored

@@ -18,202 +18,156 @@ Freedman & Lane (1983), J. Bus. Econ. Stat. 1, 292-298. Winkler et al. (2014), N
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import scipy.sparse as sp
 
 from neurosae.errors import DataError
-from neurosae.stats.kernels import FAST, LANES, compiled
+from neurosae.stats import flips, kernels
+from neurosae.stats.kernels import FAST, compiled
 from neurosae.stats.nuisance import Model, column_sums, residual_squares
 from neurosae.stats.relabel import Relabelling, flip_mask, labels
 
 PART = 128  # relabellings whose (1 + k) lanes of all items are held at a time; they stay in the second cache
-TINY = 1e-12  # of a bracket whose start is 1: what is less is rounding
-TIE = 1e-9  # of r, relative to 1 + |r|: ties that rounding broke count as ties
+TINY = 1e-12  # of a bracket that begins at 1: what is less is rounding
 
 
-class Columns(NamedTuple):
-    """Columns of y over sqrt(|R y|^2 + d0 s0^2), so that the bracket of r begins at 1; CSC, float64."""
+class BesideColumns(NamedTuple):
+    """Columns of y over sqrt(|R y|^2 + d0 s0^2), so that the bracket of r begins at 1; `bound` on r^2; float64."""
 
     indptr: np.ndarray
     idx: np.ndarray
     val: np.ndarray
+    bound: np.ndarray
 
 
-@dataclass(frozen=True)
-class Projected:
-    """Features made ready for relabelling beside nuisance.
+class Beside(NamedTuple):
+    """What the columns share: the vectors that are relabelled (n, 1 + k), the nuisance basis, rows in a relabelling."""
 
-    V : kernel columns, in feature order;  u : observed r (t where df is infinite), array of shape (m,), float64
-    df : degrees of freedom that turn u into t, prior included; inf where u already is t
-    model : the regression
-    """
-
-    V: Columns
-    u: np.ndarray
-    df: float
-    model: Model
+    moved: np.ndarray
+    Q: np.ndarray
+    rows: np.ndarray
 
 
-def project(Y: sp.csc_matrix, model: Model, *, d0: float = 0.0, s02: np.ndarray | float = 0.0) -> Projected:
-    """Columns for `maxima`: t of the model's regressor, its variance shrunk by d0 degrees of freedom towards s02.
+def project(Y: sp.csc_matrix, model: Model, *, d0: float = 0.0, s02: np.ndarray | float = 0.0) -> flips.Columns:
+    """Columns for `flips.maxima`: t of the model's regressor, its variance shrunk by d0 degrees of freedom to s02.
 
     Parameters
     ----------
     Y : CSC float64 of shape (n, m), one value per item and feature
-    model : from `fit_model`
+    model : from `nuisance.fit_model`; without an intercept signs are flipped, with one whole items are permuted
     d0, s02 : prior, a function of invariant numbers; d0 = inf puts s02 in the place of the variance
 
     Raises
     ------
     DataError
         If nothing of a column is left beside the nuisance: it cannot be tested.
+
+    Examples
+    --------
+    >>> from neurosae.stats.nuisance import fit_model
+    >>> from neurosae.stats.relabel import flips as sign_flips
+    >>> d, z = np.array([1.0, 3.0, 2.0, 4.0, -1.0, 2.0]), np.array([[1.0], [0.0], [2.0], [1.0], [-1.0], [0.0]])
+    >>> columns = project(sp.csc_matrix(d[:, None]), fit_model(np.ones(6), z))
+    >>> flips.maxima(columns, sign_flips(np.arange(6), 100, seed=0))[1] / 32
+    array([0.15625])
     """
     Y = sp.csc_matrix(Y)
     left = residual_squares(Y, model.Q)
     if (left == 0).any():
         raise DataError(f"column {int(np.argmin(left))} is explained by the nuisance altogether; it cannot be tested.")
-    scale = np.sqrt(np.broadcast_to(s02, left.shape) if np.isinf(d0) else left + d0 * s02)
+    known = np.isinf(d0)
+    scale = np.sqrt(np.broadcast_to(s02, left.shape) if known else left + d0 * s02)
     val = Y.data / np.repeat(scale, np.diff(Y.indptr))
     u = column_sums(Y, val * model.x[Y.indices])
-    V = Columns(Y.indptr.astype(np.int64), Y.indices.astype(np.int32), val)
-    return Projected(V, u, np.inf if np.isinf(d0) else model.df + d0, model)
+    V = BesideColumns(Y.indptr.astype(np.int64), Y.indices.astype(np.int32), val, np.empty(0))
+    moved = np.column_stack([model.x, model.Q[:, model.Q.shape[1] if known else model.n_fixed :]])
+    beside = Beside(np.ascontiguousarray(moved), model.Q, np.arange(len(model.x)))
+    made = V._replace(bound=_bounds(V, model, known=known))
+    return flips.Columns(made, u, np.inf if known else model.df + d0, PROJECTED, beside)
 
 
-# ------------------------------------------------------------------ relabelling
-
-
-def maxima(
-    columns: Projected, relabelling: Relabelling, *, two_sided: bool = True, count: bool = True
-) -> tuple[np.ndarray, np.ndarray]:
-    """Maximum over the columns per relabelling, and per column the number of relabellings that reach its own value.
-
-    Parameters
-    ----------
-    columns : from `project`
-    relabelling : sign flips, or permutations whose codes name a value of the regressor (a whole item, where nuisance
-        is permuted with it)
-    two_sided : bool
-    count : bool
-        False leaves the second array at 0 and visits only columns that can still raise a maximum.
-
-    Returns
-    -------
-    maxima : array of shape (n_permutations,), on the scale of `Projected.u`
-    reached : int array of shape (m,)
-
-    Examples
-    --------
-    >>> from neurosae.stats.relabel import flips
-    >>> from neurosae.stats.nuisance import fit_model
-    >>> d, z = np.array([1.0, 3.0, 2.0, 4.0, -1.0, 2.0]), np.array([[1.0], [0.0], [2.0], [1.0], [-1.0], [0.0]])
-    >>> columns = project(sp.csc_matrix(d[:, None]), fit_model(np.ones(6), z))
-    >>> maxima(columns, flips(np.arange(6), 100, seed=0))[1] / 32
-    array([0.15625])
-    """
-    bound = np.full(len(columns.u), np.inf) if count else _bounds(columns, relabelling)
-    order = np.argsort(-bound, kind="stable")
-    size = np.abs(columns.u) if two_sided else columns.u
-    limit = (size - TIE * (1 + np.abs(size)))[order]
-    V, bound = _take(columns.V, order), bound[order]
-
-    def part(W: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray]:
-        mx, reached = np.empty(lanes), np.zeros(len(limit), dtype=np.int64)
-        tops(V, W, mx, limit=limit * np.abs(limit), two_sided=two_sided, reached=reached, bound=bound)
-        return np.sign(mx) * np.sqrt(np.abs(mx)), reached
-
-    done = each_part(columns, relabelling, part)
-    reached = np.zeros(len(limit), dtype=np.int64)
-    if count:
-        reached[order] = np.sum([n for _, n in done], axis=0)
-    return np.concatenate([mx for mx, _ in done]), reached
-
-
-def relabelled(columns: Projected, relabelling: Relabelling) -> np.ndarray:
-    """The r (t where df is infinite) of every column under every relabelling, (n_permutations, m), for few columns."""
-
-    def part(W: np.ndarray, lanes: int) -> np.ndarray:
-        out = np.empty((len(columns.u), lanes))
-        values(columns.V, W, out)
-        return out.T
-
-    return np.concatenate(each_part(columns, relabelling, part))
-
-
-def each_part(columns: Projected, r: Relabelling, task: Callable) -> list:
-    """Results of task(W, lanes) over all relabellings in order, on as many threads as numba may use.
-
-    W (n, (1 + k) lanes) holds w, then u_1 … u_k, of `lanes` relabellings side by side.
-    """
-    model = columns.model
-    first = model.Q.shape[1] if np.isinf(columns.df) else model.n_fixed
-    B = np.ascontiguousarray(np.column_stack([model.x, model.Q[:, first:]]))
-
-    def tile(start: int) -> list:
-        lanes, out = min(LANES, r.n - start), []
-        moved = flip_mask(r, start) if r.kind == "flip" else _sources(r, start, lanes)
-        for a in range(0, lanes, PART):
-            n = min(PART, lanes - a)
-            W = np.empty((len(model.x), B.shape[1] * n))
-            (signed_lanes if r.kind == "flip" else permuted_lanes)(B, W, moved=moved, first=a)
-            take_out(model.Q, W)
-            out.append(task(W, n))
-        return out
-
-    starts = range(0, r.n, LANES)
-    threads = min(numba.get_num_threads(), len(starts))
-    if threads <= 1:
-        return [one for a in starts for one in tile(a)]
-    with ThreadPoolExecutor(threads) as pool:
-        return [one for some in pool.map(tile, starts) for one in some]
-
-
-def _sources(r: Relabelling, first: int, count: int) -> np.ndarray:
-    """Whose regressor (and nuisance) each item gets, int array of shape (n, count)."""
-    representative = np.unique(r.codes, return_index=True)[1]
-    return np.ascontiguousarray(representative[np.searchsorted(np.unique(r.codes), labels(r, first, count))].T)
-
-
-def _take(V: Columns, order: np.ndarray) -> Columns:
-    """The same columns in another order."""
-    lengths = np.diff(V.indptr)[order]
-    indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    place = np.repeat(V.indptr[:-1][order] - indptr[:-1], lengths) + np.arange(indptr[-1])
-    return Columns(indptr, V.idx[place], V.val[place])
-
-
-def _bounds(columns: Projected, relabelling: Relabelling) -> np.ndarray:
+def _bounds(V: BesideColumns, model: Model, *, known: bool) -> np.ndarray:
     """What r^2 of a column cannot exceed under any relabelling; inf where nothing is known.
 
     |R y| <= |y| + sum_l |q_l| |q_l'y| item by item. Flips leave |x| in its place; permutations put it anywhere, at
     worst the largest beside the largest.
     """
-    V, model = columns.V, columns.model
-    col = np.repeat(np.arange(len(columns.u)), np.diff(V.indptr))
-    size, at, m = np.abs(V.val), V.idx, len(columns.u)
-    if relabelling.kind != "flip":
-        order = np.lexsort([-size, col])
-        size, at = size[order], np.arange(len(col)) - V.indptr[col]
+    m, flipped = len(V.indptr) - 1, model.n_fixed == 0
+    col = np.repeat(np.arange(m), np.diff(V.indptr))
     inside = [np.abs(np.bincount(col, V.val * q[V.idx], m)) for q in model.Q.T]
+    size, at = np.abs(V.val), V.idx
+    if not flipped:
+        size, at = size[np.lexsort([-size, col])], np.arange(len(col)) - V.indptr[col]
 
     def most(vector: np.ndarray) -> np.ndarray:
         """Bound on |(P'vector)'R y| for every column."""
-        ranked = [np.abs(v) if relabelling.kind == "flip" else -np.sort(-np.abs(v)) for v in (vector, *model.Q.T)]
+        ranked = [np.abs(v) if flipped else -np.sort(-np.abs(v)) for v in (vector, *model.Q.T)]
         total = np.bincount(col, size * ranked[0][at], m)
         for k in range(model.n_fixed, model.Q.shape[1]):
             total += inside[k] * (ranked[0] * ranked[1 + k]).sum()
         return total
 
     top = most(model.x) ** 2
-    if np.isinf(columns.df):
-        return top * (1 + 1e-9)
-    left = 1 - np.sum([most(q) ** 2 for q in model.Q.T[model.n_fixed :]], axis=0)
+    taken = [most(q) ** 2 for q in model.Q.T[model.n_fixed :] if not known]
+    left = 1 - np.sum(taken, axis=0) if taken else np.ones(m)
     return np.where(left > 0, top / np.where(left > 0, left, 1), np.inf) * (1 + 1e-9)
+
+
+# ------------------------------------------------------------------ what runs them
+
+
+def _parts(beside: Beside, r: Relabelling, first: int) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Relabelled vectors beside the nuisance: start and stop in the tile, and W (n, (1 + k) lanes), part by part."""
+    lanes = min(kernels.LANES, r.n - first)
+    if r.kind == "flip":
+        moved, fill = flip_mask(r, first)[beside.rows], signed_lanes
+    else:
+        representative = np.unique(r.codes, return_index=True)[1]
+        place = np.searchsorted(r.codes[representative], labels(r, first, lanes))
+        moved, fill = np.ascontiguousarray(representative[place].T), permuted_lanes
+    for a in range(0, lanes, PART):
+        n = min(PART, lanes - a)
+        W = np.empty((len(beside.moved), beside.moved.shape[1] * n))
+        fill(beside.moved, W, moved=moved, first=a)
+        take_out(beside.Q, W)
+        yield a, a + n, W
+
+
+def _tile(columns: flips.Columns, r: Relabelling, first: int, *, two_sided: bool, prune: bool, limit: np.ndarray):
+    mx, reached = np.empty(min(kernels.LANES, r.n - first)), np.zeros(len(limit), dtype=np.int64)
+    least = limit * np.abs(limit)
+    for a, b, W in _parts(columns.more, r, first):
+        tops(columns.V, W, mx[a:b], limit=least, two_sided=two_sided, prune=prune, reached=reached)
+    return np.sign(mx) * np.sqrt(np.abs(mx)), reached
+
+
+def _step(columns: flips.Columns, r: Relabelling, first: int, *, tables: tuple, limit: np.ndarray, two_sided: bool):
+    reached = np.zeros(len(limit), dtype=np.int64)
+    for a, b, W in _parts(columns.more, r, first):
+        running = np.full(b - a, -1e30)
+        steps(columns.V, W, running, tables=tables, limit=limit, two_sided=two_sided, reached=reached)
+    return reached
+
+
+def _negate(columns: flips.Columns) -> flips.Columns:
+    return replace(columns, V=columns.V._replace(val=-columns.V.val), u=-columns.u)
+
+
+def _place(columns: flips.Columns, rows: np.ndarray) -> flips.Columns:
+    return replace(columns, more=columns.more._replace(rows=rows))
+
+
+PROJECTED = flips.Run(_tile, _step, flips.by_bound, lambda _: 1.0, flips.to_t, flips.to_z, _negate, _place)
+
+
+def same_model(one: flips.Columns, other: flips.Columns) -> bool:
+    """Whether two blocks of columns share their regressor, nuisance and items."""
+    pairs = zip(one.more, other.more, strict=True)
+    return all(a.shape == b.shape and bool(np.allclose(a, b, rtol=0, atol=1e-12)) for a, b in pairs)
 
 
 # ------------------------------------------------------------------ compiled loops
@@ -258,7 +212,7 @@ def take_out(Q, W):
 def _lanes(V, f, tile):
     """Fill acc = W'y of column f, and left[lane] = 1 - sum_k (u_k'y)^2, floored."""
     W, acc, left = tile
-    n, L = acc.size, left.size
+    n = acc.size
     for j in range(n):
         acc[j] = 0.0
     p, stop = V.indptr[f], V.indptr[f + 1]
@@ -273,47 +227,77 @@ def _lanes(V, f, tile):
         for j in range(n):
             acc[j] += a * wa[j]
         p += 1
-    for j in range(L):
-        left[j] = 1.0
-    for k in range(1, n // L):
-        for j in range(L):
-            left[j] -= acc[k * L + j] * acc[k * L + j]
-    for j in range(L):
-        left[j] = max(left[j], TINY)
+    _bracket(acc, left)
 
 
 @compiled(fastmath=FAST)
-def tops(V, W, mx, *, limit, two_sided, reached, bound):
+def _bracket(acc, left):
+    """Fill left[lane] = 1 - sum_k (u_k'y)^2, in one pass for up to two k: short columns spend their time here."""
+    L = left.size
+    if acc.size == L:
+        for j in range(L):
+            left[j] = 1.0
+    elif acc.size == 2 * L:
+        for j in range(L):
+            left[j] = max(1.0 - acc[L + j] * acc[L + j], TINY)
+    elif acc.size == 3 * L:
+        for j in range(L):
+            left[j] = max(1.0 - acc[L + j] * acc[L + j] - acc[2 * L + j] * acc[2 * L + j], TINY)
+    else:
+        for j in range(L):
+            left[j] = 1.0
+        for k in range(1, acc.size // L):
+            for j in range(L):
+                left[j] -= acc[k * L + j] * acc[k * L + j]
+        for j in range(L):
+            left[j] = max(left[j], TINY)
+
+
+@compiled(fastmath=FAST)
+def tops(V, W, mx, *, limit, two_sided, prune, reached):
     """mx[lane] = maximum over columns of r |r|; reached[f] grows by the lanes whose r |r| is at least limit[f].
 
-    Columns come by falling bound on r^2: once it is not above the smallest running maximum no later column can raise
-    any lane, so stopping there is exact. Returns the number of columns visited.
+    Columns come by falling bound on r^2: one whose bound is not above the smallest running maximum, nor reaches its own
+    limit, can change nothing and is passed over.
     """
     acc, left, low = np.empty(W.shape[1]), np.empty(mx.size), -1e30
     mx[:] = low
     for f in range(limit.size):
-        if bound[f] <= low:
-            return f
+        if prune and V.bound[f] <= low and V.bound[f] < limit[f]:
+            continue
         _lanes(V, f, (W, acc, left))
-        n, least = 0, limit[f]
-        for j in range(mx.size):
-            g = acc[j] * (abs(acc[j]) if not two_sided else acc[j])
-            n += g >= least * left[j]
-            mx[j] = max(mx[j], g / left[j])
-        reached[f] += n
+        reached[f] += _raise(acc, left, (mx, limit[f], two_sided))
         if f % 32 == 31:
             low = mx[0]
             for j in range(mx.size):
                 low = min(low, mx[j])
-    return limit.size
 
 
 @compiled(fastmath=FAST)
-def values(V, W, out):
-    """out[f, lane] = r of column f."""
-    L = out.shape[1]
-    acc, left = np.empty(W.shape[1]), np.empty(L)
-    for f in range(out.shape[0]):
+def _raise(acc, left, tile):
+    """Raise the running maxima of r |r| by one column; returns how many lanes reach its own value.
+
+    Only a column that raises some lane is divided by its bracket.
+    """
+    mx, least, two_sided = tile
+    reached, higher = 0, 0
+    for j in range(mx.size):
+        g = acc[j] * acc[j] if two_sided else acc[j] * abs(acc[j])
+        reached += g >= least * left[j]
+        higher += g > mx[j] * left[j]
+    if higher:
+        for j in range(mx.size):
+            g = acc[j] * acc[j] if two_sided else acc[j] * abs(acc[j])
+            mx[j] = max(mx[j], g / left[j])
+    return reached
+
+
+@compiled(fastmath=FAST)
+def steps(V, W, running, *, tables, limit, two_sided, reached):
+    """Columns come by rising observed z: running[lane] = maximum so far, reached[f] counts it against limit[f]."""
+    acc, left = np.empty(W.shape[1]), np.empty(running.size)
+    for f in range(limit.size):
         _lanes(V, f, (W, acc, left))
-        for j in range(L):
-            out[f, j] = acc[j] / math.sqrt(left[j])
+        for j in range(running.size):
+            left[j] = acc[j] / math.sqrt(left[j])
+        reached[f] += kernels._advance((left, two_sided, limit[f]), running, tables[0][tables[1][f]])

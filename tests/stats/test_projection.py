@@ -14,9 +14,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from neurosae.errors import DataError
 from neurosae.spec.results import counted_p
-from neurosae.stats.flips import to_t
+from neurosae.stats.flips import maxima, step_counts, take, to_t, to_z
+from neurosae.stats.multiplicity import step_down
 from neurosae.stats.nuisance import fit_model, residual_squares, slopes
-from neurosae.stats.projection import _bounds, maxima, project, relabelled
+from neurosae.stats.projection import project
 from neurosae.stats.relabel import Relabelling, flips, labels, permutations, signs
 
 
@@ -45,6 +46,13 @@ def few_moves(how: Relabelling, numbers):
         return [lambda E, s=S[b]: s[:, None] * E for b in numbers]
     order = labels(how).astype(int)  # item i gets the regressor of item order[b, i], so residuals move the other way
     return [lambda E, o=order[b]: E[np.argsort(o)] for b in numbers]
+
+
+def relabelled(columns, how):
+    """Every column under every relabelling, (n_permutations, m): the maximum of a single column is its signed value."""
+    return np.column_stack(
+        [maxima(take(columns, np.array([j])), how, two_sided=False)[0] for j in range(len(columns.u))]
+    )
 
 
 NUMBERS = [0, 1, 77, 511, 512, 700]
@@ -106,17 +114,17 @@ def test_a_perfect_fit_has_no_variance():
 
 def test_maxima_agree_with_all_values():
     """Maxima and counts are those of the table of all values; pruned maxima are the same bit for bit."""
-    Y, Z = sparse(m=300, density=0.15), nuisance()
+    Y, Z = sparse(m=40, density=0.2), nuisance()
     blocks = np.repeat([0, 1], 20)
     cases = [
-        (fit_model(np.ones(40), Z), flips(np.arange(40), 1500, seed=4)),
+        (fit_model(np.ones(40), Z), flips(np.arange(40), 600, seed=4)),
         (
             fit_model(np.arange(40.0), Z, fixed=np.ones((40, 1))),
-            permutations(np.arange(40), np.arange(40), 1500, blocks=blocks, seed=4),
+            permutations(np.arange(40), np.arange(40), 600, blocks=blocks, seed=4),
         ),
         (
             fit_model(np.arange(40.0), Z[:, :0], fixed=np.ones((40, 1))),
-            permutations(np.arange(40), np.arange(40), 1500, seed=4),
+            permutations(np.arange(40), np.arange(40), 600, seed=4),
         ),
     ]
     Y = Y[:, np.min([residual_squares(Y, model.Q) for model, _ in cases], axis=0) > 0]
@@ -127,15 +135,15 @@ def test_maxima_agree_with_all_values():
             top, reached = maxima(columns, how)
             assert_allclose(top, np.abs(table).max(axis=1), rtol=1e-9)
             assert_array_equal(reached, (np.abs(table) >= np.abs(columns.u) - 2e-9).sum(axis=0))
-            assert_array_equal(top, maxima(columns, how, count=False)[0])
+            assert_array_equal(top, maxima(columns, how, prune=False)[0])
             top, reached = maxima(columns, how, two_sided=False)
             assert_allclose(top, table.max(axis=1), rtol=1e-9)
             assert_array_equal(reached, (table >= columns.u - 2e-9).sum(axis=0))
 
 
-def test_pruning_skips_columns_and_bounds_hold():
-    """No relabelled value exceeds the bound by which columns are skipped."""
-    Y, Z = sparse(m=300, density=0.15), nuisance(k=1)
+def test_bounds_hold():
+    """No relabelled value exceeds the bound by which columns are passed over."""
+    Y, Z = sparse(m=120, density=0.15), nuisance(k=1)
     for model, how in (
         (fit_model(np.ones(40), Z), flips(np.arange(40), 600, seed=4)),
         (
@@ -144,9 +152,32 @@ def test_pruning_skips_columns_and_bounds_hold():
         ),
     ):
         columns = project(Y[:, residual_squares(Y, model.Q) > 0], model)
-        bound = _bounds(columns, how)
-        assert (relabelled(columns, how) ** 2 <= bound).all()
-        assert (bound < 1).mean() > 0.1
+        assert (relabelled(columns, how) ** 2 <= columns.V.bound).all()
+        assert (columns.V.bound < 1).any()
+
+
+def test_step_down_is_never_above_single_step():
+    """It is single step for the largest value, and counts the rest without the columns already passed."""
+    Y, Z = sparse(m=80), nuisance()
+    columns, how = project(Y, fit_model(np.ones(40), Z), d0=3.0, s02=0.7), flips(np.arange(40), 999, seed=4)
+    size, null = np.abs(columns.z), to_z(maxima(columns, how)[0], columns.df)
+    reached, single = step_counts([columns], how)[0], counted_p(null, size)
+    stepped = step_down(reached, size, how.n)
+    assert (stepped <= single + 1e-12).all()
+    assert stepped[size.argmax()] == single[size.argmax()]
+    last = np.argsort(size)[0]
+    assert reached[last] / how.n == (np.abs(relabelled(columns, how)[:, last]) >= np.abs(columns.u[last]) - 1e-9).mean()
+
+
+def test_invariant_to_the_place_of_items():
+    """Items that are some of those that a relabelling moves keep their own signs."""
+    Y, Z = sparse(m=30), nuisance()
+    model, rows = fit_model(np.ones(40), Z), np.arange(3, 83, 2)
+    alone, among = flips(rows, 999, seed=4), flips(np.arange(90), 999, seed=4)
+    columns = project(Y, model)
+    placed = columns.how.place(columns, rows)
+    assert_array_equal(maxima(columns, alone)[1], maxima(placed, among)[1])
+    assert_array_equal(maxima(columns, alone)[0], maxima(placed, among)[0])
 
 
 def test_moderated_agrees_with_its_equation():
@@ -279,7 +310,7 @@ def test_controls_family_wise_error_of_sparse_features(density):
         rejected = []
         for Z in (z, z[:, :0]):
             columns = project(D, fit_model(np.ones(32), Z))
-            top = maxima(columns, how, count=False)[0]
+            top = maxima(columns, how)[0]
             rejected.append(bool((counted_p(top, np.abs(columns.u)) <= 0.05).any()))
         errors.append(rejected)
     adjusted, ignored = np.mean(errors, axis=0)
