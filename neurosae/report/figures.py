@@ -1,4 +1,4 @@
-"""FIGURES: one figure per function, a table in and a Figure out; and which of them a stored study asks for."""
+"""FIGURES: one figure per function, a table in and a Figure out; and which of them contrasts and geometries ask for."""
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 from neurosae.report.figures_features import cells, items, profile
 from neurosae.report.figures_pattern import fits, rdms, weights
 from neurosae.report.figures_univariate import null_maximum, strip, volcano
+from neurosae.report.parts import Drawing
 from neurosae.report.stored import (
     Study,
     alpha_of,
@@ -41,41 +41,8 @@ FIGURES: dict[str, Callable[..., Figure]] = {
 MAX_EFFECTS = 8  # figures of one test; its table has them all
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """One figure of a study, with the words around it.
-
-    Attributes
-    ----------
-    name : safe file name
-    kind : key of FIGURES
-    test : the test it belongs to, "" for the whole study
-    title, caption : plain text; the caption names the items behind the figure
-    wide : whether it wants the full width of the page
-    """
-
-    name: str
-    kind: str
-    test: str
-    title: str
-    caption: str
-    figure: Figure
-    wide: bool = False
-
-
-def draw_study(study: Study) -> Iterator[Drawing]:
-    """Every figure that the stored tables of a study allow, in the order of the page."""
-    yield from _design(study)
-    yield from _overview(study)
-    for test in distinct(study.results["test"]):
-        rows = study.results[study.results["test"] == test]
-        if len(rows_tested(rows)):
-            yield from _contrast(study, test, rows)
-        elif (study.results["test"] == test).any():
-            yield from _pattern(study, test, rows)
-
-
-def _design(study: Study) -> Iterator[Drawing]:
+def draw_design(study: Study) -> Iterator[Drawing]:
+    """The effects as weights over cells."""
     table = effect_weights(study)
     if table.size:
         caption = (
@@ -85,7 +52,8 @@ def _design(study: Study) -> Iterator[Drawing]:
         yield Drawing("design-weights", "weights", "", "Effects as weights over cells", caption, weights(table))
 
 
-def _overview(study: Study) -> Iterator[Drawing]:
+def draw_overview(study: Study) -> Iterator[Drawing]:
+    """What the found features of all contrasts respond to."""
     alpha, rows = alpha_of(study), study.results[study.results["split"] != "localizer"]
     hits = rows_tested(rows)
     columns = hits.groupby(["effect", "region", "position"], dropna=False).ngroups
@@ -105,7 +73,10 @@ def _items_words(study: Study, split: str) -> str:
     return f"Drawn from the {plural(n, f'{split} item')}."
 
 
-def _contrast(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Drawing]:
+def draw_contrast(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Drawing]:
+    """Volcano, places, null maximum, items and cells of one contrast."""
+    if not len(rows_tested(rows)):
+        return
     alpha, split = alpha_of(study), (distinct(rows["split"]) or ["test"])[0]
     source = _items_words(study, split)
     effects = distinct(rows["effect"])
@@ -209,7 +180,8 @@ def _key(value: object) -> object:
     return value if isinstance(value, str) else int(value)
 
 
-def _pattern(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Drawing]:
+def draw_pattern(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Drawing]:
+    """Distances between conditions, and how well the models fit them."""
     alpha, split = alpha_of(study), (distinct(rows["split"]) or ["test"])[0]
     source = _items_words(study, split)
     long = study.extras.get((test, "rdm"))

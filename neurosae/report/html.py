@@ -16,11 +16,8 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from neurosae.report.figures import Drawing, draw_study
-from neurosae.report.methods import methods_text
-from neurosae.report.prose import headline, limits, statements
-from neurosae.report.result_tables import count_rows, families, result_table, smallest_holm
-from neurosae.report.sections import (
+from neurosae.report.limits import limits
+from neurosae.report.page import (
     confounds,
     design_tables,
     dictionary_cards,
@@ -28,6 +25,10 @@ from neurosae.report.sections import (
     flat,
     provenance_lines,
 )
+from neurosae.report.parts import Drawing
+from neurosae.report.prose import headline
+from neurosae.report.result_tables import count_rows, families, result_table, smallest_holm
+from neurosae.report.sections import draw_study, methods_text, statements
 from neurosae.report.stored import Study, alpha_of, read_study, section
 from neurosae.report.style import file_bytes, svg_text
 from neurosae.report.tables import distinct

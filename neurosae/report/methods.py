@@ -1,4 +1,4 @@
-"""A methods paragraph ready for a paper, its numbers read from the stored study, and the references it cites."""
+"""Sentences for the methods of a paper, their numbers read from the stored study; citations as keys of REFERENCES."""
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
@@ -6,44 +6,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 import pandas as pd
 
-from neurosae.report.prose import CORRECTIONS, STATISTICS
-from neurosae.report.references import CITED, REFERENCES
+from neurosae.report.claims import CORRECTIONS, STATISTICS
+from neurosae.report.references import CITED
 from neurosae.report.stored import Study, alpha_of, section
 from neurosae.report.tables import distinct, first_known, rows_tested
 from neurosae.report.wording import digits, listed, plural
 
 
-def methods_text(study: Study) -> tuple[list[str], list[tuple[str, str, str]]]:
-    """Paragraphs with numbered citations, and the cited references in the order of their numbers.
-
-    Returns
-    -------
-    paragraphs : list of str
-        Citations as [1, 2].
-    references : list of (number, text, link); the link may be empty
-    """
-    drafts = [
-        " ".join(p for p in part if p)
-        for part in (_material(study), _model(study), _contrasts(study), _geometry(study), _computing(study))
-    ]
-    order: list[str] = []
-
-    def number(match: re.Match[str]) -> str:
-        keys = [k.strip() for k in match[1].split(";")]
-        order.extend(k for k in keys if k not in order)
-        return f"[{', '.join(str(order.index(k) + 1) for k in keys)}]"
-
-    keys = "|".join(REFERENCES)
-    paragraphs = [re.sub(rf"\[((?:{keys})(?:; (?:{keys}))*)\]", number, draft) for draft in drafts if draft]
-    return paragraphs, [(str(i + 1), *REFERENCES[key]) for i, key in enumerate(order)]
-
-
-def _material(study: Study) -> Iterator[str]:
+def material(study: Study) -> Iterator[str]:
+    """Items, frames, factors and the partition."""
     design, stimuli = study.design, study.stimuli
     factors = listed(f"{n} ({', '.join(f.levels)}; {f.varies} items)" for n, f in design.factors.items())
     n_items, n_frames = stimuli["item"].nunique(), len(design.frames)
@@ -66,7 +41,8 @@ def _material(study: Study) -> Iterator[str]:
     )
 
 
-def _model(study: Study) -> Iterator[str]:
+def model(study: Study) -> Iterator[str]:
+    """The language model, its sites, and where responses were taken."""
     record, analysis = section(study.provenance, "model"), section(study.analysis, "model")
     name = record.get("source") or record.get("name") or analysis.get("name", "a language model")
     dtype = study.provenance.get("dtype") or record.get("dtype") or analysis.get("dtype", "float32")
@@ -99,8 +75,9 @@ def _model(study: Study) -> Iterator[str]:
         yield f"Responses were taken at {plural(len(regions), 'region')} ({', '.join(regions)}), {collapse} of each."
 
 
-def _contrasts(study: Study) -> Iterator[str]:
-    rows = rows_tested(study.results)
+def contrast_methods(study: Study, rows: pd.DataFrame) -> Iterator[str]:
+    """Statistic, relabelling, filter and correction of all contrasts."""
+    asked, rows = rows, rows_tested(rows)
     if not len(rows):
         return
     alpha, inference = alpha_of(study), section(study.analysis, "inference")
@@ -116,7 +93,7 @@ def _contrasts(study: Study) -> Iterator[str]:
     yield from _relabelling(study, rows)
     yield (
         f"Features with fewer than {inference.get('min_informative', 6)} informative items were "
-        f"not tested; this filter does not change under relabelling. {_kept(study)}"
+        f"not tested; this filter does not change under relabelling. {_kept(asked)}"
     )
     for adjust in distinct(rows["p_adjust"]):
         tests = distinct(rows.loc[rows["p_adjust"] == adjust, "test"])
@@ -172,8 +149,8 @@ def _relabelling(study: Study, rows: pd.DataFrame) -> Iterator[str]:
         yield f"Uncorrected p-values came from {words}."
 
 
-def _kept(study: Study) -> str:
-    rows = study.results[study.results["feature"].notna() | (study.results["status"] == "dead")]
+def _kept(rows: pd.DataFrame) -> str:
+    rows = rows[rows["feature"].notna() | (rows["status"] == "dead")]
     n = rows["n_features"].astype(float).fillna(1)
     by = {
         s: int(n[(rows["status"] == s).to_numpy()].sum()) for s in ("ok", "degenerate", "untestable", "dead", "failed")
@@ -187,10 +164,8 @@ def _kept(study: Study) -> str:
     )
 
 
-def _geometry(study: Study) -> Iterator[str]:
-    rows = study.results[(study.results["kind"] == "rsa").fillna(False)]
-    if not len(rows):
-        return
+def pattern_methods(study: Study, rows: pd.DataFrame) -> Iterator[str]:
+    """Distances, models and inference of every RSA test."""
     for test in distinct(rows["test"]):
         ask = section(study.analysis, "tests", test)
         part = rows[rows["test"] == test]
@@ -216,7 +191,17 @@ def _geometry(study: Study) -> Iterator[str]:
             yield "The noise ceiling was estimated by splitting items [nili2014]."
 
 
-def _computing(study: Study) -> Iterator[str]:
+def other_methods(study: Study, rows: pd.DataFrame) -> Iterator[str]:
+    """What any results table says about how it was made."""
+    for test in distinct(rows["test"]):
+        part = rows[(rows["test"] == test).to_numpy(dtype=bool)]
+        unit, adjust = first_known(part["unit"], "item"), first_known(part["p_adjust"], "none")
+        names = listed(s.replace("_", " ") for s in distinct(part["stat"]))
+        yield f"{test}: {names or 'no statistic'}, unit of replication {unit}, {CORRECTIONS.get(adjust, adjust)}."
+
+
+def computing(study: Study) -> Iterator[str]:
+    """Versions."""
     versions = section(study.provenance, "versions")
     shown = [
         f"{name} {versions[name]}" for name in ("neurosae", "python", "torch", "numpy", "scipy") if name in versions

@@ -1,4 +1,4 @@
-"""What was found, in plain words, test by test and effect by effect; nothing found is said as plainly."""
+"""What contrasts and geometries found, in plain words; nothing found is said as plainly."""
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
@@ -6,96 +6,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
 import pandas as pd
 
 from neurosae.design.confounds import lexical_table
-from neurosae.report.stored import Study, alpha_of, compiled_effects, effect_ends, section, tested_stimuli
-from neurosae.report.tables import counts, distinct, first_known, is_found, p_intervals, ranked, rows_found, rows_tested
-from neurosae.report.wording import digits, feature_name, listed, p_words, plural
-
-CORRECTIONS = {
-    "maxT": "family-wise error held by the distribution of the maximum (max-T)",
-    "stepdown": "family-wise error held by step-down max-T",
-    "holm": "family-wise error held by Holm's method",
-    "fdr_bh": "false discovery rate held by Benjamini and Hochberg's method",
-    "fdr_by": "false discovery rate held by Benjamini and Yekutieli's method",
-    "maxT+holm": "family-wise error held by max-T over places and Holm's method over models",
-    "none": "no correction for multiple tests",
-}
-STATISTICS = {
-    "mean": "the mean item contrast",
-    "t": "the t statistic of the item contrasts",
-    "moderated_t": "the moderated t statistic of the item contrasts",
-    "signed_rank": "the signed-rank statistic of the item contrasts",
-    "welch_t": "Welch's t statistic of the item means",
-}
-
+from neurosae.report.claims import by_effect, example, held, where, why_untested
+from neurosae.report.parts import Statement
+from neurosae.report.stored import Study, alpha_of, compiled_effects, effect_ends, tested_stimuli
+from neurosae.report.tables import distinct, first_known, is_found, ranked, rows_found, rows_tested
+from neurosae.report.wording import digits, listed, plural
 
 RANKED = 0.3  # reliability of an RDM below which models are not ranked
 
 
-@dataclass(frozen=True)
-class Statement:
-    """One sentence of the summary.
-
-    Attributes
-    ----------
-    test, effect : what it speaks about
-    verdict : "found", "nothing", "untested" or "exploratory"
-    number : the figure in large print, e.g. "31"
-    text : the sentence
-    detail : how it was corrected, and the strongest example
-    localizer : whether it only chose features for later tests
-    """
-
-    test: str
-    effect: str
-    verdict: str
-    number: str
-    text: str
-    detail: str
-    localizer: bool
-
-
-def statements(study: Study) -> list[Statement]:
-    """The summary: one statement per contrast and per RSA test, in the order of the tests; localizers come last."""
-    out: list[Statement] = []
-    for test in distinct(study.results["test"]):
-        rows = study.results[study.results["test"] == test]
-        if first_known(rows["kind"]) == "rsa" or (not rows["feature"].notna().any() and rows["value"].notna().any()):
-            out.append(_pattern(study, test, rows))
-        else:
-            out.extend(_contrast(study, part, name=(test, effect)) for effect, part in _by_effect(rows))
-    return sorted(out, key=lambda s: s.localizer)
-
-
-def _by_effect(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    for effect in distinct(rows["effect"]) or [""]:
-        yield effect, rows[rows["effect"] == effect] if effect else rows
-
-
-def _where(rows: pd.DataFrame) -> str:
-    regions, sites = distinct(rows["region"]), distinct(rows["site"])
-    at = f" at {listed(regions)}" if regions else ""
-    return f"{at} in {listed(sites) if len(sites) <= 4 else plural(len(sites), 'site')}" if sites else at
+def contrast_statements(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Statement]:
+    """One statement per effect of a contrast."""
+    return (_contrast(study, part, name=(test, effect)) for effect, part in by_effect(rows))
 
 
 def _contrast(study: Study, rows: pd.DataFrame, *, name: tuple[str, str]) -> Statement:
     (test, effect), alpha, tested = name, alpha_of(study), rows_tested(rows)
-    localizer, place = distinct(rows["split"]) == ["localizer"], _where(rows)
+    localizer, place = distinct(rows["split"]) == ["localizer"], where(rows)
     if not len(tested):
         text = f"No feature could be tested for {effect}{place}."
-        return Statement(test, effect, "untested", "–", text, _why_untested(rows), localizer)
-    found, held = rows_found(tested, alpha), _held(tested, alpha)
+        return Statement(test, effect, "untested", "–", text, why_untested(rows), localizer)
+    found, how = rows_found(tested, alpha), held(tested, alpha)
     n_tested, n_found = _n_features(tested), _n_features(found)
     several = n_tested < len(tested)
     if not len(found):
         of = f"{plural(n_tested, 'tested feature')}{f' ({len(tested):,} tests)' if several else ''}"
-        detail = f"{held} The most extreme is {_example(ranked(tested).iloc[0])}."
+        detail = f"{how} The most extreme is {example(ranked(tested).iloc[0])}."
         return Statement(
             test, effect, "nothing", "0", f"None of {of} is found to respond to {effect}{place}.", detail, localizer
         )
@@ -105,7 +46,7 @@ def _contrast(study: Study, rows: pd.DataFrame, *, name: tuple[str, str]) -> Sta
     tests = f", in {len(found):,} of {len(tested):,} tests" if several else ""
     verb = "responds" if n_found == 1 else "respond"
     text = f"{n_found:,} of {plural(n_tested, 'tested feature')} {verb} to {effect}{place}{tests}: {ways}."
-    detail = f"{held} The strongest is {_example(ranked(tested).iloc[0])}.{_same_words(study, effect, found)}"
+    detail = f"{how} The strongest is {example(ranked(tested).iloc[0])}.{_same_words(study, effect, found)}"
     return Statement(test, effect, "exploratory" if exploratory else "found", f"{n_found:,}", text, detail, localizer)
 
 
@@ -131,51 +72,18 @@ def _directions(more: int, less: int, ends: tuple[str, str]) -> str:
     return listed(parts)
 
 
-def _units(rows: pd.DataFrame) -> int:
-    known = rows["n_units"].dropna()
-    return int(known.max()) if len(known) else 0
-
-
-def _held(rows: pd.DataFrame, alpha: float) -> str:
-    adjust = first_known(rows["p_adjust"], "none")
-    words = CORRECTIONS.get(adjust, adjust)
-    if adjust == "none":
-        return f"Not corrected: {words}; about {alpha:.0%} of features without an effect would be counted."
-    sizes = rows["n_family"].dropna()
-    size = f" over {plural(int(sizes.max()), 'test')}" if len(sizes) else ""
-    unit = first_known(rows["unit"], "item")
-    items = plural(_units(rows), "item") + ("" if unit == "item" else f" (exchanged: {unit})")
-    return f"Corrected{size}, {words}, at {alpha:g}; {items}."
-
-
-def _example(row: pd.Series) -> str:
-    bounds = p_intervals(row.to_frame().T).iloc[0]
-    interval = ""
-    if pd.notna(row["ci_low"]) and pd.notna(row["ci_high"]):
-        interval = f" [{digits(row['ci_low'])}, {digits(row['ci_high'])}]"
-    kind = "p corrected" if first_known(pd.Series([row["p_adjust"]]), "none") != "none" else "p"
-    p = row["p_corr"] if pd.notna(row["p_corr"]) else row["p_unc"]
-    size = f"{row['eftype']} = {digits(row['effsize'])}, " if pd.notna(row["effsize"]) else ""
-    estimate = f"estimate {digits(row['estimate'])}{interval}, " if pd.notna(row["estimate"]) else ""
-    name = feature_name(row["site"], row["feature"])
-    return f"{name} at {row['region']} ({size}{estimate}{kind} {p_words(p, bounds['low'], bounds['high'])})"
-
-
-def _why_untested(rows: pd.DataFrame) -> str:
-    by = rows.assign(n=rows["n_features"].astype(float).fillna(1)).groupby("status")["n"].sum()
-    parts = [f"{int(n):,} {status}" for status, n in by.items()]
-    reasons = distinct(rows["note"])[:3]
-    return f"Features: {listed(parts)}. {' '.join(reasons)}".strip()
+def pattern_statements(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Statement]:
+    """One statement on all models of an RSA test."""
+    yield _pattern(study, test, rows)
 
 
 def _pattern(study: Study, test: str, rows: pd.DataFrame) -> Statement:
-    """One statement on all models of an RSA test."""
-    alpha, place, localizer = alpha_of(study), _where(rows), distinct(rows["split"]) == ["localizer"]
+    alpha, place, localizer = alpha_of(study), where(rows), distinct(rows["split"]) == ["localizer"]
     known = rows[rows["value"].notna()]
     tested = known[known["p_corr"].notna()]
     if not len(known):
         return Statement(
-            test, "", "untested", "–", f"No model could be compared{place}.", _why_untested(rows), localizer
+            test, "", "untested", "–", f"No model could be compared{place}.", why_untested(rows), localizer
         )
     names, found = distinct(tested["effect"]), tested[is_found(tested, alpha)]
     seen = [n for n in names if (found["effect"] == n).any()]
@@ -193,10 +101,10 @@ def _pattern(study: Study, test: str, rows: pd.DataFrame) -> Statement:
     best = known.loc[known["value"].idxmax()]
     kind = f"{str(best['stat']).replace('_', ' ')} = {digits(best['value'])}"
     fit = f"The best fit is {best['effect']} at {best['site']} · {best['region']}, {kind}{_ceiling(best)}"
-    held = f"{_held(tested, alpha)} " if len(tested) else ""
+    how = f"{held(tested, alpha)} " if len(tested) else ""
     verdict = "found" if seen else "nothing" if names else "exploratory"
     number = f"{len(seen)}/{len(names)}" if names else digits(best["value"], 2)
-    return Statement(test, "", verdict, number, "; ".join(parts) + ".", f"{held}{fit}.", localizer)
+    return Statement(test, "", verdict, number, "; ".join(parts) + ".", f"{how}{fit}.", localizer)
 
 
 def _in_places(name: str, found: pd.DataFrame, tested: pd.DataFrame) -> str:
@@ -210,6 +118,22 @@ def _ceiling(row: pd.Series) -> str:
     parts = [f"{c.replace('ceiling', 'noise ceiling')} {digits(v)}" for c, v in known.items()]
     low = "; too unreliable to rank models" if known.get("reliability", 1) < RANKED else ""
     return f" ({', '.join(parts)}{low})" if parts else ""
+
+
+def other_statements(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Statement]:
+    """One statement per effect of a kind of test that has no section of its own: how many of its rows were found."""
+    alpha, localizer = alpha_of(study), distinct(rows["split"]) == ["localizer"]
+    for effect, part in by_effect(rows):
+        tested, name = part[part["value"].notna()], f"{effect}{where(part)}"
+        found = tested[is_found(tested, alpha)]
+        if not len(tested):
+            text = f"Nothing could be tested for {name}."
+            yield Statement(test, effect, "untested", "–", text, why_untested(part), localizer)
+            continue
+        text = f"{len(found):,} of {plural(len(tested), 'tested row')} found for {name}."
+        detail = f"{held(tested, alpha)} The strongest is {example(ranked(tested).iloc[0])}."
+        verdict = "found" if len(found) else "nothing"
+        yield Statement(test, effect, verdict, f"{len(found):,}", text, detail, localizer)
 
 
 def headline(study: Study) -> list[tuple[str, str]]:
@@ -235,75 +159,3 @@ def _n_items(study: Study) -> int:
     stimuli = study.stimuli
     kept = stimuli[stimuli["split"].astype(str) == "test"] if "split" in stimuli else stimuli
     return int((kept if len(kept) else stimuli)["item"].nunique())
-
-
-def limits(study: Study) -> list[str]:
-    """What the results do not show; only sentences that apply to this study."""
-    results, design = study.results, study.design
-    kinds, adjusts = set(results["kind"].dropna()), set(results["p_adjust"].dropna())
-    out = [
-        "The results hold for this model and dictionary, over items like these. Dictionaries trained from other seeds "
-        "share only part of their features, so a feature index is not expected to replicate; sets, contrasts and "
-        "geometries are.",
-        "Items are seldom a random sample of a language; exchangeability rests on how they were matched.",
-    ]
-    if len(design.frames) >= 1:
-        n = len(design.frames)
-        out.append(
-            f"Frames fixed: the {plural(n, 'sentence frame')} {'is' if n == 1 else 'are'} averaged "
-            "within items, and no "
-            "claim is made about other frames."
-        )
-    if "contrast" in kinds:
-        out.append(
-            "A feature that responds to an effect carries information that differs between the cells; "
-            "it need not be used "
-            "by the model, and a word that itself differs between the cells can be the whole reason (see the check)."
-        )
-        out.append(
-            "A family-wise claim is about at least one feature of the family; each named feature is "
-            "also held at the same level."
-        )
-    if "fdr_bh" in adjusts:
-        out.append(
-            "The Benjamini–Hochberg method assumes positive dependence; the max-T correction does "
-            "not, and neither does "
-            "Benjamini–Yekutieli's (fdr_by)."
-        )
-    if "none" in adjusts or "parametric" in set(results["p_method"].dropna()):
-        out.append("Uncorrected or parametric p-values are exploratory.")
-    if any(_is_interaction(e) for e in section(study.analysis, "effects").values()):
-        out.append(
-            "An interaction of activations is not integration: it appears also where features merely "
-            "co-activate. One-sided "
-            "claims from skewed interaction contrasts are not made."
-        )
-    if "rsa" in kinds:
-        out.append(
-            "A model that fits the geometry is not thereby the only one that does; compare it with "
-            "the noise ceiling, and do "
-            "not rank models where the reliability is below .3."
-        )
-    if any(len(f.levels) >= 3 for f in design.factors.values()):
-        out.append(
-            "With graded factors (three levels or more), an interaction can be removed by a monotone change of scale."
-        )
-    if study.analysis.get("positions", {}) and section(study.analysis, "positions").get("align") not in (
-        None,
-        "region",
-    ):
-        out.append("Positions are aligned by rule, and no claim about onset is made.")
-    if not design.partition:
-        out.append(
-            "There is no localizer split: effect sizes of features that were chosen on the same items are optimistic."
-        )
-    return out
-
-
-def _is_interaction(effect: Any) -> bool:
-    return isinstance(effect, Mapping) and len(effect) > 1
-
-
-def totals(study: Study) -> pd.DataFrame:
-    """Counts of features per test, effect and place (see `tables.counts`)."""
-    return counts(study.results, alpha_of(study))

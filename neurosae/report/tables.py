@@ -82,8 +82,8 @@ def p_intervals(rows: pd.DataFrame) -> pd.DataFrame:
     if {"x_p_low", "x_p_high"} <= set(rows.columns):
         bounds = rows[["x_p_low", "x_p_high"]].to_numpy(dtype=float)
     counted = rows["p_adjust"].isin(["maxT", "stepdown"]) | (rows["p_adjust"].eq("holm") & rows["p_method"].eq("flips"))
-    units = rows["n_units"].astype(float).fillna(np.inf).clip(upper=1000)
-    sampled = rows["n_perm"].astype(float) < 2.0 ** (units - 1)
+    units = rows["n_units"].astype("Float64").astype(float).fillna(np.inf).clip(upper=1000)
+    sampled = rows["n_perm"].astype("Float64").astype(float) < 2.0 ** (units - 1)
     for i in np.flatnonzero((counted & sampled & rows["p_corr"].notna()).to_numpy() & np.isnan(bounds[:, 0])):
         bounds[i] = count_interval(rows["p_corr"].iloc[i], rows["n_perm"].iloc[i])
     return pd.DataFrame(bounds, columns=["low", "high"])

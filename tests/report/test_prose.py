@@ -7,9 +7,10 @@ import re
 
 import pytest
 
-from neurosae.report.methods import methods_text
-from neurosae.report.prose import headline, limits, statements
+from neurosae.report.limits import limits
+from neurosae.report.prose import headline
 from neurosae.report.references import REFERENCES
+from neurosae.report.sections import methods_text, statements
 from neurosae.report.stored import effect_ends
 from neurosae.report.tables import rows_found, rows_tested
 

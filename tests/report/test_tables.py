@@ -9,8 +9,8 @@ import pytest
 import scipy.stats
 from numpy.testing import assert_allclose
 
+from neurosae.report.page import flat, marked
 from neurosae.report.result_tables import result_table
-from neurosae.report.sections import flat, marked
 from neurosae.report.tables import counts, p_intervals, ranked, rows_tested
 from neurosae.report.wording import count_interval, digits, slug
 from neurosae.spec.results import as_results
