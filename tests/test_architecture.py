@@ -26,20 +26,30 @@ LAYERS = """
 1  spec.fields spec.files spec.frames
 2  spec.load spec.effects spec.sites spec.results
 3  spec.blocks spec.design
+3  spec.planning
 4  spec.choices design.regions design.units design.weights
-5  spec.analysis design.exchange design.expand design.confounds extraction.sites extraction.tokens extraction.packing
-6  spec.editor design.check_report design.cautions design.token_checks extraction.source extraction.cells extraction.responses
-7  design.checks extraction.align extraction.store extraction.model dictionary.topk
+5  spec.analysis design.levels design.expand design.confounds extraction.sites extraction.tokens extraction.packing
+6  spec.editor design.exchange design.check_report design.cautions design.token_checks extraction.source
+6  extraction.cells extraction.responses
+7  design.model_checks extraction.align extraction.store extraction.model dictionary.topk
 8  stats.kernels stats.effects stats.moderation stats.nuisance stats.multiplicity dictionary.record dictionary.texts
-8  stats.scores
+8  stats.scores design.checks
+8  stats.noncentral stats.pattern
+9  stats.glm_kernels stats.mixed_kernels stats.layout
 9  stats.relabel stats.tails stats.rdm stats.simulate stats.tfce dictionary.learn dictionary.stream extraction.shard
+10 stats.glm
 10 stats.flips stats.units stats.resample dictionary.checkpoint dictionary.evaluate extraction.run
 10 stats.conjunctions
-11 stats.chains stats.lanes stats.length dictionary.train stats.worlds
+11 stats.mixed
+11 stats.projection stats.chains stats.lanes stats.length dictionary.train stats.worlds
+11 stats.plasmode
+12 stats.crossed
 12 stats.intervals stats.statistics stats.geometry dictionary.load
 13 stats.family stats.rsa
 14 stats.rows
 15 stats.contrast report.style report.wording report.references report.stored
+15 stats.power
+16 stats.parametric
 16 report.tables report.parts
 17 report.figures_features report.figures_pattern report.figures_univariate report.result_tables report.claims report.limits report.page
 18 report.figures report.prose report.methods

@@ -7,6 +7,7 @@ reject for it. Between items an intercept belongs to the nuisance, and centring 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,10 @@ import scipy.sparse as sp
 from neurosae.errors import DataError
 
 EXPLAINED = 1e-9  # share of a sum of squares below which nothing is left but rounding
+REFUSED, WARNED = (
+    20.0,
+    5.0,
+)  # variance inflation: beyond the first nothing is tested, beyond the second the note says so
 
 
 class Model(NamedTuple):
@@ -38,7 +43,88 @@ class Model(NamedTuple):
         return len(self.x) - self.Q.shape[1] - 1
 
 
-def fit_model(X: np.ndarray, Z: np.ndarray, *, fixed: np.ndarray | None = None) -> Model:
+class Adjustment(NamedTuple):
+    """The regression of an effect.
+
+    model : what the relabelling kernels need
+    names : nuisance columns that are regressed out;  note : what the reader must know of them
+    slope : whether the regressor is a number that items carry, and its coefficient the effect
+    """
+
+    model: Model
+    names: tuple[str, ...]
+    note: str
+    slope: bool = False
+
+
+def adjust(
+    X: np.ndarray,
+    nuisance: Mapping[str, np.ndarray],
+    *,
+    fixed: np.ndarray | None = None,
+    others: np.ndarray | None = None,
+) -> tuple[Model | None, tuple[str, ...], str]:
+    """Regress nuisance out of an effect, or refuse to.
+
+    Parameters
+    ----------
+    X : array of shape (n,), the tested regressor
+    nuisance : name -> array of shape (n,): within items the *uncentred* difference, between items the item's value
+    fixed : array of shape (n, f), what no relabelling moves (the intercept); None for sign flips
+    others : array of shape (n, o), directions of the model that are neither tested nor nuisance
+
+    Returns
+    -------
+    model : None where nothing is regressed out of differences within items
+    names : the columns that are regressed out
+    note : in words, "" without nuisance
+
+    Raises
+    ------
+    DataError
+        If a value is missing, columns are collinear, or variance inflation n / |R X|^2 is above 20: the nuisance hardly
+        varies over items, so that the effect cannot be told from it.
+
+    Examples
+    --------
+    >>> _, names, note = adjust(np.ones(6), {"n_tokens": np.array([0.0, 1, 2, 0, 1, 2]), "frequency": np.zeros(6)})
+    >>> names, note.partition(";")[2]
+    (('n_tokens',), ' nuisance frequency does not differ and is left out')
+    """
+    for name, z in nuisance.items():
+        if n := int((~np.isfinite(z)).sum()):
+            raise DataError(f"nuisance '{name}' is missing for {n} of {len(z)} items; leave it, or those items, out.")
+    basis = np.empty((len(X), 0)) if fixed is None else orthonormal(fixed)
+    gone = [name for name, z in nuisance.items() if not orthonormal(z[:, None], basis).size]
+    kept = tuple(name for name in nuisance if name not in gone)
+    said = f"nuisance {' and '.join(gone)} {'do' if gone[1:] else 'does'} not differ and {'are' if gone[1:] else 'is'}"
+    left_out = [f"{said} left out"] if gone else []
+    if fixed is None and not kept:
+        return None, (), "; ".join(left_out)
+    grown = basis[:, :0] if others is None else orthonormal(others, basis)
+    names = (*("the groups" for _ in grown.T), *kept)
+    model = fit_model(X, np.column_stack([grown, *(nuisance[name] for name in kept)]), fixed=fixed, names=names)
+    if kept and model.vif > REFUSED:
+        raise DataError(_aliased(kept, model.vif))
+    return model, kept, "; ".join([*([_note(kept, model.vif)] if kept else []), *left_out])
+
+
+def _aliased(names: tuple[str, ...], vif: float) -> str:
+    return (
+        f"nuisance {' and '.join(dict.fromkeys(names))} hardly varies over items beside the tested effect (variance "
+        f"inflation {vif:.0f}, at most {REFUSED:g}), so the effect cannot be told from it; change the stimuli."
+    )
+
+
+def _note(names: tuple[str, ...], vif: float) -> str:
+    warning = ", large: the adjusted estimate is imprecise" if vif > WARNED else ""
+    return (
+        f"approximate: adjusted for {' and '.join(names)} by Freedman and Lane's method "
+        f"(variance inflation {vif:.2g}{warning})"
+    )
+
+
+def fit_model(X: np.ndarray, Z: np.ndarray, *, fixed: np.ndarray | None = None, names: Sequence[str] = ()) -> Model:
     """Orthonormalise a regressor beside its nuisance.
 
     Parameters
@@ -48,6 +134,7 @@ def fit_model(X: np.ndarray, Z: np.ndarray, *, fixed: np.ndarray | None = None) 
     fixed : array of shape (n, f), optional
         What no relabelling moves and the model contains: the intercept, indicators of blocks. None without an
         intercept.
+    names : names of the columns of Z, for refusals
 
     Raises
     ------
@@ -66,13 +153,16 @@ def fit_model(X: np.ndarray, Z: np.ndarray, *, fixed: np.ndarray | None = None) 
     for j, column in enumerate(Z.T):
         grown = orthonormal(column[:, None], basis)
         if not grown.shape[1]:
-            raise DataError(f"nuisance column {j + 1} is a combination of the others; leave it out.")
+            beside = " and ".join(dict.fromkeys(names[:j])) or "the others"
+            raise DataError(f"nuisance '{names[j] if names else j + 1}' is a combination of {beside}; leave it out.")
         basis = np.column_stack([basis, grown])
     size = np.sqrt((_beside(X, basis[:, :n_fixed]) ** 2).sum())
     left = _beside(X, basis)
     length = np.sqrt((left**2).sum())
-    if size <= 1e-8 * np.sqrt((X**2).sum()) or length <= 1e-5 * size:
-        raise DataError("the tested regressor is a combination of the nuisance columns: they cannot be told apart.")
+    if size <= 1e-8 * np.sqrt((X**2).sum()):
+        raise DataError("the tested regressor is the same for all items, or for all items of a group; nothing to test.")
+    if length <= 1e-5 * size:
+        raise DataError(_aliased(tuple(names) or ("columns",), np.inf))
     if len(X) - basis.shape[1] < 2:
         raise DataError(f"{len(X)} items are too few beside {basis.shape[1]} nuisance columns; add items.")
     return Model(left / length, np.ascontiguousarray(basis), n_fixed, float(length), float((size / length) ** 2))

@@ -336,7 +336,7 @@ def test_calibrated_permutations_between_groups():
 @pytest.mark.parametrize(
     ("X", "Z", "words"),
     [
-        (np.ones(12), np.full((12, 1), 2.0), "cannot be told apart"),
+        (np.ones(12), np.full((12, 1), 2.0), "cannot be told from it; change the stimuli"),
         (np.ones(12), np.arange(12.0)[:, None] * [1, -2], "combination of the others"),
         (np.ones(3), np.arange(6.0).reshape(3, 2) ** 2, "too few"),
     ],
