@@ -34,6 +34,8 @@ _WHERE = {
     "neurosae.dictionary.train": ("train_dictionaries", "train_dictionary"),
     "neurosae.stats.contrast": ("contrast", "null_rate"),
     "neurosae.stats.multiplicity": ("holm_over_contrasts",),
+    "neurosae.stats.noncentral": ("analytic_power", "items_needed"),
+    "neurosae.stats.power": ("power", "recommend"),
     "neurosae.stats.resample": ("bootstrap_rdms", "permute_conditions"),
     "neurosae.stats.rsa": ("model_rdms", "rdms", "rsa"),
     "neurosae.stats.simulate": ("Firing", "Planted", "simulate"),

@@ -36,7 +36,7 @@ LAYERS = """
 8  stats.scores design.checks
 8  stats.noncentral stats.pattern
 9  stats.glm_kernels stats.mixed_kernels stats.layout
-9  stats.relabel stats.tails stats.rdm stats.simulate stats.tfce dictionary.learn dictionary.stream extraction.shard
+9  stats.level_kernels stats.relabel stats.tails stats.rdm stats.simulate stats.tfce dictionary.learn dictionary.stream extraction.shard
 10 stats.glm
 10 stats.flips stats.units stats.resample dictionary.checkpoint dictionary.evaluate extraction.run
 10 stats.conjunctions
