@@ -53,7 +53,11 @@ def _within_study(value: Any, info: ValidationInfo) -> Any:
     if folder is None:
         return Path(value)
     there, study = Path(resolve(value, info)), Path(os.path.normpath(Path(folder).absolute().parent))
-    if Path(value).is_absolute() or value.startswith("~") or not there.is_relative_to(study):
+    inside = there.is_relative_to(study)
+    if inside and (Path(value).is_absolute() or value.startswith("~")):
+        relative = os.path.relpath(there, Path(folder).absolute())
+        fail(text=f"'{short(value)}' is an absolute path, which no other machine has; write {relative}.")
+    if not inside:
         fail(text=f"'{short(value)}' leaves the study; write a path relative to this file, inside {study}.")
     return Path(os.path.normpath(Path(folder) / value))
 

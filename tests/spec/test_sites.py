@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from neurosae.spec.sites import HOOKS, DictionaryBlock, ModelBlock, Site, TrainBlock
+from neurosae.spec.sites import HOOKS, DictionaryBlock, ModelBlock, Site, StudyPath, TrainBlock
 
 
 def named(name, folder):
@@ -61,3 +61,14 @@ def test_train_block_agrees_with_trainer():
     assert set(TrainBlock.model_fields) - {"texts"} <= set(learn.Settings.__dataclass_fields__)
     for name in ("architecture", "k", "seed"):
         assert TrainBlock.model_fields[name].default == learn.Settings.__dataclass_fields__[name].default
+
+
+def test_study_path_refuses_an_absolute_path_inside_the_study(tmp_path):
+    """It does not leave the study, so the message says what is wrong with it: the relative path to write."""
+    path, context = TypeAdapter(StudyPath), {"folder": tmp_path / "analyses"}
+    message = r"is an absolute path, which no other machine has; write \.\./stimuli/d\.yaml\."
+    with pytest.raises(ValidationError, match=message):
+        path.validate_python(str(tmp_path / "stimuli" / "d.yaml"), context=context)
+    with pytest.raises(ValidationError, match="leaves the study"):
+        path.validate_python("/etc/passwd", context=context)
+    assert path.validate_python("../stimuli/d.yaml", context=context) == tmp_path / "stimuli" / "d.yaml"
