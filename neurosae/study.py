@@ -71,7 +71,7 @@ def prepare_study(
     spec = _override(ns.load_analysis(path, registry), overrides or {})
     design = None if spec.design is None else ns.load_design(spec.design)
     stimuli = pd.DataFrame() if design is None else ns.expand(design)
-    checks = None if design is None else ns.check(design, spec, stimuli, path=path)
+    checks = None if design is None else ns.check(design, spec, stimuli, tokenizer=tokenizer_of(spec), path=path)
     place = spec.model.device if device == "auto" else device
     live = cache(lambda: load_live(spec, out, device=place))
     return Study(path, spec, design, stimuli, checks, live, place, out / spec.name, out, registry, mapper)
@@ -201,14 +201,17 @@ def check_file(path: str | Path, *, tokenizer: str | Path | None = None) -> Any:
     """Check a design or an analysis file, whichever it is; a local model's tokenizer is used without loading it."""
     path = Path(path)
     if _is_design(path):
-        return ns.check(ns.load_design(path), tokenizer=tokenizer)
+        return ns.check(ns.load_design(path), tokenizer=tokenizer, path=path)
     spec = ns.load_analysis(path)
     if spec.design is None:
         raise SpecError(f"{path}:1: design: is missing; there is nothing to check without stimuli.")
+    return ns.check(ns.load_design(spec.design), spec, tokenizer=tokenizer or tokenizer_of(spec), path=path)
+
+
+def tokenizer_of(spec: Any) -> Path | None:
+    """The folder of the tokenizer of an analysis, where the model lies on this machine."""
     folder = ns.find_checkpoint("embedded") if spec.model.name == "embedded" else Path(spec.model.name)
-    if tokenizer is None and (folder / "tokenizer.json").is_file():
-        tokenizer = folder
-    return ns.check(ns.load_design(spec.design), spec, tokenizer=tokenizer, path=path)
+    return folder if (folder / "tokenizer.json").is_file() else None
 
 
 def _is_design(path: Path) -> bool:

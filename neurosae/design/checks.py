@@ -23,6 +23,7 @@ from neurosae.design.confounds import (
 )
 from neurosae.design.exchange import exchangeability
 from neurosae.design.expand import SPLITS, expand
+from neurosae.design.model_checks import length_problem, model_facts, model_folder, model_problems
 from neurosae.design.units import shared_forms
 from neurosae.design.weights import Effect, compile_effect
 from neurosae.errors import SpecError
@@ -48,7 +49,7 @@ def check(
     spec : the analysis, or None
     stimuli : its stimuli; default `expand(design)`
     tokenizer : a model folder with `tokenizer.json`, or a tokenizer; adds token counts, borders and targets
-    path : file of the analysis, so that a refusal names its line
+    path : file of the analysis (of the design, where no analysis is given), so that a refusal names its line
 
     Returns
     -------
@@ -58,8 +59,9 @@ def check(
     Raises
     ------
     SpecError
-        A test that cannot reach alpha, an effect that cannot be estimated or exchanged, or an interaction one of whose
-        cells is the same text in all items.
+        A test that cannot reach alpha, an effect that cannot be estimated or exchanged, an interaction one of whose
+        cells is the same text in all items, a folder or layer that the model does not have, or a text that is longer
+        than its context.
 
     Examples
     --------
@@ -87,6 +89,7 @@ def check(
     """
     stimuli = expand(design) if stimuli is None else stimuli
     try:
+        _refuse_model(design, stimuli, spec, tokenizer=tokenizer)
         return check_design(design, stimuli, spec, tokenizer=tokenizer)
     except _Refusal as refusal:
         raise refusal.located(path) from None
@@ -138,6 +141,22 @@ def check_design(design: Design, stimuli: pd.DataFrame, analysis: Any = None, *,
         warnings=tuple(dict.fromkeys([*warnings, *repeated, *reach, *at_regions, *problems])),
         notes=tuple(dict.fromkeys([*notes, *free, *_overlaps(design, stimuli, effects, analysis=analysis)])),
     )
+
+
+def _refuse_model(design: Design, stimuli: pd.DataFrame, spec: Any, *, tokenizer: Any) -> None:
+    """Refuse folders and layers that are not there, and texts that the model cannot read at once."""
+    for where, text in model_problems(spec) if spec is not None else ():
+        raise _Refusal(tuple(map(str, where)), text)
+    if tokenizer is None:
+        return
+    from neurosae.design.token_checks import as_tokenizer
+
+    own = None if spec is None else model_folder(spec.model.name)
+    folder = own or (Path(tokenizer) if isinstance(tokenizer, str | Path) else None)
+    facts = None if folder is None else model_facts(folder)
+    if (found := length_problem(stimuli, as_tokenizer(tokenizer), facts)) is not None:
+        item, text = found
+        raise _Refusal(("design",) if spec is not None else ("items", item) if design.frames else ("lists",), text)
 
 
 # ------------------------------------------------------------------ what is asked
