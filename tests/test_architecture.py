@@ -35,7 +35,7 @@ LAYERS = """
 8  stats.kernels stats.effects stats.moderation stats.nuisance stats.multiplicity dictionary.record dictionary.texts
 8  stats.scores design.checks
 8  stats.noncentral stats.pattern
-9  stats.glm_kernels stats.mixed_kernels stats.layout
+9  stats.glm_kernels stats.mixed_kernels
 9  stats.level_kernels stats.relabel stats.tails stats.rdm stats.simulate stats.tfce dictionary.learn dictionary.stream extraction.shard
 10 stats.glm
 10 stats.flips stats.units stats.resample dictionary.checkpoint dictionary.evaluate extraction.run
@@ -49,9 +49,9 @@ LAYERS = """
 14 stats.rows
 15 stats.contrast report.style report.wording report.references report.stored
 15 stats.power
-16 stats.parametric
 16 report.tables report.parts
 17 report.figures_features report.figures_pattern report.figures_univariate report.result_tables report.claims report.limits report.page
+17 report.figures_power
 18 report.figures report.prose report.methods
 19 report.sections
 20 report.html
