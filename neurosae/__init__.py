@@ -33,6 +33,7 @@ _WHERE = {
     "neurosae.dictionary.texts": ("read_texts", "sample_texts"),
     "neurosae.dictionary.train": ("train_dictionaries", "train_dictionary"),
     "neurosae.stats.contrast": ("contrast", "null_rate"),
+    "neurosae.stats.intervals": ("selected_intervals",),
     "neurosae.stats.multiplicity": ("holm_over_contrasts",),
     "neurosae.stats.noncentral": ("analytic_power", "items_needed"),
     "neurosae.stats.power": ("power", "recommend"),

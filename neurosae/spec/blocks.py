@@ -15,6 +15,7 @@ from neurosae.spec.fields import Bool, Count, FileName, Name, Number, OneOrMore,
 Statistic = Literal["mean", "t", "moderated_t", "signed_rank"]
 Correction = Literal["maxT", "stepdown", "holm", "fdr_bh", "fdr_by", "storey", "bb", "none"]
 Alternative = Literal["two-sided", "greater", "less"]
+Intervals = Literal["marginal", "flip_t", "bca", "simultaneous"]
 Split = Literal["test", "localizer"]
 
 
@@ -30,6 +31,8 @@ class Inference(Strict):
     """Number of relabellings, the identity included."""
     alternative: Alternative = "two-sided"
     """Which differences count."""
+    intervals: Intervals = "marginal"
+    """Intervals of the estimates: marginal (t), flip_t, bca (resampled items), simultaneous (over the whole family)."""
     alpha: Annotated[Number, Field(gt=0, lt=1)] = 0.05
     """Error rate."""
     min_informative: Count = 6

@@ -74,7 +74,8 @@ def contrast(
         position and effect; dead features share a row. A positive value means larger responses in the + cells.
         Extras: `x_z` the statistic as a normal deviate; `x_weights`; `x_g`; `x_density_plus`, `_minus`, `_diff`;
         `x_odds_ratio`; `x_log_ratio`; `x_auc`; `x_sign_prob`; `x_rank_agrees`; `x_p_low`, `x_p_high` the Monte-Carlo
-        interval of p_corr; `x_p_by` beside fdr_bh; `x_d0` prior degrees of freedom.
+        interval of p_corr; `x_p_by` beside fdr_bh; `x_p_family` and `x_selected` of the site beside bb; `x_d0` prior
+        degrees of freedom; `x_ci_method` and `x_ci_dof` of the interval, which are not those of a moderated statistic.
 
     Raises
     ------
@@ -154,7 +155,7 @@ def null_rate(
     """
     sites = responses_by_site(responses)
     regions = (region,) if isinstance(region, str) else tuple(region)
-    settings = settings_of(inference)
+    settings = settings_of(inference).model_copy(update={"intervals": "marginal"})
     cells, _ = _cells(sites, Asked("null", named_effects(effect), regions, split), settings)
     if not cells:
         raise DataError("no feature can be tested here, so there is no error rate; choose another region or split.")

@@ -52,6 +52,7 @@ def paired_effects(pairs: Pairs, *, level: float = 0.95) -> pd.DataFrame:
     n = len(pairs.d)
     estimate, sd = pairs.d.mean(axis=0), _sd(pairs.d)
     above, below = (pairs.d > 0).mean(axis=0), (pairs.d < 0).mean(axis=0)
+    firing, share = firing_difference(pairs.fires_plus, pairs.fires_minus)
     standard = _ratio(estimate, sd)
     half = stats.t.isf((1 - level) / 2, n - 1) * sd / np.sqrt(n)
     only_plus = ((pairs.plus > 0) & (pairs.minus <= 0)).sum(axis=0)
@@ -66,10 +67,10 @@ def paired_effects(pairs: Pairs, *, level: float = 0.95) -> pd.DataFrame:
             "x_g": hedges_j(n - 1) * standard,
             "x_density_plus": pairs.fires_plus.mean(axis=0),
             "x_density_minus": pairs.fires_minus.mean(axis=0),
-            "x_density_diff": (pairs.fires_plus - pairs.fires_minus).mean(axis=0),
+            "x_density_diff": share @ firing,
             "x_odds_ratio": _ratio(only_plus, only_minus),
             "x_log_ratio": _log_ratio(pairs.plus, pairs.minus),
-            "x_auc": above + (1 - above - below) / 2,
+            "x_auc": share_above(pairs.d).mean(axis=0),
             "x_sign_prob": _ratio(above, above + below),
         }
     )
@@ -118,6 +119,52 @@ def group_effects(
             "x_dof": dof,
         }
     )
+
+
+def share_above(d: np.ndarray) -> np.ndarray:
+    """1 where + exceeds - within an item, 1/2 where they are equal: the mean over items is the paired AUC.
+
+    Examples
+    --------
+    >>> share_above(np.array([2.0, 0.0, -1.0]))
+    array([1. , 0.5, 0. ])
+    """
+    return (d > 0) + 0.5 * (d == 0)
+
+
+def placements(plus: np.ndarray, minus: np.ndarray) -> np.ndarray:
+    """Whether y+ exceeds y-, 1/2 where equal, for every pair of items, (n_plus, n_minus): its mean is the AUC.
+
+    Examples
+    --------
+    >>> placements(np.array([0.0, 3.0]), np.array([0.0, 1.0]))
+    array([[0.5, 0. ],
+           [1. , 1. ]])
+    """
+    return (plus[:, None] > minus) + 0.5 * (plus[:, None] == minus)
+
+
+def firing_difference(
+    plus: np.ndarray, minus: np.ndarray, grouping: tuple[np.ndarray, np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of firing as (x, coefficient): sum_i coefficient_i x_i is the difference of densities.
+
+    Parameters
+    ----------
+    plus, minus : arrays of shape (n_items, m), share of active stimuli in the + and the - cells of every item
+    grouping : group of each item and weight of each group, where the cells are those of different items
+
+    Examples
+    --------
+    >>> x, share = firing_difference(np.array([[1.0], [1.0]]), np.array([[0.0], [1.0]]))
+    >>> share @ x
+    array([0.5])
+    """
+    if grouping is None:
+        return plus - minus, np.full(len(plus), 1 / len(plus))
+    sign = np.sign(grouping[1][grouping[0]])
+    share = np.where(sign > 0, 1 / max((sign > 0).sum(), 1), np.where(sign < 0, -1 / max((sign < 0).sum(), 1), 0.0))
+    return np.maximum(plus, minus), share
 
 
 def _auc(y: np.ndarray, plus: np.ndarray, minus: np.ndarray) -> np.ndarray:

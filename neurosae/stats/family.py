@@ -13,6 +13,7 @@ from neurosae.errors import DataError
 from neurosae.spec.blocks import Inference
 from neurosae.spec.results import counted_p, directed
 from neurosae.stats.flips import Columns, maxima, step_counts
+from neurosae.stats.intervals import Beside, Piece, make_intervals
 from neurosae.stats.multiplicity import CORRECTIONS, bb, fdr_by, step_down
 from neurosae.stats.relabel import Relabelling, flips, n_distinct, permutations
 from neurosae.stats.statistics import STATISTICS, Ready
@@ -45,7 +46,7 @@ class Cell(NamedTuple):
 class Outcome(NamedTuple):
     """Numbers of the tested features of one cell, arrays of shape (n_kept,), and the relabelling they come from.
 
-    beside : further columns of the results by name, `x_...`, that the correction brings
+    beside : further columns of the results by name, which the correction or the intervals bring
     """
 
     ready: Ready
@@ -104,10 +105,21 @@ def infer(
     p = beside.pop("p_corr", p)
     by = fdr_by(p_unc) if inference.correction == "fdr_bh" else np.full(len(p), np.nan)
     places = np.split(np.arange(len(p)), np.cumsum([len(x) for x in z])[:-1])
+    lengths = _intervals(cells, relabellings, inference)
     return [
-        Outcome(r, r.columns.value, zz, *part, p[at], by[at], how, {name: x[at] for name, x in beside.items()})
-        for r, zz, part, at, how in zip(ready, z, parts, places, relabellings, strict=True)
+        Outcome(r, r.columns.value, zz, *part, p[at], by[at], how, own | {name: x[at] for name, x in beside.items()})
+        for r, zz, part, at, how, own in zip(ready, z, parts, places, relabellings, lengths, strict=True)
     ], null
+
+
+def _intervals(cells: Sequence[Cell], relabellings: Sequence[Relabelling], inference: Inference) -> list[Beside]:
+    """Intervals in place of the plain ones of the effect sizes."""
+    if inference.intervals == "marginal":
+        return [{} for _ in cells]
+    if inference.nuisance:
+        raise DataError(f"intervals: {inference.intervals} is not made beside nuisance columns; use marginal.")
+    pieces = [Piece(cell.data, cell.kept, how) for cell, how in zip(cells, relabellings, strict=True)]
+    return make_intervals(pieces, inference.intervals)
 
 
 def _by_sites(cells: Sequence[Cell], p_unc: np.ndarray, *, alpha: float) -> dict[str, np.ndarray]:

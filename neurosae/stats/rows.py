@@ -56,12 +56,20 @@ def feature_rows(cell: Cell, outcome: Outcome, *, inference: Inference) -> pd.Da
         "x_p_by": outcome.p_by,
         "x_rank_agrees": _rank_agrees(cell, outcome, alpha=inference.alpha),
         "x_d0": outcome.ready.d0,
+        **_plain_interval(data, sizes, flat),
         **outcome.beside,
         **_constants(data),
     }  # fmt: skip
     columns.pop("x_dof", None)
     extras = outcome.ready.extras
     return as_results(columns | dict(extras(outcome.relabelling) if extras is not None else {}))
+
+
+def _plain_interval(data: ItemData, sizes: pd.DataFrame, flat: np.ndarray) -> dict[str, object]:
+    """What the interval of the effect sizes is, and its degrees of freedom, which are not those of a moderated t."""
+    separate = data.codes is not None and len(set(np.bincount(data.codes).tolist())) > 1
+    dof = sizes["x_dof"].to_numpy(dtype=float) if "x_dof" in sizes else np.full(len(sizes), data.n - 1.0)
+    return {"x_ci_method": "Welch t" if separate else "t", "x_ci_dof": np.where(flat, np.nan, dof)}
 
 
 def _constants(data: ItemData) -> dict[str, object]:

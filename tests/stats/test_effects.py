@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pandas as pd
 import pingouin
 import pytest
 from numpy.testing import assert_allclose
 from scipy import stats
 
-from neurosae.stats.effects import Pairs, group_effects, hedges_j, paired_effects
+from neurosae.stats.effects import Pairs, group_effects, hedges_j, paired_effects, placements
 
 
 def pairs_of(plus, minus):
@@ -78,3 +79,36 @@ def test_a_constant_difference_has_no_spread():
     row = paired_effects(pairs_of(np.array([[0.3], [0.5], [0.7]]), np.array([[0.2], [0.4], [0.6]]))).iloc[0]
     assert row["se"] == 0
     assert np.isnan(row["effsize"])
+
+
+def test_auc_between_items_agrees_with_scipy():
+    """Mann and Whitney's U over the number of pairs, with ties, unequal groups and many zeros."""
+    rng = np.random.default_rng(5)
+    y = np.maximum(np.round(rng.standard_normal((17, 6)), 1), 0)
+    codes, weights = np.repeat([0, 1], [7, 10]), np.array([-1.0, 1.0])
+    table = group_effects(y, (y > 0).astype(float), codes=codes, weights=weights, separate=True)
+    known = stats.mannwhitneyu(y[codes == 1], y[codes == 0]).statistic / 70
+    assert_allclose(table["x_auc"], known, rtol=1e-12)
+    assert_allclose(table["x_auc"], [placements(y[7:, j], y[:7, j]).mean() for j in range(6)], rtol=1e-12)
+
+
+def test_paired_auc_and_odds_ratio_agree_with_pingouin():
+    """The paired AUC is pingouin's CLES of every item with itself; b / c is McNemar's odds ratio."""
+    rng = np.random.default_rng(6)
+    plus, minus = (np.maximum(np.round(rng.standard_normal((40, 3)) + s, 1), 0) for s in (0.4, 0.0))
+    table = paired_effects(pairs_of(plus, minus))
+    for j in range(3):
+        each = [pingouin.compute_effsize(plus[i, [j, j]], minus[i, [j, j]], eftype="CLES") for i in range(40)]
+        assert table["x_auc"][j] == pytest.approx(np.mean(each))
+        counts, _ = pingouin.chi2_mcnemar(pd.DataFrame({"a": plus[:, j] > 0, "b": minus[:, j] > 0}), "a", "b")
+        b, c = np.asarray(counts)[1, 0], np.asarray(counts)[0, 1]
+        assert table["x_odds_ratio"][j] == pytest.approx(b / c)
+        both = (plus[:, j] > 0) & (minus[:, j] > 0)
+        assert table["x_log_ratio"][j] == pytest.approx(np.log(plus[both, j] / minus[both, j]).mean())
+
+
+def test_hedges_factor_agrees_with_pingouin():
+    """The exact factor, against pingouin's approximation 1 - 3 / (4 df - 1)."""
+    x, y = np.random.default_rng(7).standard_normal((2, 40))
+    ratio = pingouin.compute_effsize(x, y, eftype="hedges") / pingouin.compute_effsize(x, y, eftype="cohen")
+    assert hedges_j(78) == pytest.approx(ratio, abs=2e-5)
