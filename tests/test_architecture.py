@@ -35,20 +35,23 @@ LAYERS = """
 8  stats.kernels stats.effects stats.moderation stats.nuisance stats.multiplicity dictionary.record dictionary.texts
 8  stats.scores design.checks
 8  stats.noncentral stats.pattern
-9  stats.glm_kernels stats.mixed_kernels
+9  stats.glm_kernels stats.mixed_kernels stats.layout
 9  stats.level_kernels stats.relabel stats.tails stats.rdm stats.simulate stats.tfce dictionary.learn dictionary.stream extraction.shard
+9  stats.products stats.crossfit_kernels
 10 stats.glm
 10 stats.flips stats.units stats.resample dictionary.checkpoint dictionary.evaluate extraction.run
 10 stats.conjunctions
-11 stats.mixed
+11 stats.mixed stats.levels
 11 stats.projection stats.chains stats.lanes stats.length dictionary.train stats.worlds
-11 stats.plasmode
+11 stats.plasmode stats.crossfit stats.communities
 12 stats.crossed
 12 stats.intervals stats.statistics stats.geometry dictionary.load
+13 stats.parametric_models
 13 stats.family stats.rsa
 14 stats.rows
 15 stats.contrast report.style report.wording report.references report.stored
 15 stats.power
+16 stats.parametric
 16 report.tables report.parts
 17 report.figures_features report.figures_pattern report.figures_univariate report.result_tables report.claims report.limits report.page
 17 report.figures_power
@@ -75,6 +78,8 @@ ONLY = {
     "zarr": ["extraction.store"],
     "numba": ["stats.*"],
     "rsatoolbox": ["stats.rsa", "stats.rdm"],
+    "sklearn": ["dictionary.*", "stats.*"],
+    "networkx": ["stats.communities"],
     "statsmodels": ["stats.*"],
     "pingouin": ["stats.*"],
     "matplotlib": ["report.figures*", "report.style"],
