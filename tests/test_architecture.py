@@ -28,7 +28,7 @@ LAYERS = """
 3  spec.blocks spec.design
 3  spec.planning
 4  spec.choices design.regions design.units design.weights
-5  spec.analysis design.levels design.expand design.confounds extraction.sites extraction.tokens extraction.packing
+5  spec.analysis design.regressors design.levels design.expand design.confounds extraction.sites extraction.tokens extraction.packing
 6  spec.editor design.exchange design.check_report design.cautions design.token_checks extraction.source
 6  extraction.cells extraction.responses
 7  design.model_checks extraction.align extraction.store extraction.model dictionary.topk
@@ -42,7 +42,7 @@ LAYERS = """
 10 stats.flips stats.units stats.resample dictionary.checkpoint dictionary.evaluate extraction.run
 10 stats.conjunctions
 11 stats.mixed stats.levels
-11 stats.projection stats.chains stats.lanes stats.length dictionary.train stats.worlds
+11 stats.adjusted stats.projection stats.chains stats.lanes stats.length dictionary.train stats.worlds
 11 stats.plasmode stats.crossfit stats.communities
 12 stats.crossed
 12 stats.intervals stats.statistics stats.geometry dictionary.load

@@ -28,8 +28,10 @@ import scipy.sparse as sp
 from neurosae.errors import DataError
 from neurosae.stats import flips, kernels
 from neurosae.stats.kernels import FAST, compiled
+from neurosae.stats.moderation import fit_prior
 from neurosae.stats.nuisance import Model, column_sums, residual_squares
 from neurosae.stats.relabel import Relabelling, flip_mask, labels
+from neurosae.stats.units import ItemData
 
 PART = 128  # relabellings whose (1 + k) lanes of all items are held at a time; they stay in the second cache
 TINY = 1e-12  # of a bracket that begins at 1: what is less is rounding
@@ -88,6 +90,30 @@ def project(Y: sp.csc_matrix, model: Model, *, d0: float = 0.0, s02: np.ndarray 
     beside = Beside(np.ascontiguousarray(moved), model.Q, np.arange(len(model.x)))
     made = V._replace(bound=_bounds(V, model, known=known))
     return flips.Columns(made, u, np.inf if known else model.df + d0, PROJECTED, beside)
+
+
+def regression(data: ItemData, kept: np.ndarray, name: str) -> flips.Ready:
+    """The t or moderated t of an effect beside nuisance, or of the slope on a covariate; p is counted.
+
+    The prior of the moderated t is fitted to |R y|^2 / (n - k), which no relabelling changes.
+
+    Raises
+    ------
+    DataError
+        If the statistic is another one, which knows no nuisance.
+    """
+    assert data.beside is not None
+    model, names = data.beside.model, " and ".join(data.beside.names)
+    if name not in ("t", "moderated_t", "slope"):
+        what = f"nuisance {names} is regressed out of" if names else "a slope on a covariate is tested by"
+        raise DataError(f"{what} t and moderated_t alone, not {name}; set `statistic: moderated_t`.")
+    D = sp.csc_matrix(data.D[:, kept])
+    if name != "moderated_t":
+        return flips.Ready(project(D, model), None, name)
+    df = data.n - model.Q.shape[1]
+    activity = np.log(np.maximum(np.asarray(data.Y.mean(axis=0)).ravel()[kept], 1e-300))
+    d0, s02 = fit_prior(residual_squares(D, model.Q) / df, df, activity)
+    return flips.Ready(project(D, model, d0=d0, s02=s02), None, name, d0)
 
 
 def _bounds(V: BesideColumns, model: Model, *, known: bool) -> np.ndarray:
@@ -162,12 +188,6 @@ def _place(columns: flips.Columns, rows: np.ndarray) -> flips.Columns:
 
 
 PROJECTED = flips.Run(_tile, _step, flips.by_bound, lambda _: 1.0, flips.to_t, flips.to_z, _negate, _place)
-
-
-def same_model(one: flips.Columns, other: flips.Columns) -> bool:
-    """Whether two blocks of columns share their regressor, nuisance and items."""
-    pairs = zip(one.more, other.more, strict=True)
-    return all(a.shape == b.shape and bool(np.allclose(a, b, rtol=0, atol=1e-12)) for a, b in pairs)
 
 
 # ------------------------------------------------------------------ compiled loops
