@@ -139,7 +139,7 @@ def run(
     """Check, extract, test and report; every stage that is already stored is reused."""
     study = _prepare(analysis, out, device=device, dtype=dtype, seed=seed, offline=offline)
     results = ns.run_study(study)
-    typer.echo(ns.summarize(results))
+    typer.echo(ns.summarize(results, study.spec.inference.alpha))
     typer.echo(study.folder / "report.html")
 
 

@@ -15,6 +15,7 @@ import neurosae as ns
 from neurosae.errors import SpecError
 from neurosae.provenance import command_line, counts, families, machine, public, table_hash, versions
 from neurosae.spec.files import content_hash, lock
+from neurosae.spec.results import is_found, strongest
 from neurosae.stages import (
     Study,
     keep_inputs,
@@ -149,7 +150,8 @@ def test_study(study: Study) -> pd.DataFrame:
             begin = time.monotonic()
             done[name] = run_test(study, name, responses, earlier=done)
             say(study, f"test {name}: {len(done[name].table):,} rows, {time.monotonic() - begin:.1f} s")
-        ns.write_results(study.folder, ns.stack(done, study.spec.inference))
+        kinds = {test: set(rows) for test, rows in study.checks.exchange.groupby("test")["kind"]}
+        ns.write_results(study.folder, ns.stack(done, study.spec.inference, kinds=kinds))
         results = ns.read_results(study.folder)  # what is returned is what is stored
         times = {"responses": extracted - started, "tests": time.monotonic() - extracted}
         write_json(study.folder / "provenance.json", study_provenance(study, responses, results, times=times))
@@ -272,6 +274,9 @@ def needs_network(spec: Any) -> bool:
 def summarize(results: pd.DataFrame, alpha: float = 0.05) -> str:
     """A few lines per test for the terminal: how many were tested, how many were found, and the strongest.
 
+    The strongest is the first by corrected p, then |value|, then index, as in the report. A model RDM is one row: its
+    fit, p and noise ceiling. What failed is named with its reason.
+
     Examples
     --------
     >>> from neurosae.spec.results import as_results
@@ -284,14 +289,8 @@ def summarize(results: pd.DataFrame, alpha: float = 0.05) -> str:
     lines = [["test", "effect", "region", "site", "tested", "found", "strongest"]]
     keys = ["test", "effect", "region", "site"]
     for key, rows in results.groupby(keys, sort=False, dropna=False, observed=True):
-        tested = rows[rows["p_corr"].notna()]
-        found = tested[tested["p_corr"] <= alpha]
-        best = cast("pd.Series", tested.loc[tested["value"].abs().idxmax()]) if len(tested) else None
-        words = "-" if best is None else f"value {best['value']:.3g}, p_corr {best['p_corr']:.2g}"
-        if best is not None and pd.notna(best["feature"]):
-            words = f"feature {best['feature']}, {words}"
         names = ["-" if pd.isna(part) else str(part) for part in cast("tuple[Any, ...]", key)]
-        lines.append([*names, f"{len(tested):,}", f"{len(found):,}", words])
+        lines.append([*names, *_summary_words(rows, alpha)])
     widths = [max(len(line[i]) for line in lines) for i in range(7)]
     right = (4, 5)
     return "\n".join(
@@ -300,3 +299,24 @@ def summarize(results: pd.DataFrame, alpha: float = 0.05) -> str:
         ).rstrip()
         for line in lines
     )
+
+
+def _summary_words(rows: pd.DataFrame, alpha: float) -> list[str]:
+    """How many rows were tested and found, the strongest of them, and what failed or has no variance."""
+    tested = rows[rows["p_corr"].notna() & rows["status"].isin(["ok", "degenerate"])]
+    found, words = int(is_found(tested, alpha).sum()), "-"
+    if len(tested):
+        best = strongest(tested)
+        name = f"feature {best['feature']}, " if pd.notna(best["feature"]) else ""
+        fit = str(best["stat"]).replace("_", " ") if rows["kind"].eq("rsa").any() else "value"
+        words = f"{name}{fit} {best['value']:.3g}, p_corr {best['p_corr']:.2g}"
+        ceiling = best.get("x_ceiling")
+        words += f", ceiling {ceiling:.2g}" if pd.notna(ceiling) else ""
+    flat = int((tested["status"] == "degenerate").sum())
+    words += f"; {flat:,} without variance, not counted" if flat else ""
+    failed = rows[rows["status"] == "failed"]
+    if len(failed):
+        positions = ", ".join(str(p) for p in failed["position"].dropna().unique())
+        words += f"; FAILED{f' at position {positions}' if positions else ''}: {failed['note'].iloc[0]}"
+    pattern = len(tested) == 1 and rows["kind"].eq("rsa").all()  # one model at one place: found or not
+    return [f"{len(tested):,}", ("yes" if found else "no") if pattern else f"{found:,}", words]

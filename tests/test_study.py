@@ -16,6 +16,7 @@ import pytest
 import neurosae as ns
 from neurosae import stages
 from neurosae.errors import DataError, SpecError, StoreError
+from neurosae.spec.results import as_results
 
 DESIGN = """
 schema: neurosae/design/1
@@ -232,3 +233,22 @@ def test_refuses_no_responses_at_all():
     """An empty mapping of sites is refused with what to give instead."""
     with pytest.raises(DataError, match="no responses; give an AnnData"):
         ns.contrast({}, {"number": {"pl": 1, "sg": -1}}, region="noun", seed=1)
+
+
+def test_summarize_breaks_ties_by_size_and_names_what_failed():
+    """One rule for the strongest (p, then |value|, then index); models by fit and ceiling; failures and flat rows."""
+    shared = {"test": "t", "effect": "e", "site": "s", "region": "r", "n_features": 1}
+    ties = {"kind": "contrast", "feature": [9, 4, 2, 7], "position": [0, 0, 0, 3], "value": [-3.0, 3.0, 9.0, np.nan],
+            "p_corr": [0.01, 0.01, 0.01, np.nan], "status": ["ok", "ok", "degenerate", "failed"],
+            "note": [pd.NA, pd.NA, "flat", "no item has it"]}  # fmt: skip
+    said = ns.summarize(as_results(shared | ties)).splitlines()[1]
+    assert said.endswith(
+        "3      2  feature 4, value 3, p_corr 0.01; 1 without variance, not counted; "
+        "FAILED at position 3: no item has it"
+    )
+    fit = {"kind": "rsa", "stat": "cosine_cov", "value": 0.8, "p_corr": 0.01, "status": "ok", "x_ceiling": [0.9]}
+    assert (
+        ns.summarize(as_results(shared | fit))
+        .splitlines()[1]
+        .endswith("1    yes  cosine cov 0.8, p_corr 0.01, ceiling 0.9")
+    )

@@ -86,8 +86,8 @@ def draw_contrast(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Drawi
         of = f": {effect}" if len(effects) > 1 else ""
         if part["effsize"].notna().any() and part["p_unc"].notna().any():
             words = (
-                "One point per tested feature. Orange: more active in the + cells, blue: in the − cells; grey: not "
-                f"found at corrected p ≤ {alpha:g}. {source}"
+                "One point per tested feature. Orange: a positive contrast (+ cells minus − cells), blue: a negative "
+                f"one; grey: not found at corrected p ≤ {alpha:g}. {source}"
             )
             yield Drawing(
                 f"{name}-volcano", "volcano", test, f"Effect and evidence{of}", words, volcano(part, alpha=alpha)

@@ -59,28 +59,37 @@ def profile(table: pd.DataFrame, *, alpha: float = 0.05, top: int = 20) -> Figur
     # Two tests may ask the same thing; the one with the smaller corrected p is shown.
     first = rows.sort_values("p_corr", kind="stable").drop_duplicates(["name", "column"])
     grid = first.pivot(index="name", columns="column", values="effsize").reindex(index=names, columns=columns)
-    p = first.pivot(index="name", columns="column", values="p_corr").reindex(index=names, columns=columns)
+    sure = first.assign(p=first["p_corr"].where(first["status"] == "ok"))  # a degenerate row is never found
+    p = sure.pivot(index="name", columns="column", values="p").reindex(index=names, columns=columns)
     figure = canvas(1.9 + 1.05 * len(columns), 1.3 + max(0.235 * len(names), 1.1))
     axes = figure.add_subplot()
     values = grid.to_numpy(dtype=float, na_value=np.nan)
-    limit = max(float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 1.0, 1e-9)
-    mesh = axes.pcolormesh(
-        np.ma.masked_invalid(values), cmap=DIVERGING, vmin=-limit, vmax=limit, edgecolors=PAPER, linewidth=1.2
-    )
+    units = np.array([first_known(first.loc[[c == column for c in first["column"]], "eftype"]) for column in columns])
+    for unit in dict.fromkeys(units.tolist()):  # d and d_z are no common scale: each has colours and a bar of its own
+        part = np.where(units == unit, values, np.nan)
+        _coloured(axes, part, f"effect size {unit}")
     marks = np.argwhere(p.to_numpy(dtype=float, na_value=np.nan) <= alpha)
     axes.scatter(marks[:, 1] + 0.5, marks[:, 0] + 0.5, s=12, c="#101418", linewidths=0, zorder=3)
     axes.set_xticks(np.arange(len(columns)) + 0.5, ["\n".join(map(shorten, c)) for c in columns])
     axes.set_yticks(np.arange(len(names)) + 0.5, [shorten(n) for n in names])
     axes.invert_yaxis()
     axes.xaxis.tick_top()
-    bar = figure.colorbar(mesh, ax=axes, shrink=0.6, pad=0.02, aspect=22)
-    bar.set_label(plain(f"effect size {first_known(rows['eftype'])}"))
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(length=0)
     tidy(axes)
     for spine in axes.spines.values():
         spine.set_visible(False)
     return figure
+
+
+def _coloured(axes: Axes, values: np.ndarray, label: str) -> None:
+    """Squares of signed sizes, white where there is none, with their colour bar."""
+    limit = max(float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 1.0, 1e-9)
+    mesh = axes.pcolormesh(
+        np.ma.masked_invalid(values), cmap=DIVERGING, vmin=-limit, vmax=limit, edgecolors=PAPER, linewidth=1.2
+    )
+    bar = axes.figure.colorbar(mesh, ax=axes, shrink=0.6, pad=0.02, aspect=22)
+    bar.set_label(plain(label))
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0)
 
 
 @drawn

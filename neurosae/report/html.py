@@ -16,6 +16,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
+from neurosae.report.claims import other_cautions
 from neurosae.report.limits import limits
 from neurosae.report.page import (
     confounds,
@@ -110,7 +111,7 @@ def _context(study: Study, drawings: list[Drawing]) -> dict[str, Any]:
     name = str(analysis.get("name", study.folder.name))
     report = section(analysis, "report")
     paragraphs, references = methods_text(study)
-    tests = distinct(study.results["test"])
+    tests, said = distinct(study.results["test"]), statements(study)
     figures = [
         {"test": d.test, "name": d.name, "kind": d.kind, "title": d.title, "caption": d.caption,
          "shape": "wide" if d.wide else "tall" if d.kind == "volcano" else "",
@@ -122,7 +123,8 @@ def _context(study: Study, drawings: list[Drawing]) -> dict[str, Any]:
         "title": str(report.get("title") or name.replace("_", " ")),
         "question": str(design.description or ""),
         "headline": headline(study),
-        "statements": statements(study),
+        "statements": said,
+        "cautions": other_cautions(study, said),
         "alpha": alpha_of(study),
         "design": design_tables(study),
         "confounds": confounds(study),

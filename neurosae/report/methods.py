@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from neurosae.report.claims import CORRECTIONS, STATISTICS
+from neurosae.report.claims import CORRECTIONS, STATISTICS, mixed_families
 from neurosae.report.references import CITED
 from neurosae.report.stored import Study, alpha_of, section
 from neurosae.report.tables import distinct, first_known, rows_tested
@@ -110,6 +110,7 @@ def contrast_methods(study: Study, rows: pd.DataFrame) -> Iterator[str]:
         yield (
             f"For {listed(tests)}, {CORRECTIONS.get(adjust, adjust)}{size} {CITED.get(adjust, '')} (level {alpha:g})."
         ).replace(" ()", "")
+    yield from mixed_families(rows)
 
 
 def _prior(rows: pd.DataFrame) -> Iterator[str]:

@@ -26,6 +26,7 @@ class Statement:
     text : the sentence
     detail : how it was corrected, and the strongest example
     localizer : whether it only chose features for later tests
+    cautions : what a reader must know before believing it
     """
 
     test: str
@@ -35,6 +36,7 @@ class Statement:
     text: str
     detail: str
     localizer: bool
+    cautions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

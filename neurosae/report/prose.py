@@ -11,11 +11,23 @@ from collections.abc import Iterator
 import pandas as pd
 
 from neurosae.design.confounds import lexical_table
-from neurosae.report.claims import by_effect, example, held, where, why_untested
+from neurosae.report.claims import (
+    by_effect,
+    example,
+    failures,
+    flat_rows,
+    held,
+    named_cautions,
+    shared_cautions,
+    where,
+    why_untested,
+)
+from neurosae.report.directions import direction_words
 from neurosae.report.parts import Statement
-from neurosae.report.stored import Study, alpha_of, compiled_effects, effect_ends, tested_stimuli
-from neurosae.report.tables import distinct, first_known, is_found, ranked, rows_found, rows_tested
+from neurosae.report.stored import Study, alpha_of, compiled_effects, section, tested_stimuli
+from neurosae.report.tables import distinct, first_known, is_found, rows_found, rows_tested
 from neurosae.report.wording import digits, listed, plural
+from neurosae.spec.results import strongest
 
 RANKED = 0.3  # reliability of an RDM below which models are not ranked
 
@@ -33,43 +45,49 @@ def _contrast(study: Study, rows: pd.DataFrame, *, name: tuple[str, str]) -> Sta
         return Statement(test, effect, "untested", "–", text, why_untested(rows), localizer)
     found, how = rows_found(tested, alpha), held(tested, alpha)
     n_tested, n_found = _n_features(tested), _n_features(found)
-    several = n_tested < len(tested)
+    several, rest = n_tested < len(tested), flat_rows(tested, alpha) + failures(rows)
     if not len(found):
         of = f"{plural(n_tested, 'tested feature')}{f' ({len(tested):,} tests)' if several else ''}"
-        detail = f"{how} The most extreme is {example(ranked(tested).iloc[0])}."
+        detail = f"{how} The most extreme is {example(strongest(tested))}.{rest}"
         return Statement(
             test, effect, "nothing", "0", f"None of {of} is found to respond to {effect}{place}.", detail, localizer
         )
     exploratory = first_known(tested["p_adjust"], "none") == "none" or first_known(tested["p_method"]) == "parametric"
     more = int((found["value"] > 0).sum())
-    ways = _directions(more, len(found) - more, effect_ends(study).get(effect, ("− cells", "+ cells")))
+    ways = _directions(study, effect, (len(found) - more, more))
     tests = f", in {len(found):,} of {len(tested):,} tests" if several else ""
     verb = "responds" if n_found == 1 else "respond"
     text = f"{n_found:,} of {plural(n_tested, 'tested feature')} {verb} to {effect}{place}{tests}: {ways}."
-    detail = f"{how} The strongest is {example(ranked(tested).iloc[0])}.{_same_words(study, effect, found)}"
-    return Statement(test, effect, "exploratory" if exploratory else "found", f"{n_found:,}", text, detail, localizer)
+    detail = f"{how} The strongest is {example(strongest(found))}.{rest}"
+    cautions = (*_same_words(study, effect, found), *shared_cautions(found), *named_cautions(study, test, effect))
+    verdict = "exploratory" if exploratory else "found"
+    return Statement(test, effect, verdict, f"{n_found:,}", text, detail, localizer, cautions)
 
 
-def _same_words(study: Study, effect: str, found: pd.DataFrame) -> str:
+def _same_words(study: Study, effect: str, found: pd.DataFrame) -> tuple[str, ...]:
     """A caution where features were found at a region whose own words differ between the + and - cells."""
     made = compiled_effects(study).get(effect)
     regions = tuple(r for r in distinct(found["region"]) if f"{r}_start" in study.stimuli)
     if made is None or not regions:
-        return ""
+        return ()
     table = lexical_table(study.design, tested_stimuli(study), {effect: made}, regions=regions)
     there = [str(r) for r in table.loc[table["differ"] > 0, "region"]]
-    return (
-        f" At {listed(there)} the words themselves differ, and may be what these features respond to." if there else ""
-    )
+    return (f"At {listed(there)} the words themselves differ, and may be what is responded to.",) if there else ()
 
 
 def _n_features(rows: pd.DataFrame) -> int:
     return len(rows[["site", "feature"]].drop_duplicates())
 
 
-def _directions(more: int, less: int, ends: tuple[str, str]) -> str:
-    parts = [f"{n:,} more active for {end}" for n, end in ((more, ends[1]), (less, ends[0])) if n]
-    return listed(parts)
+def _directions(study: Study, effect: str, counts: tuple[int, int]) -> str:
+    """How many tests found go in either direction of the effect, in the words of its weights."""
+    levels = {
+        n: sorted(f.levels, key=(f.values or {}).get) if f.values else f.levels for n, f in study.design.factors.items()
+    }
+    words = direction_words(section(study.analysis, "effects").get(effect), levels)
+    if words[0] == words[1]:
+        return f"{sum(counts):,} {words[0]}"
+    return listed(f"{n:,} {way}" for n, way in zip(reversed(counts), reversed(words), strict=True) if n)
 
 
 def pattern_statements(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Statement]:
@@ -104,7 +122,10 @@ def _pattern(study: Study, test: str, rows: pd.DataFrame) -> Statement:
     how = f"{held(tested, alpha)} " if len(tested) else ""
     verdict = "found" if seen else "nothing" if names else "exploratory"
     number = f"{len(seen)}/{len(names)}" if names else digits(best["value"], 2)
-    return Statement(test, "", verdict, number, "; ".join(parts) + ".", f"{how}{fit}.", localizer)
+    cautions = dict.fromkeys(
+        [*shared_cautions(found), *(w for name in seen for w in named_cautions(study, test, name))]
+    )
+    return Statement(test, "", verdict, number, "; ".join(parts) + ".", f"{how}{fit}.", localizer, tuple(cautions))
 
 
 def _in_places(name: str, found: pd.DataFrame, tested: pd.DataFrame) -> str:
@@ -131,7 +152,7 @@ def other_statements(study: Study, test: str, rows: pd.DataFrame) -> Iterator[St
             yield Statement(test, effect, "untested", "–", text, why_untested(part), localizer)
             continue
         text = f"{len(found):,} of {plural(len(tested), 'tested row')} found for {name}."
-        detail = f"{held(tested, alpha)} The strongest is {example(ranked(tested).iloc[0])}."
+        detail = f"{held(tested, alpha)} The strongest is {example(strongest(tested))}."
         verdict = "found" if len(found) else "nothing"
         yield Statement(test, effect, verdict, f"{len(found):,}", text, detail, localizer)
 

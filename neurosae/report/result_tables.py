@@ -27,8 +27,8 @@ Column = tuple[dict[str, str], list[Cell]]
 def count_rows(study: Study) -> list[dict[str, Any]]:
     """The counts of `tables.counts`, as text."""
     table = counts(study.results, alpha_of(study))
-    for name in ("position", "split", "failed", "other"):  # columns that would say the same in every row
-        if table[name].nunique(dropna=False) <= 1 and not (name == "failed" and table[name].any()):
+    for name in ("position", "split", "failed", "other", "degenerate"):  # columns that would say the same in every row
+        if table[name].nunique(dropna=False) <= 1 and not (name in ("failed", "degenerate") and table[name].any()):
             table = table.drop(columns=name)
     return [
         {k: ("" if pd.isna(v) else v) for k, v in row.items()} for row in table.drop(columns="kind").to_dict("records")

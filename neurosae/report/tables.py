@@ -12,7 +12,12 @@ import numpy as np
 import pandas as pd
 
 from neurosae.report.wording import count_interval
+from neurosae.spec.results import is_found, ranked
 
+__all__ = [
+    "KEY", "PLACE", "counts", "distinct", "first_known", "has_numbers", "is_found", "p_intervals", "place_names",
+    "place_word", "ranked", "rows_found", "rows_tested",
+]  # fmt: skip
 PLACE = ["site", "region", "position"]
 KEY = [*PLACE, "effect", "feature"]
 
@@ -27,21 +32,10 @@ def has_numbers(table: pd.DataFrame) -> np.ndarray:
     return table["status"].isin(["ok", "degenerate"]).to_numpy(dtype=bool)
 
 
-def is_found(table: pd.DataFrame, alpha: float = 0.05) -> np.ndarray:
-    """Whether the corrected p of each row is at most alpha; a row without one is not found."""
-    return (table["p_corr"].astype(float) <= alpha).to_numpy()
-
-
 def rows_found(table: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
     """The tested rows whose corrected p is at most alpha, the most extreme first."""
     rows = rows_tested(table)
     return ranked(rows[is_found(rows, alpha)])
-
-
-def ranked(rows: pd.DataFrame) -> pd.DataFrame:
-    """Sort by corrected p, uncorrected p and size of the statistic; ties keep their order."""
-    keys = rows[["p_corr", "p_unc"]].assign(size=-rows["value"].abs()).reset_index(drop=True)
-    return rows.iloc[keys.sort_values(["p_corr", "p_unc", "size"], kind="stable").index]
 
 
 def place_names(rows: pd.DataFrame, columns: Sequence[str] = PLACE) -> pd.Series:
@@ -92,7 +86,8 @@ def p_intervals(rows: pd.DataFrame) -> pd.DataFrame:
 def counts(results: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
     """What became of every feature that was asked about: one row per test, effect, place and split.
 
-    `size` = `tested` + `untestable` + `dead` + `failed` features; `found` of the tested ones; `rows` of the table.
+    `size` = `tested` + `untestable` + `dead` + `failed` features; `degenerate` and `found` of the tested ones; `rows`
+    of the table.
     """
     key = ["test", "kind", "effect", *PLACE, "split"]
     part = results.assign(
@@ -101,11 +96,12 @@ def counts(results: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
     )  # fmt: skip
     out = []
     for names, rows in part.groupby(key, sort=False, dropna=False):
-        by = {s: int(rows.loc[rows["status"] == s, "n"].sum()) for s in ("untestable", "dead", "failed")}
+        by = {s: int(rows.loc[rows["status"] == s, "n"].sum()) for s in ("untestable", "dead", "failed", "degenerate")}
         tested = rows[rows["tested"]]
-        other = int(rows["n"].sum() - tested["n"].sum()) - sum(by.values())
+        other = int(rows["n"].sum() - tested["n"].sum()) - by["untestable"] - by["dead"] - by["failed"]
         out.append({
             **dict(zip(key, names, strict=True)), "size": int(rows["n"].sum()), "tested": int(tested["n"].sum()), **by,
             "other": other, "found": int(tested["found"].sum()), "rows": len(rows),
         })  # fmt: skip
-    return pd.DataFrame(out, columns=[*key, "size", "tested", "untestable", "dead", "failed", "other", "found", "rows"])
+    last = ["size", "tested", "untestable", "dead", "failed", "other", "degenerate", "found", "rows"]
+    return pd.DataFrame(out, columns=[*key, *last])

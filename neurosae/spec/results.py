@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sized
+from collections.abc import Collection, Mapping, Sized
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +37,12 @@ COLUMNS: dict[str, str] = {
 STATUSES = ("ok", "dead", "untestable", "degenerate", "failed")
 NUMBERS = ("value", "dof", "estimate", "se", "effsize", "ci_low", "ci_high", "p_unc", "p_corr")
 KEY = ["test", "effect", "site", "region", "position", "split", "set", "feature"]
+MIXED = "relabelled in different ways"
+WAYS = {
+    "flip": "whole items are sign-flipped",
+    "permute_labels": "labels are permuted over items",
+    "permute_levels": "levels are permuted within items",
+}
 TOLERANCE = 1e-5  # of float32 maxima: mirrored relabellings differ in their last bits
 
 
@@ -193,7 +199,39 @@ def directed(z: np.ndarray, alternative: str) -> np.ndarray:
     return {"two-sided": np.abs(z), "greater": z, "less": -z}[alternative]
 
 
-def stack(done: Mapping[str, Tested], inference: object = None) -> pd.DataFrame:
+def is_found(table: pd.DataFrame, alpha: float = 0.05) -> np.ndarray:
+    """Whether each row is ok and its corrected p is at most alpha; a degenerate row is never found.
+
+    Examples
+    --------
+    >>> is_found(as_results({"p_corr": [0.01, 0.01, np.nan], "status": ["ok", "degenerate", "ok"]})).tolist()
+    [True, False, False]
+    """
+    return (table["p_corr"].astype(float) <= alpha).to_numpy() & table["status"].eq("ok").to_numpy(dtype=bool)
+
+
+def ranked(rows: pd.DataFrame) -> pd.DataFrame:
+    """The strongest first: by corrected p, then |value|, then the index of the feature; further ties keep their order.
+
+    Examples
+    --------
+    >>> rows = as_results({"feature": [5, 4, 3], "value": [2.0, -2.0, 9.0], "p_corr": [0.01, 0.01, 0.5]})
+    >>> ranked(rows)["feature"].tolist()
+    [4, 5, 3]
+    """
+    keys = pd.DataFrame({"p": rows["p_corr"], "size": -rows["value"].abs(), "feature": rows["feature"]})
+    return rows.iloc[keys.reset_index(drop=True).sort_values(["p", "size", "feature"], kind="stable").index]
+
+
+def strongest(rows: pd.DataFrame) -> pd.Series:
+    """The first of `ranked`, among the ok rows where there are any."""
+    ok = rows[rows["status"].eq("ok").to_numpy(dtype=bool)]
+    return ranked(ok if len(ok) else rows).iloc[0]
+
+
+def stack(
+    done: Mapping[str, Tested], inference: object = None, *, kinds: Mapping[str, Collection[str]] | None = None
+) -> pd.DataFrame:
     """Join the tests of a study into one table; tests of a declared family share one maximum per relabelling.
 
     Parameters
@@ -202,10 +240,14 @@ def stack(done: Mapping[str, Tested], inference: object = None) -> pd.DataFrame:
     inference : object with attribute `families`, optional
         `families` maps a name to the tests it joins. All of them must be corrected by max-T on the same split, with
         the same number of relabellings and the same alternative: relabelling b is then the same in each of them.
+    kinds : mapping from the name of a test to its kinds of relabelling (`Exchange.kind`), optional
+        A family that joins several kinds says so in its sentence.
 
     Notes
     -----
-    The joint null is the elementwise maximum of the tests' `null_max`, on the normal-equivalent scale of `x_z`.
+    The joint null is the elementwise maximum of the tests' `null_max`, on the normal-equivalent scale of `x_z`. Where
+    one test flips items and another permutes labels, relabelling b does both; that is exact if a flip leaves the
+    statistics of the permuted test as they are, and the reverse, as in a design where every item has the same cells.
     """
     tables = {name: tested.table for name, tested in done.items()}
     families: Mapping[str, list[str]] = getattr(inference, "families", None) or {}
@@ -213,7 +255,8 @@ def stack(done: Mapping[str, Tested], inference: object = None) -> pd.DataFrame:
         for test in tests:
             if test not in done:
                 raise DataError(f"family '{family}' names a test that was not run: " + unknown("test", test, done))
-        tables |= _join(family, {test: done[test] for test in tests})
+        mixed = _mixed({test: tuple((kinds or {}).get(test, ())) for test in tests})
+        tables |= _join(family, {test: done[test] for test in tests}, remark=mixed)
     if not tables:
         return as_results({}, n_rows=0)
     return check_results(
@@ -227,7 +270,16 @@ def _fill(table: pd.DataFrame) -> pd.DataFrame:
     return as_results({name: table[name] for name in [*COLUMNS, *extra] if name in table}, n_rows=len(table))
 
 
-def _join(family: str, tests: Mapping[str, Tested]) -> dict[str, pd.DataFrame]:
+def _mixed(kinds: Mapping[str, tuple[str, ...]]) -> str:
+    """What the reader of a family must know if its tests are relabelled in different ways."""
+    ways = {name: " and ".join(dict.fromkeys(WAYS.get(kind, kind) for kind in own)) for name, own in kinds.items()}
+    if len({kind for own in kinds.values() for kind in own}) < 2:
+        return ""
+    said = "; ".join(f"{name}: {way}" for name, way in ways.items() if way)
+    return f", {MIXED} ({said}), all in one relabelling; exact where neither way moves the statistics of the other"
+
+
+def _join(family: str, tests: Mapping[str, Tested], *, remark: str = "") -> dict[str, pd.DataFrame]:
     nulls = [tested.null_max for tested in tests.values()]
     tested = pd.concat([t.table[t.table["p_corr"].notna()].dropna(axis=1, how="all") for t in tests.values()])
     if any(null is None for null in nulls) or set(tested["p_adjust"]) != {"maxT"}:
@@ -238,7 +290,7 @@ def _join(family: str, tests: Mapping[str, Tested]) -> dict[str, pd.DataFrame]:
                 f"family '{family}' joins tests that differ in {column} ({', '.join(seen)}); give each its own."
             )
     joint = np.maximum.reduce([null for null in nulls if null is not None])
-    words = f"family {family}: all features, positions and sites of {', '.join(tests)}"
+    words = f"family {family}: all features, positions and sites of {', '.join(tests)}{remark}"
     return {name: _recount(t.table, joint, family=words, n_family=len(tested)) for name, t in tests.items()}
 
 

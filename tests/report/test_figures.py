@@ -70,6 +70,18 @@ def test_profile_rows_are_found_features(study):
     assert len(axes.collections[1].get_offsets()) == keys.isin(names).sum()
 
 
+def test_profile_keeps_units_apart(study):
+    """d and d_z are no common scale: two colour bars, each with its own range."""
+    rows = study.results[study.results["kind"] == "contrast"].copy()
+    other = (rows["effect"] == "congruence").to_numpy(dtype=bool)
+    rows.loc[other, "eftype"], rows.loc[other, "effsize"] = "d", rows.loc[other, "effsize"] * 10
+    figure = FIGURES["profile"](rows)
+    labels = [axes.get_ylabel() for axes in figure.axes[1:]]
+    limits = [mesh.get_clim()[1] for mesh in figure.axes[0].collections[:2]]
+    assert sorted(labels) == ["effect size d", "effect size d_z"]
+    assert limits[0] != limits[1]
+
+
 def test_items_draws_a_line_per_item(study):
     """24 items and their mean per feature; orange where the + cells are higher."""
     long = study.extras["number", "items"]

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import re
 
+import pandas as pd
 import pytest
 
+from neurosae.report.claims import other_cautions
 from neurosae.report.limits import limits
 from neurosae.report.prose import headline
 from neurosae.report.references import REFERENCES
 from neurosae.report.sections import methods_text, statements
 from neurosae.report.stored import effect_ends
-from neurosae.report.tables import rows_found, rows_tested
+from neurosae.report.tables import counts, rows_found, rows_tested
+from neurosae.spec.results import MIXED
 
 
 def test_statements_count_what_the_table_holds(study):
@@ -30,15 +33,74 @@ def test_statements_name_the_direction_by_levels(study):
     """A two-level effect is told by its levels, an interaction by its cells."""
     found = rows_found(study.results[study.results["test"] == "number"])
     text = statements(study)[0].text
-    assert f"{(found['value'] > 0).sum()} more active for pl" in text
+    assert f"{(found['value'] > 0).sum()} more active for pl than for sg" in text
+    assert "with a larger difference pl − sg at attractor pl than at sg" in statements(study)[1].text
     assert effect_ends(study)["congruence"] == ("− cells", "+ cells")
 
 
 def test_statements_warn_where_the_words_themselves_differ(study):
     """At the head the plural word itself is there; before the verb, congruence is free of words."""
     number, interference = statements(study)[:2]
-    assert "At head the words themselves differ" in number.detail
-    assert "words themselves differ" not in interference.detail
+    assert any("At head the words themselves differ" in caution for caution in number.cautions)
+    assert not any("words themselves differ" in caution for caution in interference.cautions)
+
+
+def changed(study, warnings=(), **columns):
+    """The study with other columns in the rows of the strongest feature of `number`, and other warnings."""
+    best = rows_found(study.results[study.results["test"] == "number"]).index[0]
+    table = study.results.copy()
+    for name, value in columns.items():
+        table.loc[best, name] = value
+    return dataclasses.replace(study, results=table, provenance={**study.provenance, "warnings": list(warnings)})
+
+
+def test_degenerate_rows_are_said_and_not_counted(study):
+    """A p of .0005 without any variance is no discovery; the sentence says that it is there."""
+    other = changed(study, status="degenerate", note="the differences are all equal, so their variance is 0")
+    before, after = statements(study)[0], statements(other)[0]
+    assert len(rows_found(other.results)) == len(rows_found(study.results)) - 1
+    assert "1 more test reached p ≤ 0.05 with the same difference in every item" in after.detail
+    assert "same difference in every item" not in before.detail
+    assert totals_of(other)["degenerate"].sum() == 1
+
+
+def totals_of(study):
+    return counts(study.results[study.results["kind"] == "contrast"])
+
+
+def test_an_unreliable_interval_is_said_beside_its_numbers(study):
+    """The strongest feature has an interval across 0 and a small p: its note stands beside both."""
+    note = "interval unreliable: 7 informative items"
+    said = statements(changed(study, note=note, ci_low=-1.0))[0]
+    assert f"; {note})" in said.detail
+    assert not any(note in caution for caution in said.cautions)
+
+
+def test_cautions_stand_beside_the_claim_that_they_are_about(study):
+    """A warning about a factor beside its effect, an approximate relabelling beside its rows, the rest once for all."""
+    replication = "NO REPLICATION of 'subject': in all 48 items slot 'head' has one word per level."
+    texts = "the same text in several items (2 texts; 'A' in 3): it is counted 3 times."
+    other = changed(study, [replication, texts], note="approximate: labels of all cells are permuted")
+    said = statements(other)
+    assert replication in said[0].cautions
+    assert "Approximate: labels of all cells are permuted." in said[0].cautions
+    assert other_cautions(other, said) == [texts]
+
+
+def test_a_family_of_several_relabellings_is_a_caution(study):
+    """What the family sentence says about mixed relabelling stands beside the claim, and in the methods."""
+    words = f"family all: of a, b, {MIXED} (a: whole items are sign-flipped; b: labels are permuted over items)"
+    other = changed(study, family=words)
+    assert any("labels are permuted over items" in caution for caution in statements(other)[0].cautions)
+    assert f"The tests of this family are {MIXED}" in " ".join(methods_text(other)[0])
+
+
+def test_a_failed_position_is_named(study):
+    """One row stands for all features of a place that could not be tested: the summary gives place and reason."""
+    row = study.results[study.results["test"] == "number"].head(1).assign(position=3, feature=pd.NA, status="failed")
+    row = row.assign(note="no item has this position in all of its cells", value=float("nan"), p_corr=float("nan"))
+    other = dataclasses.replace(study, results=pd.concat([study.results, row.dropna(axis=1)], ignore_index=True))
+    assert "Failed at head · position 3: no item has this position" in statements(other)[0].detail
 
 
 def test_statements_of_a_localizer_say_so(study):

@@ -25,7 +25,7 @@ def test_counts_speak_for_every_feature_and_row(study):
 
 
 def test_counts_call_degenerate_features_tested():
-    """A variance of 0 still has a p: such a feature is tested, and found where its p says so."""
+    """A variance of 0 still has a p: such a feature is tested and counted apart, but never found."""
     row = {
         "test": "t",
         "kind": "contrast",
@@ -36,7 +36,7 @@ def test_counts_call_degenerate_features_tested():
     }
     table = as_results({**row, "p_corr": [0.5, 0.01, None], "status": ["ok", "degenerate", "untestable"]})
     one = counts(table).iloc[0]
-    assert (one["tested"], one["untestable"], one["found"], one["other"]) == (2, 1, 1, 0)
+    assert (one["tested"], one["untestable"], one["degenerate"], one["found"], one["other"]) == (2, 1, 1, 0, 0)
 
 
 def test_count_interval_agrees_with_scipy():

@@ -12,6 +12,7 @@ from numpy.testing import assert_allclose
 from neurosae.errors import DataError, StoreError
 from neurosae.spec.results import (
     COLUMNS,
+    MIXED,
     Tested,
     as_results,
     check_results,
@@ -81,6 +82,17 @@ def test_stack_joins_families_by_the_maximum():
     assert_allclose(joined["p_corr"], [0.5, 1.0, 0.5])
     assert joined["n_family"].tolist() == [3, 3, 3]
     assert joined["family"].str.startswith("family both").all()
+
+
+def test_stack_says_that_a_family_mixes_kinds_of_relabelling():
+    """Flips and permuted labels in one family: the sentence names both; one kind needs no remark."""
+    done = {"a": outcome_of("a", [3.0, 1.0], [3.0, 1, 2, 1.5]), "b": outcome_of("b", [2.5], [2.5, 0.5, 4, 1])}
+    families = SimpleNamespace(families={"both": ["a", "b"]})
+    same = stack(done, families, kinds={"a": {"flip"}, "b": {"flip"}})
+    mixed = stack(done, families, kinds={"a": {"flip"}, "b": {"permute_labels"}})
+    assert not same["family"].str.contains(MIXED).any()
+    assert mixed["family"].str.contains("a: whole items are sign-flipped; b: labels are permuted over items").all()
+    assert_allclose(mixed["p_corr"], same["p_corr"])
 
 
 def test_stack_refuses_what_cannot_be_joined():
