@@ -50,6 +50,7 @@ LAYERS = """
 13 stats.family stats.rsa
 14 stats.rows
 15 stats.contrast report.style report.wording report.references report.stored
+15 report.directions
 15 stats.power
 16 stats.parametric
 16 report.tables report.parts
