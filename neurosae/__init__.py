@@ -38,6 +38,7 @@ _WHERE = {
     "neurosae.stats.noncentral": ("analytic_power", "items_needed"),
     "neurosae.stats.power": ("power", "recommend"),
     "neurosae.stats.resample": ("bootstrap_rdms", "permute_conditions"),
+    "neurosae.stats.parametric": ("parametric",),
     "neurosae.stats.rsa": ("model_rdms", "rdms", "rsa"),
     "neurosae.stats.simulate": ("Firing", "Planted", "simulate"),
     "neurosae.stats.worlds": ("world",),

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from neurosae.errors import unknown
-from neurosae.spec.blocks import TESTS, ContrastBlock, FeatureChoice, Inference, RdmModel, RsaBlock
+from neurosae.spec.blocks import TESTS, ContrastBlock, FeatureChoice, Inference, ParametricBlock, RdmModel, RsaBlock
 from neurosae.spec.choices import choice_problems, family_problems
 from neurosae.spec.design import Design, load_design, region_names
 from neurosae.spec.effects import effect_problems, shape_problems
@@ -39,6 +39,7 @@ __all__ = [
     "FeatureChoice",
     "Inference",
     "ModelBlock",
+    "ParametricBlock",
     "Positions",
     "RdmModel",
     "Report",
@@ -108,7 +109,8 @@ def _test_block(value: Any, _: Any, info: ValidationInfo) -> Any:
 
 
 TestBlock = Annotated[
-    SerializeAsAny[Annotated[ContrastBlock | RsaBlock, Field(discriminator="test")]], WrapValidator(_test_block)
+    SerializeAsAny[Annotated[ContrastBlock | ParametricBlock | RsaBlock, Field(discriminator="test")]],
+    WrapValidator(_test_block),
 ]
 Effect = Annotated[dict[str, Any], WithJsonSchema({"type": "object"})]
 
@@ -248,13 +250,13 @@ def _own_problems(analysis: Analysis) -> Iterator[Problem]:
                 hint = unknown("effect", short(effect), analysis.effects).partition("'.")[2]
                 yield (*where, *inner), f"uses effect '{effect}', which is not under `effects:`.{hint}"
         yield from _lock_problems(block, positions, where)
-        if isinstance(block, ContrastBlock) and block.features is not None:
+        if isinstance(block, ContrastBlock | ParametricBlock) and block.features is not None:
             yield from choice_problems(name, analysis)
     yield from family_problems(analysis)
 
 
 def _effects_used(block: Any) -> Iterator[tuple[Where, str]]:
-    if isinstance(block, ContrastBlock):
+    if isinstance(block, ContrastBlock | ParametricBlock):
         yield from (((), effect) for effect in block.effect)
     if isinstance(block, RsaBlock):
         for name, model in block.models.items():

@@ -17,6 +17,8 @@ Correction = Literal["maxT", "stepdown", "holm", "fdr_bh", "fdr_by", "storey", "
 Alternative = Literal["two-sided", "greater", "less"]
 Intervals = Literal["marginal", "flip_t", "bca", "simultaneous"]
 Split = Literal["test", "localizer"]
+ParametricModel = Literal["ols", "hc3", "cluster", "item_intercept", "crossed", "min_f", "limma_trend"]
+ParametricRows = Literal["items", "cells", "stimuli"]
 
 
 class Inference(Strict):
@@ -90,6 +92,26 @@ class ContrastBlock(Block):
     """Test only the features that an earlier test chose on the other split."""
 
 
+class ParametricBlock(Block):
+    """One or several effects by a parametric model, a labelled alternative; the p of relabellings stands beside it."""
+
+    test: Literal["parametric"]
+    """parametric"""
+    effect: OneOrMore
+    """Effect or effects, by their names under `effects:`."""
+    model: ParametricModel
+    """ols and hc3 (one row per item), cluster (errors by item), item_intercept ((1 | item), effects between items),
+    crossed and min_f (items and frames, at least 6 frames), limma_trend (a fast screen)."""
+    rows: ParametricRows | None = None
+    """What a row is: items, cells (frames averaged) or stimuli; left out, what the model needs."""
+    correction: Literal["fdr_bh", "fdr_by", "holm", "storey", "none"] = "fdr_bh"
+    """How p is corrected over the test."""
+    alternative: Alternative | None = None
+    """Instead of the alternative under `inference:`."""
+    features: FeatureChoice | None = None
+    """Test only the features that an earlier test chose on the other split."""
+
+
 class RdmModel(Strict):
     """A model RDM: of an effect, or of differences in a column."""
 
@@ -128,6 +150,7 @@ class RsaBlock(Block):
 
 TESTS: Mapping[str, tuple[type[Strict], str]] = {
     "contrast": (ContrastBlock, "neurosae.stats.contrast"),
+    "parametric": (ParametricBlock, "neurosae.stats.parametric"),
     "rsa": (RsaBlock, "neurosae.stats.rsa"),
 }
 """Kind of test -> its schema, and the module whose `run` computes it."""
