@@ -118,21 +118,24 @@ def _count(row: Any) -> str:
     return f"{power} = {n:,}" if power else f"{n:,}"
 
 
-def largest_family(alpha: float, p_min: float) -> str:
-    """How many near-independent features a family can have before no p reaches the family-wise level.
+def reach_words(alpha: float, p_min: float) -> str:
+    """What the smallest p can reach: a joint maximum needs p_min <= alpha, a correction by feature p_min <= alpha / m.
+
+    The maximum over features has one null distribution, so its smallest p is p_min whatever the number m of features;
+    Holm, or Benjamini and Hochberg's method with a single discovery, multiply the p of each feature by m.
 
     Examples
     --------
-    >>> largest_family(0.05, 2**-23)
-    'enough for FWER .05 over 419,430 features'
+    >>> reach_words(0.05, 2**-23)
+    'so max-T can reach .05 over any number of features, Holm or a first fdr_bh discovery over 419,430'
     """
     level = f"{alpha:g}".lstrip("0")
-    if p_min <= alpha * 1e-9:
-        return f"enough for FWER {level} over any number of features"
     n = floor(alpha / p_min * (1 + 1e-12))
     if n < 1:
         return f"NOT enough for alpha {level}"
-    return f"enough for FWER {level} over {n:,} feature{'s' if n > 1 else ''}"
+    if p_min <= alpha * 1e-9:
+        return f"so every correction can reach {level} over any number of features"
+    return f"so max-T can reach {level} over any number of features, Holm or a first fdr_bh discovery over {n:,}"
 
 
 def _exchange_lines(table: pd.DataFrame, alpha: float) -> list[str]:
@@ -141,10 +144,9 @@ def _exchange_lines(table: pd.DataFrame, alpha: float) -> list[str]:
         lines.append(wrap(f"{words}."))
         for _, rows in same.groupby(["split", "n_relabellings", "note"], sort=False):
             row = cast("Any", next(rows.itertuples()))
-            lines.append(
-                f"  {row.n_units} {row.split} {_units(row)}: {_count(row)} relabellings; smallest two-sided p "
-                f"{row.p_min:.2g}, {largest_family(alpha, row.p_min)}."
-            )
+            counted = f"{row.n_units} {row.split} {_units(row)}: {_count(row)} relabellings"
+            lines.append(f"  {counted}; smallest two-sided p {row.p_min:.2g},")
+            lines.append(f"  {reach_words(alpha, row.p_min)}.")
             if row.note:
                 lines.append(wrap(f"{', '.join(dict.fromkeys(rows['effect']))}: {row.note}.", "  "))
     for row in cast("Any", table.drop_duplicates("effect").itertuples()):

@@ -76,7 +76,8 @@ def check(
     pl              0     6       1        6
     <BLANKLINE>
     number varies within item: whole items are sign-flipped, one flip for all features, positions and sites.
-      6 test items: 2^6 = 64 relabellings; smallest two-sided p 0.031, enough for FWER .05 over 1 feature.
+      6 test items: 2^6 = 64 relabellings; smallest two-sided p 0.031,
+      so max-T can reach .05 over any number of features, Holm or a first fdr_bh discovery over 1.
       H0 number: no difference between number pl and sg   [-1 sg, +1 pl]
     <BLANKLINE>
     items x frames whose words at a region differ between the + and - cells of an effect:

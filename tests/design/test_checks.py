@@ -8,7 +8,7 @@ import sys
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from neurosae.design.check_report import largest_family
+from neurosae.design.check_report import reach_words
 from neurosae.design.checks import check, default_effects
 from neurosae.errors import SpecError
 from neurosae.spec.analysis import Analysis
@@ -31,7 +31,8 @@ def test_check_recovers_the_printed_report(designs):
     text = check(designs["agreement"](12, partition={"localizer": 4})).text()
     assert "balanced: every cell has the same items and frames" in text
     assert "subject, attractor vary within item: whole items are sign-flipped, one flip for all features" in text
-    assert "8 test items: 2^8 = 256 relabellings; smallest two-sided p 0.0078, enough for FWER .05 over 6 feat" in text
+    assert "8 test items: 2^8 = 256 relabellings; smallest two-sided p 0.0078,\n" in text
+    assert "so max-T can reach .05 over any number of features, Holm or a first fdr_bh discovery over 6.\n" in text
     assert "pre_verb     0/24      24/24                 0/24" in text
     assert "!!" not in text
 
@@ -191,10 +192,14 @@ def test_default_effects_are_main_effects_and_pairs(designs):
 
 
 @pytest.mark.parametrize(("alpha", "n", "features"), [(0.05, 6, 1), (0.05, 12, 102), (0.05, 16, 1638), (0.01, 10, 5)])
-def test_largest_family_agrees_with_the_rule(alpha, n, features):
-    """m = alpha / p_min near-independent features, rounded down."""
-    assert largest_family(alpha, 2.0 ** (1 - n)).endswith(f" over {features:,} feature{'s' if features > 1 else ''}")
-    assert largest_family(0.05, 0.5) == "NOT enough for alpha .05"
+def test_reach_agrees_with_the_rules(alpha, n, features):
+    """One joint maximum needs p_min <= alpha; corrections by feature reach m = alpha / p_min, rounded down."""
+    words = reach_words(alpha, 2.0 ** (1 - n))
+    assert words.startswith("so max-T can reach ")
+    assert "over any number of features" in words
+    assert words.endswith(f" over {features:,}")
+    assert reach_words(0.05, 0.5) == "NOT enough for alpha .05"
+    assert "every correction" in reach_words(0.05, 2.0**-60)
 
 
 def test_check_is_invariant_to_items_that_are_added_later(designs):
