@@ -27,7 +27,7 @@ LAYERS = """
 2  spec.load spec.effects spec.sites spec.results
 3  spec.blocks spec.design
 3  spec.planning
-4  spec.choices design.regions design.units design.weights
+4  spec.maps spec.choices design.regions design.units design.weights
 5  spec.analysis design.regressors design.levels design.expand design.confounds extraction.sites extraction.tokens extraction.packing
 6  spec.editor design.exchange design.check_report design.cautions design.token_checks extraction.source
 6  extraction.cells extraction.responses
@@ -48,15 +48,19 @@ LAYERS = """
 12 stats.intervals stats.statistics stats.geometry dictionary.load
 13 stats.parametric_models
 13 stats.family stats.rsa
-14 stats.rows
+14 stats.rows stats.heights
+15 stats.map_rows
 15 stats.contrast report.style report.wording report.references report.stored
 15 report.directions
 15 stats.power
 16 stats.parametric
 16 report.tables report.parts
+16 stats.trials stats.maps
 17 report.figures_features report.figures_pattern report.figures_univariate report.result_tables report.claims report.limits report.page
-17 report.figures_power
-18 report.figures report.prose report.methods
+17 report.figures_power report.figures_maps
+17 stats.calibrate
+18 report.figures report.prose report.methods report.maps
+18 report.calibration
 19 report.sections
 20 report.html
 21 provenance
@@ -193,7 +197,7 @@ def test_import_is_light():
 def test_literals_equal_registries():
     """What YAML may name is exactly what the code can do."""
     from neurosae.spec.analysis import Positions
-    from neurosae.spec.blocks import Correction, Inference, Statistic
+    from neurosae.spec.blocks import Correction, Inference, MapStatistic, Statistic
 
     aligned = import_module("neurosae.extraction.align").ALIGNMENTS
     assert set(get_args(Positions.model_fields["align"].annotation)) == set(aligned)
@@ -202,6 +206,7 @@ def test_literals_equal_registries():
     )
     assert set(get_args(Statistic)) == set(import_module("neurosae.stats.statistics").STATISTICS)
     assert set(get_args(Correction)) == set(import_module("neurosae.stats.family").CORRECTIONS)
+    assert set(get_args(MapStatistic)) == set(import_module("neurosae.stats.heights").MAPS)
     assert Inference().correction in get_args(Correction)
 
 

@@ -5,9 +5,11 @@ What is exchanged is always a whole unit, for all features, positions and sites 
 
 | u | v | datum of an item | relabelling |
 |---|---|---|---|
-| does not change sign | contrast | d_i = v'y_i | sign flips of d_i |
+| does not change sign | contrast with a mirror image | d_i = v'y_i | sign flips of d_i |
+| does not change sign | other, or all levels | the values at the levels | permutation of levels inside every item |
 | contrast | mean | v'y_i | permutation of labels over items, inside strata |
 | contrast | contrast | d_i = v'y_i | permutation of labels over items, inside strata |
+| one | mean or contrast, on a covariate | v'y_i | permutation of the covariate over items, inside u and strata |
 
 References
 ----------
@@ -17,21 +19,19 @@ tests in general factorial designs, JRSS B 77, 461-473 (interactions between ite
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import permutations, product
+from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 
+from neurosae.design.levels import Levels, contrast_levels, count_permutations, omnibus_levels, reversal
+from neurosae.design.regressors import Regressor, along
 from neurosae.design.units import Item, carriers, components, items_of
 from neurosae.design.weights import Effect
 from neurosae.errors import SpecError, unknown
 from neurosae.spec.design import Design
 from neurosae.spec.frames import between
-
-LARGEST = 50_000  # permutations of levels that are tried when a sign-reversing one is sought
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Exchange:
 
     Attributes
     ----------
-    kind : `flip` (signs of whole units) or `permute_labels` (labels of whole units, inside strata)
+    kind : `flip` (signs of whole units), `permute_labels` (labels of whole units, inside strata), `permute_levels`
+        (levels of a factor inside every unit) or `permute_values` (a covariate over whole units, inside strata)
     unit : `item`, `item in stratum` or `shared forms`
     n_units, n_relabellings, p_min : number of units, of distinct relabellings, smallest two-sided p
     items : the items that take part
@@ -52,6 +53,10 @@ class Exchange:
     strata : array of shape (n_items,), labels move only inside equal numbers; None for flips
     words, note : what is exchanged, one sentence; what the reader must know besides
     exact : whether the test is exact under H0
+    contrasts : array of shape (n_contrasts, n_groups), for all levels of a factor between items instead of
+        `group_weights`; None otherwise
+    levels : what changes places inside units; None for other kinds
+    regressor : the covariate of a slope, over units; None for other kinds
     """
 
     kind: str
@@ -70,10 +75,18 @@ class Exchange:
     words: str
     note: str
     exact: bool
+    contrasts: np.ndarray | None = None
+    levels: Levels | None = None
+    regressor: Regressor | None = None
 
 
 def exchangeability(
-    design: Design, effect: Effect, *, items: Sequence[str], strata: Sequence[str] | None = None
+    design: Design,
+    effect: Effect,
+    *,
+    items: Sequence[str],
+    strata: Sequence[str] | None = None,
+    flips_only: bool = False,
 ) -> Exchange:
     """Derive the relabellings of an effect from the design.
 
@@ -83,6 +96,7 @@ def exchangeability(
     effect : the compiled effect
     items : the items that are tested, e.g. those of one split
     strata : the stratum of each item; default the label that the design names under `strata:`
+    flips_only : levels never change places inside items: a contrast without mirror image is flipped, approximately
 
     Returns
     -------
@@ -103,23 +117,41 @@ def exchangeability(
     >>> how.kind, how.n_relabellings, how.p_min, how.datum.tolist()
     ('flip', 4, 0.5, [-1.0, 1.0])
     """
+    if flips_only and effect.omnibus is not None:
+        raise SpecError(
+            f"all levels of {effect.omnibus} are compared at once by `test: contrast` alone; write weights, "
+            f"{{{effect.omnibus}: {{level: weight}}}}."
+        )
+    if flips_only and effect.slope is not None:
+        raise SpecError("slopes on a covariate are tested by `test: contrast` alone; write an effect without `slope`.")
     known = items_of(design)
     for name in items:
         if name not in known:
             raise SpecError(unknown("item", name, known))
     own = tuple(between(design))
     rows, columns = _cells_of(design, own)
-    table = _table(design, effect, own)
-    u, v = _split(table)
+    u, v = _split(_table(design, effect, _weights(design, effect, own)))
+    every = _contrasts_between(design, effect, v) if effect.omnibus in own else None
+    if effect.omnibus is not None and u.min() < 0 < u.max():
+        raise SpecError(
+            f"all levels of {effect.omnibus} are compared at once beside a contrast between items, for which no "
+            f"relabelling is known; write {effect.omnibus} with weights, {{level: weight}}."
+        )
     taking_part = [name for name in items if u[rows.index(_group(known[name], own))] != 0]
     if not taking_part:
         raise SpecError("none of these items has a weight in the effect; test other items, or another effect.")
     datum = np.array([v[columns.index(_pick(cell, design, own, inside=False))] for cell in effect.cells])
     part = {name: known[name] for name in taking_part}
-    if not own or not (u.min() < 0 < u.max()):
-        return _flips(design, effect, part, datum=datum, u=u, v=v)
     given = None if strata is None else dict(zip(items, strata, strict=True))
+    if every is None and not (own and u.min() < 0 < u.max()):
+        made = _within(design, effect, part, datum=datum, u=u, v=v)
+        if effect.slope is not None:
+            strata, note = _blocks(design, part, held=[], given=given), "; ".join(_merged(design, part, made.n_units))
+            fields = along(design, effect.slope, part, units=made.units, strata=strata, what=_plural(design))
+            return replace(made, **fields, note=note, scale=np.ones(len(part)))
+        return _as_flips(made) if flips_only and made.levels is not None else made
     slots = carriers(design, effect.factors)
+    u = u if every is None else every
     return _permutation(design, part, slots, datum=datum, u=u, contrast=abs(v.sum()) < 1e-9, given=given)
 
 
@@ -141,13 +173,27 @@ def _group(item: Item, own: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(item.levels[name] for name in own)
 
 
-def _table(design: Design, effect: Effect, own: tuple[str, ...]) -> np.ndarray:
+def _weights(design: Design, effect: Effect, own: tuple[str, ...]) -> np.ndarray:
+    """Weights of the cells; where all levels of a factor are compared at once, those but for this factor."""
+    if effect.others is None:
+        return effect.weights
+    return effect.others / (len(design.factors[str(effect.omnibus)].levels) if effect.omnibus in own else 1)
+
+
+def _table(design: Design, effect: Effect, weights: np.ndarray) -> np.ndarray:
+    own = tuple(between(design))
     rows, columns = _cells_of(design, own)
     table = np.zeros((len(rows), len(columns)))
-    for cell, weight in zip(effect.cells, effect.weights, strict=True):
+    for cell, weight in zip(effect.cells, weights, strict=True):
         i = rows.index(_pick(cell, design, own, inside=True))
         table[i, columns.index(_pick(cell, design, own, inside=False))] = weight
     return table
+
+
+def _contrasts_between(design: Design, effect: Effect, v: np.ndarray) -> np.ndarray:
+    """Contrasts of the group means of v'y, of shape (n_contrasts, n_groups)."""
+    at = int(np.abs(v).argmax())
+    return np.array([_table(design, effect, row)[:, at] / v[at] for row in effect.rows])
 
 
 def _split(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -170,10 +216,10 @@ def _split(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return u / size, v * size
 
 
-# ------------------------------------------------------------------ sign flips
+# ------------------------------------------------------------------ signs, and levels inside items
 
 
-def _flips(
+def _within(
     design: Design,
     effect: Effect,
     part: Mapping[str, Item],
@@ -182,21 +228,14 @@ def _flips(
     u: np.ndarray,
     v: np.ndarray,
 ) -> Exchange:
+    """Flips where some exchange of levels turns the weights round, else levels that change places inside items."""
     own = tuple(between(design))
     units = components(design, list(part), carriers(design, effect.factors))
     n = int(units.max()) + 1
-    swapped = _reversal(design, own, v)
     within = [name for name in design.factors if name not in own]
     verb = "varies" if len(within) == 1 else "vary"
-    words = (
-        f"{', '.join(within)} {verb} within item: whole {_plural(design)} are sign-flipped, one flip for all features, "
-        "positions and sites"
-    )
-    notes = [] if swapped else ["approximate: no exchange of levels turns the weights into their negative, so flips "
-                                "hold only if the items' contrast values are distributed symmetrically"]  # fmt: skip
-    if own:
-        notes.append("H0 says so for the items of every group; group means count as designed, not by group size")
-    return Exchange(
+    notes = ["H0 says so for the items of every group; group means count as designed, not by group size"] if own else []
+    made = Exchange(
         kind="flip",
         unit="shared forms" if design.unit == "shared_forms" else "item",
         n_units=n,
@@ -210,10 +249,37 @@ def _flips(
         group_cells=(),
         group_weights=None,
         strata=None,
-        words=words,
+        words=f"{', '.join(within)} {verb} within item: whole {_plural(design)} are sign-flipped, one flip for all "
+        "features, positions and sites",
         note="; ".join([*notes, *_merged(design, part, n)]),
-        exact=bool(swapped),
+        exact=True,
     )
+    if effect.slope is not None or (effect.omnibus is None and reversal(design, own, v)):
+        return made
+    levels = omnibus_levels(design, effect) if effect.omnibus else contrast_levels(design, effect, v=v, within=within)
+    if effect.omnibus:
+        levels = levels._replace(datum=datum)
+    n_all, p_min = levels.count(n)
+    words = (
+        f"{levels.name} {'vary' if levels.name == 'cells' else 'varies'} within item: the {levels.n} "
+        f"{'cells' if levels.name == 'cells' else 'levels'} of the effect change places inside every "
+        f"{'group of items that share forms' if design.unit == 'shared_forms' else 'item'}, in the same way for all "
+        "features, positions and sites"
+    )
+    return replace(made, kind="permute_levels", n_relabellings=n_all, p_min=p_min, words=words, levels=levels)
+
+
+def _as_flips(made: Exchange) -> Exchange:
+    words = "the contrast of whole items is sign-flipped, one flip for all features, positions and sites"
+    note = (
+        "approximate: no exchange of levels turns the weights into their negative, so flips hold only if the items' "
+        "contrast values are distributed symmetrically"
+    )
+    n = made.n_units
+    return replace(
+        made, kind="flip", n_relabellings=2**n, p_min=float(2.0 ** (1 - n)), levels=None, exact=False, words=words,
+        note="; ".join(filter(None, [note, made.note])),
+    )  # fmt: skip
 
 
 def _scale(design: Design, part: Mapping[str, Item], *, u: np.ndarray, units: np.ndarray) -> np.ndarray:
@@ -224,27 +290,6 @@ def _scale(design: Design, part: Mapping[str, Item], *, u: np.ndarray, units: np
     share = 1 / np.bincount(units)[units]
     raw = u[group] / np.bincount(group, share, len(rows))[group]
     return raw * (units.max() + 1) / (raw @ share)
-
-
-def _reversal(design: Design, own: tuple[str, ...], v: np.ndarray) -> dict[str, tuple[str, ...]]:
-    """Relabelled levels of the fewest within factors that turn the weights v into -v; empty if there are none."""
-    names = [name for name in design.factors if name not in own]
-    sizes = [len(design.factors[name].levels) for name in names]
-    if math.prod(math.factorial(size) for size in sizes) > LARGEST:
-        return {}
-    cube = v.reshape(sizes)
-    for orders in sorted(product(*(permutations(range(size)) for size in sizes)), key=_n_moved):
-        if np.allclose(cube[np.ix_(*orders)], -cube, atol=1e-9):
-            return {
-                name: tuple(design.factors[name].levels[i] for i in order)
-                for name, order in zip(names, orders, strict=True)
-                if list(order) != sorted(order)
-            }
-    return {}
-
-
-def _n_moved(orders: tuple[tuple[int, ...], ...]) -> int:
-    return sum(list(order) != sorted(order) for order in orders)
 
 
 def _plural(design: Design) -> str:
@@ -271,9 +316,10 @@ def _permutation(
     given: Mapping[str, str] | None,
 ) -> Exchange:
     own = tuple(between(design))
-    rows = [row for row, weight in zip(_cells_of(design, own)[0], u, strict=True) if weight != 0]
-    weights = u[u != 0]
-    moved = _moved(design, own, u)
+    used: np.ndarray = np.any(np.atleast_2d(u) != 0, axis=0)
+    rows = [row for row, taken in zip(_cells_of(design, own)[0], used.tolist(), strict=True) if taken]
+    weights, every = (u[used], None) if u.ndim == 1 else (None, u[:, used])
+    moved = _moved(design, own, np.atleast_2d(u))
     groups = np.array([rows.index(_group(item, own)) for item in part.values()])
     units = components(design, list(part), slots)
     blocks = _blocks(design, part, held=[name for name in own if name not in moved], given=given)
@@ -281,7 +327,13 @@ def _permutation(
     first = [int(np.flatnonzero(units == k)[0]) for k in range(units.max() + 1)]
     names = list(dict.fromkeys(blocks))
     codes = np.array([names.index(block) for block in blocks])
-    n_all, p_min = count_permutations(groups[first], codes[first], weights)
+    if weights is None:  # exchanging whole levels changes no test of all of them
+        at = [own.index(name) for name in moved]
+        kinds = list(dict.fromkeys(tuple(row[k] for k in at) for row in rows))
+        named = np.array([kinds.index(tuple(rows[g][k] for k in at)) for g in groups])
+        n_all, p_min = count_permutations(named[first], codes[first], np.zeros(len(kinds)))
+    else:
+        n_all, p_min = count_permutations(groups[first], codes[first], weights)
     inside = [*([design.strata] if design.strata else []), *(name for name in own if name not in moved)]
     what = "differences within item" if contrast else "items"
     words = f"{' and '.join(moved)} {'varies' if len(moved) == 1 else 'vary'} between items: labels are permuted over "
@@ -307,13 +359,14 @@ def _permutation(
         words=words + ", one permutation for all features, positions and sites",
         note="; ".join([*notes, *_merged(design, part, len(first))]),
         exact=len(moved) == 1,
+        contrasts=every,
     )
 
 
 def _moved(design: Design, own: tuple[str, ...], u: np.ndarray) -> list[str]:
-    """The between factors whose labels are permuted: those over which the weights sum to 0, whatever the others are."""
-    cube = u.reshape([len(design.factors[name].levels) for name in own])
-    zero = [name for axis, name in enumerate(own) if np.allclose(cube.sum(axis=axis), 0, atol=1e-9)]
+    """The between factors whose labels are permuted: those over which all weights sum to 0, whatever the others are."""
+    cube = u.reshape([len(u), *(len(design.factors[name].levels) for name in own)])
+    zero = [name for axis, name in enumerate(own) if np.allclose(cube.sum(axis=axis + 1), 0, atol=1e-9)]
     return zero or list(own)
 
 
@@ -338,26 +391,3 @@ def _refuse_mixed(items: list[str], units: np.ndarray, *, groups: np.ndarray, bl
 
 def _idle(groups: np.ndarray, codes: np.ndarray, names: list[str]) -> list[str]:
     return [f"'{name}'" for k, name in enumerate(names) if len(set(groups[codes == k])) < 2 and len(names) > 1]
-
-
-def count_permutations(groups: np.ndarray, blocks: np.ndarray, weights: np.ndarray) -> tuple[int, float]:
-    """Number of distinct permutations of labels inside blocks, and the smallest two-sided p they can give.
-
-    n = prod_blocks multinomial(counts of the labels). Where some exchange of labels turns every weight into its
-    negative and leaves all counts as they are, each relabelling has a mirror with the same |T|, and p_min = 2 / n.
-
-    Examples
-    --------
-    >>> count_permutations(np.array([0, 0, 0, 0, 1, 1, 1, 1]), np.zeros(8, int), np.array([-1.0, 1.0]))
-    (70, 0.02857142857142857)
-    """
-    counts = np.array([[((groups == g) & (blocks == b)).sum() for b in np.unique(blocks)] for g in range(len(weights))])
-    n = 1
-    for block in counts.T:
-        left = int(block.sum())
-        for count in block:
-            n *= math.comb(left, int(count))
-            left -= int(count)
-    signature = Counter((round(w, 9), *row) for w, row in zip(weights.tolist(), counts.tolist(), strict=True))
-    mirror = Counter((round(-w, 9), *row) for w, row in zip(weights.tolist(), counts.tolist(), strict=True))
-    return n, min(1.0, (2 if signature == mirror else 1) / n)

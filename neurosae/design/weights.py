@@ -8,7 +8,7 @@ factor named with one level). Weights are used as written. Cell means count equa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from neurosae.errors import SpecError
 from neurosae.spec.design import Design
-from neurosae.spec.effects import effect_problems, shape_problems
+from neurosae.spec.effects import ALL, SLOPE, TRENDS, effect_problems, omnibus, shape_problems, sloped
 from neurosae.spec.frames import between, list_cells
 from neurosae.spec.words import place
 
@@ -28,10 +28,16 @@ class Effect:
     Attributes
     ----------
     cells : the cells as tuples of levels over all factors, in the order of the design
-    weights : array of shape (n_cells,), sum 0
+    weights : array of shape (n_cells,), sum 0; of an effect of all levels, those of the trend over their order, which
+        tells all cells apart
     factors : the factors that the effect names
     h0 : the null hypothesis in words, one sentence without its full stop
     words : the effect in words
+    contrasts : array of shape (n_levels - 1, n_cells), every level against the first, of an effect of all levels of a
+        factor; None for a single contrast
+    omnibus, others : the factor of which all levels are compared at once, and the weights of the cells (n_cells,) but
+        for that factor
+    slope : the covariate on which the items' weighted sums are regressed; weights of a slope alone sum to 1
     """
 
     cells: tuple[tuple[str, ...], ...]
@@ -39,12 +45,24 @@ class Effect:
     factors: tuple[str, ...]
     h0: str
     words: str
+    contrasts: np.ndarray | None = None
+    omnibus: str | None = None
+    others: np.ndarray | None = None
+    slope: str | None = None
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The contrasts, of shape (n_contrasts, n_cells); H0 is that all of them are 0."""
+        return self.weights[None] if self.contrasts is None else self.contrasts
 
     @property
     def vector(self) -> str:
-        """The weights that are not 0, cell by cell: `-0.5 sg/sg, +0.5 pl/sg`."""
-        pairs = zip(self.weights, self.cells, strict=True)
-        return ", ".join(f"{weight:+.4g} {'/'.join(cell)}" for weight, cell in pairs if weight != 0)
+        """The weights that are not 0, cell by cell: `-0.5 sg/sg, +0.5 pl/sg`; `;` sets several contrasts apart."""
+        parts = []
+        for row in self.rows:
+            pairs = zip(row, self.cells, strict=True)
+            parts.append(", ".join(f"{weight:+.4g} {'/'.join(cell)}" for weight, cell in pairs if weight != 0))
+        return "; ".join(parts)
 
 
 def compile_effect(design: Design, effect: Mapping[str, Any]) -> Effect:
@@ -55,13 +73,15 @@ def compile_effect(design: Design, effect: Mapping[str, Any]) -> Effect:
         w_cell = a_1[level] ... a_k[level] / prod_u n_u.
 
     `linear` stands for a = (v - mean v) / sum (v - mean v)^2 over the factor's values v, so the contrast is the
-    least-squares slope per unit of the value; `quadratic` for the same with the part of v^2 that is orthogonal to 1
-    and v, so the contrast is the coefficient of v^2.
+    least-squares slope per unit of the value; `quadratic` (`cubic`) for the same with the part of v^2 (v^3) that is
+    orthogonal to lower powers, so the contrast is the coefficient of v^2 (v^3). `all` compares every level of a factor
+    with its first: K - 1 contrasts at once.
 
     Parameters
     ----------
     design : Design
-    effect : `{factor: {level: weight}}`, `{factor: linear}`, `{factor: quadratic}` or `{cells: {"pl/sg": weight}}`
+    effect : `{factor: {level: weight}}`, `{factor: linear}` or another trend, `{factor: all}`,
+        `{slope: covariate}` alone or beside factors, or `{cells: {"pl/sg": weight}}`
 
     Returns
     -------
@@ -93,6 +113,10 @@ def compile_effect(design: Design, effect: Mapping[str, Any]) -> Effect:
         where, text = problems[0]
         raise SpecError(f"{place(where)}: {text}" if where else text)
     cells = tuple(product(*(factor.levels for factor in design.factors.values())))
+    if (name := omnibus(effect)) is not None:
+        return _all_levels(design, effect, cells, name=name)
+    if (name := sloped(effect)) is not None:
+        return _slope_of(design, {n: written for n, written in effect.items() if n != SLOPE}, cells, covariate=name)
     if "cells" in effect:
         named = dict(effect["cells"])
         weights = np.array([float(named.get("/".join(cell), 0)) for cell in cells])
@@ -105,6 +129,38 @@ def compile_effect(design: Design, effect: Mapping[str, Any]) -> Effect:
     _refuse_empty(design, cells, weights)
     words = _effect_words(design, effect)
     return Effect(cells, weights, factors, _null(design, effect), words)
+
+
+def _all_levels(design: Design, effect: Mapping[str, Any], cells: tuple, *, name: str) -> Effect:
+    """Every level of a factor against its first, at the weights of the other factors."""
+    parts = {n: level_weights(design, n, written) for n, written in effect.items() if n != name}
+    levels, axis = design.factors[name].levels, list(design.factors).index(name)
+    parts[name] = np.ones(len(levels))
+    others = np.array([_weight(cell, design, parts) for cell in cells])
+    level = np.array([levels.index(cell[axis]) for cell in cells])
+    rows = [others * ((level == k).astype(float) - (level == 0)) for k in range(1, len(levels))]
+    _refuse_flat(others, effect)
+    _refuse_empty(design, cells, others)
+    return Effect(
+        cells,
+        others * (level - level.max() / 2),
+        tuple(n for n in design.factors if n in effect),
+        _null(design, effect),
+        _effect_words(design, effect),
+        contrasts=np.array(rows),
+        omnibus=name,
+        others=others,
+    )
+
+
+def _slope_of(design: Design, rest: Mapping[str, Any], cells: tuple, *, covariate: str) -> Effect:
+    """The slope on a covariate of what items are compared by: a difference inside them, or else their mean."""
+    if not rest:
+        h0 = f"an item's mean response does not depend on its {covariate} (slope 0)"
+        return Effect(cells, np.full(len(cells), 1 / len(cells)), (), h0, f"slope on {covariate}", slope=covariate)
+    made = compile_effect(design, rest)
+    h0 = f"an item's contrast {made.words} does not depend on its {covariate} (slope 0)"
+    return replace(made, h0=h0, words=f"slope on {covariate} of {made.words}", slope=covariate)
 
 
 def level_weights(design: Design, factor: str, written: str | Mapping[str, float]) -> np.ndarray:
@@ -122,8 +178,9 @@ def level_weights(design: Design, factor: str, written: str | Mapping[str, float
     if not isinstance(written, str):
         return np.array([float(written.get(level, 0)) for level in levels])
     values = np.array(list((design.factors[factor].values or {}).values()), dtype=float)
-    base = np.vander(values - values.mean(), 1 if written == "linear" else 2, increasing=True)
-    power = (values - values.mean()) ** (1 if written == "linear" else 2)
+    degree = list(TRENDS).index(written) + 1
+    base = np.vander(values - values.mean(), degree, increasing=True)
+    power = (values - values.mean()) ** degree
     rest = power - base @ np.linalg.lstsq(base, power, rcond=None)[0]
     return rest / (rest @ rest)
 
@@ -171,7 +228,7 @@ def _sides(weights: Mapping[str, float]) -> tuple[str, str]:
 
 def _parts(design: Design, effect: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Named factors whose weights sum to 0 (or trends), and the levels at which the other named ones are held."""
-    order = [name for name in design.factors if name in effect]
+    order = [name for name in design.factors if name in effect and effect[name] != ALL]
     zero = {n: effect[n] for n in order if isinstance(effect[n], str) or abs(sum(effect[n].values())) < 1e-9}
     held = {n: " and ".join(level for level, w in effect[n].items() if w) for n in order if n not in zero}
     return zero, held
@@ -195,8 +252,18 @@ def _effect_words(design: Design, effect: Mapping[str, Any]) -> str:
         plus, minus = _sides(effect["cells"])
         return f"cells {plus} minus {minus}"
     zero, held = _parts(design, effect)
+    if (name := omnibus(effect)) is not None:
+        zero |= {name: "all levels"}
     short = {n: w if isinstance(w, str) else " minus ".join(_sides(w)) for n, w in zero.items()}
     return " x ".join(f"{name} ({text})" for name, text in short.items()) + _tail(design, effect, held)
+
+
+def _null_of_all(design: Design, name: str, zero: Mapping[str, Any]) -> str:
+    if not zero:
+        return f"no difference between the levels of {name} ({', '.join(design.factors[name].levels)})"
+    if len(zero) == 1:
+        return f"the {_difference(*next(iter(zero.items())))} is the same at all levels of {name}"
+    return f"the interaction of {' and '.join(zero)} is the same at all levels of {name}"
 
 
 def _null(design: Design, effect: Mapping[str, Any]) -> str:
@@ -204,8 +271,10 @@ def _null(design: Design, effect: Mapping[str, Any]) -> str:
         plus, minus = _sides(effect["cells"])
         return f"no difference between the cells {plus} and {minus}"
     zero, held = _parts(design, effect)
-    (name, written), *others = zero.items()
     tail = _tail(design, effect, held)
+    if (every := omnibus(effect)) is not None:
+        return _null_of_all(design, every, zero) + tail
+    (name, written), *others = zero.items()
     if not others:
         return f"no {_difference(name, written)}{tail}"
     *more, (last, weights) = others

@@ -17,9 +17,11 @@ from neurosae.errors import DataError, NeurosaeError, choose
 from neurosae.extraction.responses import design_of
 from neurosae.spec.blocks import ContrastBlock, Inference
 from neurosae.spec.design import Design
+from neurosae.spec.effects import omnibus, sloped
 from neurosae.spec.results import Tested, check_results
+from neurosae.stats.adjusted import adjusted, explained
 from neurosae.stats.family import Cell, Place, infer, relabelled
-from neurosae.stats.relabel import flips, labels, permutations, signs
+from neurosae.stats.relabel import flips, labels, levels, permutations, signs, within
 from neurosae.stats.rows import feature_rows, inactive_rows, join_rows, top_features
 from neurosae.stats.statistics import STATISTICS
 from neurosae.stats.units import AnnData, ItemData, item_data
@@ -173,11 +175,16 @@ def null_rate(
 
 def _shuffled(data: ItemData, number: int, *, seed: int) -> ItemData:
     """The data under relabelling `number` of a stream that no test uses."""
+    if (inside := data.exchange.levels) is not None:
+        part = (inside.number, inside.weights is None)
+        moved = within(data.numbers, inside.n, number + 1, part=part, seed=seed, split="shuffled", enumerate_all=False)
+        return relabelled(data, None, levels(moved, number, 1)[:, :, 0].astype(int))
     if data.codes is None:
         drawn = flips(data.numbers, number + 1, seed=seed, split="shuffled", enumerate_all=False)
         return relabelled(data, signs(drawn, number, 1)[0], None)
+    codes = data.codes if data.beside is None else np.arange(data.n)
     drawn = permutations(
-        data.numbers, data.codes, number + 1, blocks=data.strata, seed=seed, split="shuffled", enumerate_all=False
+        data.numbers, codes, number + 1, blocks=data.strata, seed=seed, split="shuffled", enumerate_all=False
     )
     return relabelled(data, None, labels(drawn, number, 1)[0].astype(int))
 
@@ -226,7 +233,9 @@ def _data(
 ) -> ItemData | str:
     """The item data, or why there is none; other positions than 0 may be missing in some stimuli."""
     try:
-        data = item_data(adata, design, effect, region=place.region, position=place.position, split=place.split)
+        where = {"region": place.region, "position": place.position, "split": place.split}
+        flips_only = bool(inference.nuisance) and omnibus(effect) is None and sloped(effect) is None
+        data = adjusted(item_data(adata, design, effect, **where, flips_only=flips_only), inference.nuisance)
         refuse_few(data, inference, place)
     except DataError as error:
         if place.position == 0:
@@ -236,9 +245,9 @@ def _data(
 
 
 def refuse_few(data: ItemData, inference: Inference, place: Place) -> None:
-    p_min = data.exchange.p_min / (1 if inference.alternative == "two-sided" or data.codes is not None else 2)
+    p_min = data.exchange.p_min / (1 if inference.alternative == "two-sided" or data.exchange.kind != "flip" else 2)
     if p_min > inference.alpha:
-        what = "sign flips" if data.codes is None else "label permutations"
+        what = "sign flips" if data.exchange.kind == "flip" else "label permutations"
         raise DataError(
             f"{data.n} items in split '{place.split}' allow {data.exchange.n_relabellings} {what}; the smallest "
             f"{inference.alternative} p is {p_min:.3g}, above alpha {inference.alpha:g}. Use at least 6 items."
@@ -262,10 +271,16 @@ def _sort_out(
     """Columns that can be tested, and rows for those that cannot; only counts that no relabelling changes decide."""
     n_features = data.Y.shape[1]  # pyright: ignore[reportOptionalSubscript]
     active = np.bincount(data.Y.indices, minlength=n_features)[wanted] > 0
-    informative = np.diff(data.D.indptr)[wanted]
-    kept = wanted[active & (informative >= minimum)]
-    few = active & (informative < minimum)
+    informative = data.informative[wanted]
+    enough = active & (informative >= minimum)
+    gone = enough.copy()
+    gone[enough] = explained(data, wanted[enough])
+    kept, few = wanted[enough & ~gone], active & (informative < minimum)
     rows = []
+    if gone.any():
+        why = "explained by the nuisance altogether, so nothing is left to test"
+        counts = informative[gone]
+        rows.append(inactive_rows(place, features=wanted[gone], informative=counts, data=data, reason=why))
     if few.any():
         rows.append(inactive_rows(place, features=wanted[few], informative=informative[few], data=data))
     if (~active).any():

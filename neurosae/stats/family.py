@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -12,10 +13,10 @@ import scipy.sparse as sp
 from neurosae.errors import DataError
 from neurosae.spec.blocks import Inference
 from neurosae.spec.results import counted_p, directed
-from neurosae.stats.flips import Columns, maxima, step_counts
+from neurosae.stats.flips import Columns, maxima, same_run, step_counts
 from neurosae.stats.intervals import Beside, Piece, make_intervals
 from neurosae.stats.multiplicity import CORRECTIONS, bb, fdr_by, step_down
-from neurosae.stats.relabel import Relabelling, flips, n_distinct, permutations
+from neurosae.stats.relabel import Relabelling, flips, n_distinct, permutations, same_relabelling, within
 from neurosae.stats.statistics import STATISTICS, Ready
 from neurosae.stats.tails import flip_p
 from neurosae.stats.units import ItemData
@@ -89,13 +90,14 @@ def infer(
     tops, counted = [], []
     for r, made, relabelling in zip(ready, columns, relabellings, strict=True):
         p = None
-        if from_max or r.scores is None:
+        if from_max or r.counted:
             top, reached = maxima(made, relabelling, two_sided=two_sided)
             tops.append(made.how.to_z(top, made.df))
-            p = reached / relabelling.n if r.scores is None else None
+            p = reached / relabelling.n if r.counted else None
         counted.append(p)
     null = np.maximum.reduce(tops).astype(np.float32) if from_max else None
-    parts = [_uncorrected(*x, inference=inference) for x in zip(ready, counted, relabellings, strict=True)]
+    each = zip(cells, ready, counted, relabellings, strict=True)
+    parts = [_uncorrected(r, p, how, exact=c.data.exchange.exact, inference=inference) for c, r, p, how in each]
     z = [r.columns.z for r in ready]
     p_unc = np.concatenate([part[0] for part in parts])
     p = _corrected(p_unc, np.concatenate(z), null, inference=inference)
@@ -107,8 +109,10 @@ def infer(
     places = np.split(np.arange(len(p)), np.cumsum([len(x) for x in z])[:-1])
     lengths = _intervals(cells, relabellings, inference)
     return [
-        Outcome(r, r.columns.value, zz, *part, p[at], by[at], how, own | {name: x[at] for name, x in beside.items()})
-        for r, zz, part, at, how, own in zip(ready, z, parts, places, relabellings, lengths, strict=True)
+        Outcome(
+            r, r.columns.value, zz, own_p, method, p[at], by[at], how, own | {name: x[at] for name, x in beside.items()}
+        )
+        for r, zz, (own_p, method), at, how, own in zip(ready, z, parts, places, relabellings, lengths, strict=True)
     ], null
 
 
@@ -116,8 +120,8 @@ def _intervals(cells: Sequence[Cell], relabellings: Sequence[Relabelling], infer
     """Intervals in place of the plain ones of the effect sizes."""
     if inference.intervals == "marginal":
         return [{} for _ in cells]
-    if inference.nuisance:
-        raise DataError(f"intervals: {inference.intervals} is not made beside nuisance columns; use marginal.")
+    if inference.nuisance or any(cell.data.beside is not None for cell in cells):
+        raise DataError(f"intervals: {inference.intervals} is not made beside nuisance or for slopes; use marginal.")
     pieces = [Piece(cell.data, cell.kept, how) for cell, how in zip(cells, relabellings, strict=True)]
     return make_intervals(pieces, inference.intervals)
 
@@ -132,10 +136,10 @@ def _by_sites(cells: Sequence[Cell], p_unc: np.ndarray, *, alpha: float) -> dict
 def relabel_cells(cells: Sequence[Cell], ready: Sequence[Ready], inference: Inference, *, seed: int, split: str):
     """One relabelling per cell, equal in number, and the columns with their items placed in it."""
     two_sided, wanted = inference.alternative == "two-sided", inference.n_permutations
-    flipped = [c.data for c in cells if c.data.codes is None]
-    rows = np.unique(np.concatenate([d.numbers for d in flipped])) if flipped else np.empty(0, dtype=np.uint32)
+    inside = [c.data.numbers for c in cells if c.data.codes is None]
+    rows = np.unique(np.concatenate(inside)) if inside else np.empty(0, dtype=np.uint32)
     _refuse_different_items([c.data for c in cells if c.data.codes is not None])
-    counted = [c for c, r in zip(cells, ready, strict=True) if r.scores is None]
+    counted = [c for c, r in zip(cells, ready, strict=True) if r.counted]
     if CORRECTIONS[inference.correction] is not None and inference.correction != "none" and counted:
         wanted = _enough(cells, counted, wanted, inference=inference)
 
@@ -144,10 +148,12 @@ def relabel_cells(cells: Sequence[Cell], ready: Sequence[Ready], inference: Infe
         for cell in cells:
             d = cell.data
             common = {"seed": seed, "split": split, "enumerate_all": everything}
-            if d.codes is None:
+            if (inside := d.exchange.levels) is not None:
+                out.append(within(rows, inside.n, wanted, part=(inside.number, inside.weights is None), **common))
+            elif d.moved is None:
                 out.append(flips(rows, wanted, two_sided=two_sided, **common))
             else:
-                out.append(permutations(d.numbers, d.codes, wanted, blocks=d.strata, **common))
+                out.append(permutations(d.numbers, d.moved, wanted, blocks=d.strata, **common))
         return out
 
     made = make(None)
@@ -187,9 +193,11 @@ def _enough(cells: Sequence[Cell], counted: Sequence[Cell], wanted: int, *, infe
 
 def _n_distinct(data: ItemData, inference: Inference) -> int:
     """All relabellings there are; of flips, a two-sided test needs half."""
-    if data.codes is None:
+    if (inside := data.exchange.levels) is not None:
+        return math.factorial(inside.n) ** (data.n - (inside.weights is None))
+    if data.moved is None:
         return 2 ** (data.n - (inference.alternative == "two-sided"))
-    return n_distinct(data.codes, np.zeros(data.n) if data.strata is None else data.strata)
+    return n_distinct(data.moved, np.zeros(data.n) if data.strata is None else data.strata)
 
 
 def negated(columns: Columns) -> Columns:
@@ -206,13 +214,21 @@ def _refuse_unsigned(ready: Sequence[Ready], inference: Inference) -> None:
         )
 
 
-def _uncorrected(ready: Ready, counted: np.ndarray | None, relabelling: Relabelling, *, inference: Inference):
+def _uncorrected(
+    ready: Ready, counted: np.ndarray | None, relabelling: Relabelling, *, exact: bool, inference: Inference
+) -> tuple[np.ndarray, np.ndarray]:
+    """Uncorrected p, and where it comes from; exact only where the relabellings themselves leave H0 as it is."""
+    drawn = "flips" if relabelling.kind == "flip" else "permutations"
     if counted is not None:
-        drawn = "flips" if relabelling.kind == "flip" else "permutations"
-        return counted, np.full(len(counted), "exact" if relabelling.exhaustive else drawn)
-    assert ready.scores is not None
-    p, exact = flip_p(ready.scores, alternative=inference.alternative)
-    return p, np.where(exact, "exact", "saddlepoint")
+        p, method = counted, np.full(len(counted), "exact" if relabelling.exhaustive else drawn)
+    elif ready.tails is not None:
+        p, closed = ready.tails()
+        method = np.where(closed, "exact", "saddlepoint")
+    else:
+        assert ready.scores is not None
+        p, closed = flip_p(ready.scores, alternative=inference.alternative)
+        method = np.where(closed, "exact", "saddlepoint")
+    return p, method if exact else np.full(len(p), f"{drawn} (approximate)")
 
 
 def _corrected(p: np.ndarray, z: np.ndarray, null: np.ndarray | None, *, inference: Inference) -> np.ndarray:
@@ -225,15 +241,31 @@ def _corrected(p: np.ndarray, z: np.ndarray, null: np.ndarray | None, *, inferen
 
 def _stepped(columns: Sequence[Columns], relabellings: Sequence[Relabelling], z: np.ndarray, *, inference: Inference):
     first = relabellings[0]
-    kinds = {c.how for c in columns}
-    if len(kinds) > 1 or any(r.kind != first.kind or not np.array_equal(r.codes, first.codes) for r in relabellings):
+    alike = all(same_run(c, columns[0]) for c in columns)
+    if not alike or any(not same_relabelling(r, first) for r in relabellings):
         raise DataError("stepdown needs one kind of relabelling; give effects with different ones tests of their own.")
     reached = step_counts(columns, first, two_sided=inference.alternative == "two-sided")
     return step_down(np.concatenate(reached), directed(z, inference.alternative), first.n)
 
 
 def relabelled(data: ItemData, signs: np.ndarray | None, codes: np.ndarray | None) -> ItemData:
-    """Item data under one relabelling, as if it had been observed: for calibration on the user's own responses."""
+    """Item data under one relabelling, as if it had been observed: for calibration on the user's own responses.
+
+    signs (n,) for flips, codes (n,) for labels (the order of units, where there is a regression), or (n, K), where the
+    value of each level goes, for levels inside items.
+    """
+    if data.beside is not None and codes is not None:
+        return replace(data, D=sp.csc_matrix(sp.csr_matrix(data.D)[codes]))
     if data.codes is not None:
         return replace(data, codes=codes)
-    return replace(data, D=sp.csc_matrix(sp.diags_array(signs) @ data.D))
+    if data.levels is None:
+        assert signs is not None
+        return replace(data, D=sp.csc_matrix(sp.diags_array(signs) @ data.D), signs=signs)
+    assert codes is not None
+    rows = (np.arange(data.n)[:, None] * codes.shape[1] + codes).ravel()
+    moved = sp.csc_matrix(sp.csr_matrix(data.levels)[np.argsort(rows)])
+    moved.sort_indices()
+    w = data.weights_of_levels
+    return replace(
+        data, levels=moved, D=data.D if w is None else sp.csc_matrix(sp.kron(sp.eye(data.n), w[None]) @ moved)
+    )

@@ -12,7 +12,7 @@ scale z(t), monotone within a block. Relabelling 0 is the identity, and p = #{T*
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -46,8 +46,8 @@ class Run(NamedTuple):
     step: Callable[..., np.ndarray]
     order: Callable[[Columns], np.ndarray]
     rounding: Callable[[Columns], np.ndarray | float]
-    to_value: Callable[[np.ndarray, float], np.ndarray]
-    to_z: Callable[[np.ndarray, float], np.ndarray]
+    to_value: Callable[[np.ndarray, Any], np.ndarray]
+    to_z: Callable[[np.ndarray, Any], np.ndarray]
     negate: Callable[[Columns], Columns] | None
     place: Callable[[Columns, np.ndarray], Columns]
 
@@ -59,13 +59,13 @@ class Columns:
     V : kernel columns, in feature order: a named tuple that begins with the CSC arrays indptr, idx, val; its other
         arrays have one entry or row per column
     u : observed statistics (m,), float64, on the kernel's scale: in [-1, 1], or the statistic itself
-    df : degrees of freedom that turn u into t; inf where u already is the statistic
+    df : degrees of freedom that turn u into t; inf where u already is the statistic; of F a pair
     how : what runs them;  more : what the kernel needs besides, the same for all columns
     """
 
     V: Any
     u: np.ndarray
-    df: float
+    df: Any
     how: Run
     more: Any = None
 
@@ -78,6 +78,31 @@ class Columns:
     def z(self) -> np.ndarray:
         """The normal equivalents of the observed statistics."""
         return self.how.to_z(self.u, self.df)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Columns to relabel, what gives the uncorrected p, and how the statistic is called.
+
+    scores : CSC whose column sums the flip p is about; None where p is counted over relabellings
+    name : for the column `stat`;  d0 : prior degrees of freedom, nan without a prior
+    extras(relabelling) : further columns of the results by name, `x_...`, arrays of shape (n_kept,)
+    tails() : p and whether it is exact, where the statistic has a p of its own that needs no relabellings
+    notes : what the reader must know of each feature, "" for nothing
+    """
+
+    columns: Columns
+    scores: sp.csc_matrix | None
+    name: str
+    d0: float = np.nan
+    extras: Callable[[Relabelling], Mapping[str, Any]] | None = None
+    tails: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
+    notes: Sequence[str] | None = None
+
+    @property
+    def counted(self) -> bool:
+        """Whether the uncorrected p is counted over the relabellings."""
+        return self.scores is None and self.tails is None
 
 
 def flip_columns(D: sp.csc_matrix, *, scale: np.ndarray, df: float, n_items: int | None = None) -> Columns:
@@ -128,6 +153,13 @@ def group_columns(
 
 def _cell_masks(codes: np.ndarray, n_cells: int) -> np.ndarray:
     return np.ascontiguousarray(codes.T[None] == np.arange(1, n_cells)[:, None, None])
+
+
+def same_run(a: Columns, b: Columns) -> bool:
+    """Whether one pass of the same kernel can run both."""
+    if a.how is not b.how or type(a.more) is not type(b.more):
+        return False
+    return a.more is None or all(np.array_equal(x, y) for x, y in zip(a.more, b.more, strict=True))
 
 
 def take(columns: Columns, order: np.ndarray) -> Columns:
@@ -236,19 +268,27 @@ def to_z(u: np.ndarray, df: float) -> np.ndarray:
     u = np.asarray(u, dtype=np.float64)
     if np.isinf(df):
         return u
-    a, x = df / 2, 1 - np.minimum(np.abs(u), 1 - 1e-6) ** 2
-    p = special.betainc(a, 0.5, x)
+    return np.copysign(tail_z(u, df / 2, 0.5), u)
+
+
+def tail_z(u: np.ndarray, a: float, b: float) -> np.ndarray:
+    """Normal deviate z >= 0 whose two-sided p is I_x(a, b), x = 1 - u^2; beyond float64 by the series of the beta tail.
+
+    Of t with df degrees of freedom a = df/2, b = 1/2; of F with q and df, u^2 = q F / (q F + df), a = df/2, b = q/2.
+    """
+    x = 1 - np.minimum(np.abs(u), 1 - 1e-6) ** 2
+    p = special.betainc(a, b, x)
     tiny = p < 1e-290
     log_p = np.log(np.where(tiny, 1, p))
     if tiny.any():
         xt = x[tiny]
-        series = special.hyp2f1(a + 0.5, 1.0, a + 1.0, xt)
-        log_p[tiny] = a * np.log(xt) + 0.5 * np.log1p(-xt) - np.log(a) - special.betaln(a, 0.5) + np.log(series)
-    return np.copysign(-special.ndtri_exp(log_p - np.log(2)), u)
+        series = special.hyp2f1(a + b, 1.0, a + 1.0, xt)
+        log_p[tiny] = a * np.log(xt) + b * np.log1p(-xt) - np.log(a) - special.betaln(a, b) + np.log(series)
+    return np.maximum(-special.ndtri_exp(log_p - np.log(2)), 0.0)
 
 
 def _z_table(columns: Columns) -> np.ndarray:
-    if np.isinf(columns.df) and columns.how.to_z is to_z:
+    if columns.how.to_z is to_z and np.isinf(columns.df):
         return np.full(4097, np.nan)
     return columns.how.to_z(np.tanh(np.linspace(0, kernels.STEEPEST, 4097)), columns.df)
 

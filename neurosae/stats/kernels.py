@@ -120,6 +120,44 @@ def sort_keys(keys, rows, *, seed, stream, first):
             keys[b, i] = ((c0 << HALF) | c1) if rows[i] % 2 == 0 else ((c2 << HALF) | c3)
 
 
+@compiled()
+def _order(keys, out):
+    """Ranks of a few keys, ties by place."""
+    for k in range(keys.size):
+        rank = 0
+        for j in range(keys.size):
+            rank += keys[j] < keys[k] or (keys[j] == keys[k] and j < k)
+        out[k] = rank
+
+
+@compiled()
+def fill_levels(out, rows, *, seed, stream, first):
+    """Fill out (n, K, L): the level that takes the value of level k of item i in relabellings first … first+L-1."""
+    key, (n, K, L) = (seed & LOW, seed >> HALF), out.shape
+    keys, ranks = np.empty(K + 1, np.uint64), np.empty(K, np.int64)
+    for i in range(n):
+        for j in range(L):
+            for k in range(0, K, 2):
+                counter = (np.uint64(first + j), np.uint64(rows[i]), stream, np.uint64(k // 2))
+                c0, c1, c2, c3 = philox(counter, key)
+                keys[k], keys[k + 1] = (c0 << HALF) | c1, (c2 << HALF) | c3
+            _order(keys[:K], ranks)
+            for k in range(K):
+                out[i, k, j] = k if first + j == 0 else ranks[k]
+
+
+@compiled()
+def fill_all_levels(out, orders, first):
+    """Enumerate: the number of the order of item i is digit n-1-i of the relabelling, so item 0 moves last of all."""
+    n, K, L = out.shape
+    for j in range(L):
+        left = first + j
+        for i in range(n - 1, -1, -1):
+            for k in range(K):
+                out[i, k, j] = orders[left % orders.shape[0], k]
+            left //= orders.shape[0]
+
+
 @compiled(fastmath=FAST)
 def flip_lanes(V, f, tile):
     """acc[lane] = sum_i s_i V_if; masked adds, four non-zeros at a time, in float32."""

@@ -1,4 +1,4 @@
-"""Admissible relabellings of whole items: sign flips, and permutations of labels inside strata.
+"""Admissible relabellings of whole items: sign flips, permutations of labels over items, and inside every item.
 
 A relabelling is a pure function of (seed, split, purpose, number, item): all tests of a study on the same items share
 it, whatever else is tested, and results do not depend on threads, tiles or the order of work. Number 0 is the identity.
@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from itertools import combinations
+from itertools import permutations as orders_of
 
 import numpy as np
 
 from neurosae.errors import DataError
 from neurosae.stats import kernels
 
-FLIPS, PERMUTATIONS = 0, 1  # purposes of the random stream; 2 is kept for bootstraps
+FLIPS, PERMUTATIONS, WITHIN = 0, 1, 3  # purposes of the random stream; 2 is kept for bootstraps
 SPLITS = {"localizer": 0, "test": 1}
 
 
@@ -23,11 +24,12 @@ SPLITS = {"localizer": 0, "test": 1}
 class Relabelling:
     """A set of admissible relabellings of the same items, the identity first.
 
-    kind : "flip" or "permute"
+    kind : "flip", "permute" (labels over items) or "within" (levels inside every item)
     rows : item numbers in the design table; they, not the place in this subset, decide an item's random bits
     n : how many, identity included;  exhaustive : they are all there are
     codes, blocks : for permutations, the cell of each item and the stratum inside which labels move
     listed : all relabelled codes (n, n_items), where they were enumerated
+    n_levels, factor : for "within", how many levels change places, and the number of their factor in the design
     """
 
     kind: str
@@ -39,12 +41,14 @@ class Relabelling:
     codes: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.uint8))
     blocks: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     listed: np.ndarray | None = None
+    n_levels: int = 0
+    factor: int = 0
 
     @property
     def stream(self) -> np.uint64:
         """Purpose and split as one number, so that localizer and test items never share bits."""
-        purpose = FLIPS if self.kind == "flip" else PERMUTATIONS
-        return np.uint64(purpose + 256 * SPLITS.get(self.split, len(SPLITS)))
+        purpose = {"flip": FLIPS, "permute": PERMUTATIONS, "within": WITHIN}[self.kind]
+        return np.uint64(purpose + 256 * SPLITS.get(self.split, len(SPLITS)) + 65536 * self.factor)
 
 
 def flips(
@@ -98,6 +102,42 @@ def permutations(
     n = int(n_all) if everything else int(n_permutations)
     rows = np.asarray(rows, dtype=np.uint32)
     return Relabelling("permute", rows, n, everything, _seed(seed), split, codes, blocks, listed)
+
+
+def within(
+    rows: np.ndarray,
+    n_levels: int,
+    n_permutations: int,
+    *,
+    part: tuple[int, bool] = (0, False),
+    seed: int,
+    split: str = "test",
+    enumerate_all: bool | None = None,
+) -> Relabelling:
+    """Permutations of the levels of a factor inside every item; all of them where they fit into `n_permutations`.
+
+    part = (number of the factor in the design, whether all levels are compared at once): another factor is permuted by
+    other bits. Permuting the levels of all items alike changes no omnibus statistic, which therefore needs only the
+    (K!)^(n-1) relabellings that leave the first item as it is.
+
+    Examples
+    --------
+    >>> few = within(np.arange(3), 3, 100, part=(0, True), seed=0)
+    >>> few.n, levels(few, 0, 3)[:, :, 2].tolist()
+    (36, [[0, 1, 2], [0, 1, 2], [1, 0, 2]])
+    """
+    factor, omnibus = part
+    n_all = math.factorial(n_levels) ** (len(rows) - (1 if omnibus else 0))
+    everything = n_all <= n_permutations if enumerate_all is None else enumerate_all
+    n = int(n_all) if everything else int(n_permutations)
+    rows = np.asarray(rows, dtype=np.uint32)
+    return Relabelling("within", rows, n, everything, _seed(seed), split, n_levels=n_levels, factor=factor)
+
+
+def same_relabelling(a: Relabelling, b: Relabelling) -> bool:
+    """Whether relabelling number k of one is that of the other, for every k."""
+    alike = (a.kind, a.n, a.exhaustive, a.n_levels, a.factor) == (b.kind, b.n, b.exhaustive, b.n_levels, b.factor)
+    return alike and all(np.array_equal(getattr(a, k), getattr(b, k)) for k in ("rows", "codes", "blocks"))
 
 
 def n_distinct(codes: np.ndarray, blocks: np.ndarray) -> int:
@@ -187,3 +227,17 @@ def flip_mask(r: Relabelling, first: int) -> np.ndarray:
     else:
         kernels.fill_signs(W, r.rows, seed=np.uint64(r.seed), stream=r.stream, first=first)
     return W
+
+
+def levels(r: Relabelling, first: int, count: int) -> np.ndarray:
+    """New levels of shape (n_items, n_levels, count): where the value of each level goes in each relabelling.
+
+    Number b of an enumeration gives item i the order that is digit n-1-i of b, orders counted as
+    `itertools.permutations` gives them.
+    """
+    out = np.empty((len(r.rows), r.n_levels, count), dtype=np.uint8)
+    if r.exhaustive:
+        kernels.fill_all_levels(out, np.array(list(orders_of(range(r.n_levels))), dtype=np.uint8), first)
+    else:
+        kernels.fill_levels(out, r.rows, seed=np.uint64(r.seed), stream=r.stream, first=first)
+    return out

@@ -10,9 +10,11 @@ import pandas as pd
 
 from neurosae.spec.blocks import Inference
 from neurosae.spec.results import COLUMNS, as_results
+from neurosae.stats.adjusted import adjusted_effects
 from neurosae.stats.effects import FEW, Pairs, group_effects, paired_effects
 from neurosae.stats.family import Cell, Outcome, Place, placed
 from neurosae.stats.flips import maxima
+from neurosae.stats.levels import level_effects
 from neurosae.stats.multiplicity import CORRECTIONS, monte_carlo_interval
 from neurosae.stats.statistics import signed_rank
 from neurosae.stats.tails import flip_p
@@ -26,8 +28,8 @@ def feature_rows(cell: Cell, outcome: Outcome, *, inference: Inference) -> pd.Da
     """One row per tested feature of a cell; family columns are added by `join_rows`."""
     data, n_perm = cell.data, outcome.relabelling.n
     sizes = effect_sizes(data, cell.kept)
-    informative = np.diff(data.D.indptr)[cell.kept]
-    flat = (sizes["se"] == 0).to_numpy()
+    informative = data.informative[cell.kept]
+    flat = (sizes["se"] == 0).to_numpy() | ~np.isfinite(outcome.value)
     from_max = CORRECTIONS[inference.correction] is None
     counted = from_max and not outcome.relabelling.exhaustive
     low, high = monte_carlo_interval(outcome.p_corr, n_perm) if counted else (np.nan, np.nan)
@@ -39,8 +41,8 @@ def feature_rows(cell: Cell, outcome: Outcome, *, inference: Inference) -> pd.Da
         "n_features": 1,
         "stat": outcome.ready.name,
         "value": value,
-        "dof": sizes["x_dof"] if outcome.ready.name == "welch_t" else np.nan if np.isinf(df) else df,
-        "eftype": "d_z" if data.codes is None else "d",
+        "dof": sizes["x_dof"] if outcome.ready.name == "welch_t" else _denominator(df),
+        "eftype": _eftype(data),
         "ci_level": LEVEL,
         "p_unc": outcome.p_unc,
         "p_corr": outcome.p_corr,
@@ -49,7 +51,7 @@ def feature_rows(cell: Cell, outcome: Outcome, *, inference: Inference) -> pd.Da
         "n_perm": n_perm,
         "p_min": _smallest_p(data, informative, outcome=outcome, inference=inference),
         "status": np.where(flat, "degenerate", "ok"),
-        "note": _notes(data, informative, flat, split=cell.place.split),
+        "note": _notes(cell, outcome, informative, flat=flat),
         "x_z": outcome.z,
         "x_p_low": low,
         "x_p_high": high,
@@ -61,15 +63,31 @@ def feature_rows(cell: Cell, outcome: Outcome, *, inference: Inference) -> pd.Da
         **_constants(data),
     }  # fmt: skip
     columns.pop("x_dof", None)
+    columns |= {"x_df1": df[0]} if isinstance(df, tuple) else {}
     extras = outcome.ready.extras
     return as_results(columns | dict(extras(outcome.relabelling) if extras is not None else {}))
 
 
+def _eftype(data: ItemData) -> str:
+    if data.beside is not None and data.beside.slope:
+        return "r"
+    return "eta2_p" if data.omnibus else "d_z" if data.codes is None else "d"
+
+
 def _plain_interval(data: ItemData, sizes: pd.DataFrame, flat: np.ndarray) -> dict[str, object]:
     """What the interval of the effect sizes is, and its degrees of freedom, which are not those of a moderated t."""
-    separate = data.codes is not None and len(set(np.bincount(data.codes).tolist())) > 1
+    if data.omnibus:
+        return {"x_ci_method": pd.NA, "x_ci_dof": np.nan}
+    groups = data.codes if data.beside is None else None
+    separate = groups is not None and len(set(np.bincount(groups).tolist())) > 1
     dof = sizes["x_dof"].to_numpy(dtype=float) if "x_dof" in sizes else np.full(len(sizes), data.n - 1.0)
     return {"x_ci_method": "Welch t" if separate else "t", "x_ci_dof": np.where(flat, np.nan, dof)}
+
+
+def _denominator(df: Any) -> float:
+    """Degrees of freedom of t, or those of the denominator of F; NA where the statistic has none."""
+    rest = df[1] if isinstance(df, tuple) else df
+    return np.nan if np.isinf(rest) else rest
 
 
 def _constants(data: ItemData) -> dict[str, object]:
@@ -86,35 +104,45 @@ def effect_sizes(data: ItemData, kept: np.ndarray) -> pd.DataFrame:
     parts = []
     for start in range(0, len(kept), CHUNK):
         columns = kept[start : start + CHUNK]
+        if data.omnibus:
+            parts.append(level_effects(data, columns))
+            continue
         d = data.D[:, columns].toarray()
         plus, minus, fires_plus, fires_minus = firing(data, columns)
-        if data.codes is None:
+        if data.codes is None or (data.beside is not None and data.beside.slope):
             parts.append(paired_effects(Pairs(d, plus, minus, fires_plus, fires_minus), level=LEVEL))
         else:
             fires = np.maximum(fires_plus, fires_minus)
             codes, weights = data.grouping
             separate = len(set(np.bincount(codes).tolist())) > 1
             parts.append(group_effects(d, fires, codes=codes, weights=weights, separate=separate))
-    return pd.concat(parts, ignore_index=True)
+    made = pd.concat(parts, ignore_index=True)
+    return made if data.beside is None else adjusted_effects(data, kept, made)
 
 
 def _smallest_p(data: ItemData, informative: np.ndarray, *, outcome: Outcome, inference: Inference) -> np.ndarray:
-    """Smallest p a row could reach: 2^(1-k) by its k informative items; counted p stop at 1/B."""
-    sides = 1 if inference.alternative == "two-sided" else 0
-    own = 2.0 ** (sides - informative) if data.codes is None else np.full(len(informative), data.exchange.p_min)
-    counted = CORRECTIONS[inference.correction] is None or data.codes is not None
-    return np.maximum(own, 1 / outcome.relabelling.n) if counted else own
+    """Smallest uncorrected p a row could reach: 2^(1-k) by its k informative items; counted p stop at 1/B."""
+    if (inside := data.exchange.levels) is not None:
+        own = np.array([inside.count(int(k))[1] for k in informative])
+    elif data.codes is None and data.beside is None:
+        own = 2.0 ** ((1 if inference.alternative == "two-sided" else 0) - informative)
+    else:
+        own = np.full(len(informative), data.exchange.p_min)
+    return np.maximum(own, 1 / outcome.relabelling.n) if outcome.ready.counted else own
 
 
-def _notes(data: ItemData, informative: np.ndarray, flat: np.ndarray, *, split: str) -> list[object]:
-    common = [text for text in (data.exchange.note, data.dropped) if text]
-    if split == "localizer":
+def _notes(cell: Cell, outcome: Outcome, informative: np.ndarray, *, flat: np.ndarray) -> list[object]:
+    data, ready = cell.data, outcome.ready
+    beside = "" if data.beside is None else data.beside.note
+    common = [text for text in (beside, data.exchange.note, data.dropped) if text]
+    if cell.place.split == "localizer":
         common.append("localizer items: for choosing features, effect sizes are optimistic")
+    alike = "the levels differ alike in all items" if data.omnibus else "the differences are all equal"
     notes: list[object] = []
-    for k, same in zip(informative, flat, strict=True):
-        own = ["the differences are all equal, so their variance is 0"] if same else []
-        own += [f"interval unreliable: {k} informative items"] if k < FEW else []
-        notes.append("; ".join([*own, *common]) or pd.NA)
+    for k, same, of_statistic in zip(informative, flat, ready.notes or [""] * len(flat), strict=True):
+        own = [f"{alike}, so their variance is 0"] if same else []
+        own += [f"interval unreliable: {k} informative items"] if k < FEW and not data.omnibus else []
+        notes.append("; ".join(filter(None, [*own, of_statistic, *common])) or pd.NA)
     return notes
 
 
@@ -123,7 +151,7 @@ def _rank_agrees(cell: Cell, outcome: Outcome, *, alpha: float) -> Any:
     agrees = pd.array([pd.NA] * len(cell.kept), dtype="boolean")
     p = np.where(np.isnan(outcome.p_corr), outcome.p_unc, outcome.p_corr)
     found = np.flatnonzero(p <= alpha)
-    if not len(found):
+    if not len(found) or cell.data.beside is not None:
         return agrees
     ranks = signed_rank(cell.data, cell.kept[found])
     if ranks.scores is not None:
@@ -150,7 +178,7 @@ def inactive_rows(
         status = "dead" if reason is None else "failed"
         why = reason or "no activity in any tested row"
         return as_results(columns | {"status": status, "note": why}, n_rows=1)
-    note = [_why_untestable(k) for k in informative]
+    note = [reason or _why_untestable(k) for k in informative]
     return as_results(
         columns
         | {"feature": data.features[features], "n_informative": informative, "status": "untestable", "note": note}

@@ -6,43 +6,33 @@
 | `t` | mean / (sd / sqrt(n)) | pooled t; Welch's where group sizes differ |
 | `moderated_t` | variance shrunk to a trend over activity | the same, prior on the total variance |
 | `signed_rank` | sum s R / sqrt(sum R^2), mid-ranks of non-zero abs(d) | rank sum |
+| `slope` | t of the slope on a covariate, as t is for such effects; nuisance beside t: see `projection` | the same |
+| `F` | all levels of a factor at once, see `levels`; t and moderated_t become F there | the same |
 
 A new statistic is one function and one entry in `STATISTICS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import scipy.sparse as sp
 from scipy.stats import rankdata
 
-from neurosae.stats.flips import Columns, flip_columns, group_columns
+from neurosae.errors import DataError
+from neurosae.stats.flips import Columns, Ready, flip_columns, group_columns
+from neurosae.stats.levels import compares_levels, of_levels
 from neurosae.stats.moderation import fit_prior
-from neurosae.stats.relabel import Relabelling
+from neurosae.stats.projection import regression
 from neurosae.stats.units import ItemData
 
 
-@dataclass(frozen=True)
-class Ready:
-    """Columns to relabel, what gives the uncorrected p, and how the statistic is called.
-
-    scores : CSC whose column sums the flip p is about; None where p is counted over relabellings
-    name : for the column `stat`;  d0 : prior degrees of freedom, nan without a prior
-    extras(relabelling) : further columns of the results by name, `x_...`, arrays of shape (n_kept,)
-    """
-
-    columns: Columns
-    scores: sp.csc_matrix | None
-    name: str
-    d0: float = np.nan
-    extras: Callable[[Relabelling], Mapping[str, Any]] | None = None
-
-
 def _mean(data: ItemData, kept: np.ndarray) -> Ready:
+    if compares_levels(data):
+        return of_levels(data, kept, "mean")
+    if data.beside is not None:
+        return regression(data, kept, "mean")
     D = _columns(data.D, kept)
     if data.codes is not None:
         return Ready(_grouped(data, D, mode=0), None, "mean")
@@ -51,6 +41,10 @@ def _mean(data: ItemData, kept: np.ndarray) -> Ready:
 
 
 def _t(data: ItemData, kept: np.ndarray) -> Ready:
+    if compares_levels(data):
+        return of_levels(data, kept, "t")
+    if data.beside is not None:
+        return regression(data, kept, "t")
     D, n = _columns(data.D, kept), data.n
     if data.codes is not None:
         mode = _mode(data)
@@ -59,6 +53,10 @@ def _t(data: ItemData, kept: np.ndarray) -> Ready:
 
 
 def _moderated(data: ItemData, kept: np.ndarray) -> Ready:
+    if compares_levels(data):
+        return of_levels(data, kept, "moderated_t")
+    if data.beside is not None:
+        return regression(data, kept, "moderated_t")
     D, n = _columns(data.D, kept), data.n
     activity = np.log(np.maximum(np.asarray(data.Y.mean(axis=0)).ravel()[kept], 1e-300))
     if data.codes is not None:
@@ -78,6 +76,10 @@ def _moderated(data: ItemData, kept: np.ndarray) -> Ready:
 
 def signed_rank(data: ItemData, kept: np.ndarray) -> Ready:
     """Signed ranks of non-zero differences, or the rank sum between groups, as normal deviates."""
+    if compares_levels(data):
+        return of_levels(data, kept, "signed_rank")
+    if data.beside is not None:
+        return regression(data, kept, "signed_rank")
     D = _columns(data.D, kept)
     if data.codes is not None:
         R = rankdata(D.toarray(), axis=0)
@@ -117,9 +119,23 @@ def _grouped(data: ItemData, D: sp.csc_matrix, *, mode: int, shrink: np.ndarray 
     return group_columns(D, codes, weights=weights, mode=mode, shrink=shrink, df=df)
 
 
+def _slope(data: ItemData, kept: np.ndarray) -> Ready:
+    if data.beside is None or not data.beside.slope:
+        raise DataError("statistic slope needs an effect on a covariate, {slope: frequency}; use moderated_t.")
+    return regression(data, kept, "slope")
+
+
+def _all_levels(data: ItemData, kept: np.ndarray) -> Ready:
+    if data.beside is not None:
+        return regression(data, kept, "F")
+    return of_levels(data, kept, "F")
+
+
 STATISTICS: dict[str, Callable[[ItemData, np.ndarray], Ready]] = {
     "mean": _mean,
     "t": _t,
     "moderated_t": _moderated,
     "signed_rank": signed_rank,
+    "F": _all_levels,
+    "slope": _slope,
 }

@@ -1,14 +1,15 @@
 """From responses to what is relabelled: one number per unit and feature, and how units may be exchanged.
 
 The design decides (`design.exchange`): within items the datum is the contrast d_i = sum_c w_c y_ic, whose sign is
-flipped; between items it is the item's value, or its within-item difference, whose label is permuted inside strata. A
-unit is an item, or with `unit: shared_forms` the mean over items that share a form.
+flipped, or the values at the levels of a factor, which change places; between items it is the item's value, or its
+within-item difference, whose label is permuted inside strata. A unit is an item, or with `unit: shared_forms` the mean
+over items that share a form.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,6 +22,7 @@ from neurosae.design.weights import Effect, compile_effect
 from neurosae.errors import DataError
 from neurosae.extraction.responses import item_cells
 from neurosae.spec.design import Design
+from neurosae.stats.nuisance import Adjustment
 
 AnnData: TypeAlias = Any  # one site's responses; anndata itself is known to extraction alone
 
@@ -38,6 +40,14 @@ class ItemData:
     codes, groups, strata : for label permutations the group of each unit, the weights of the groups, the stratum of
         each unit; None for sign flips
     features : index of each column in its dictionary;  dropped : what could not be used, in words
+    signs : the flips (n,) that D has undergone, None for none
+    levels : CSC float64 (n K, m), value of unit i at level k in row i K + k, exact zeros dropped, where levels change
+        places inside units; D then is the single contrast, or for all levels at once the root of the sum of squares
+        around the unit's mean
+    contrasts : for all levels of a factor between items, contrasts of the groups of `codes` (n_contrasts, n_groups)
+    obs : numeric columns of the responses, averaged as Y is;  row_datum : weight of each row in its unit's datum
+    beside : the regression of the effect, where nuisance is regressed out or a slope is tested (`stats.adjusted`);
+        codes then number the values of the covariate
     """
 
     names: tuple[str, ...]
@@ -55,6 +65,34 @@ class ItemData:
     exchange: Exchange
     features: np.ndarray
     dropped: str
+    signs: np.ndarray | None = None
+    levels: sp.csc_matrix | None = None
+    contrasts: np.ndarray | None = None
+    obs: pd.DataFrame = field(default_factory=pd.DataFrame)
+    row_datum: np.ndarray = field(default_factory=lambda: np.empty(0))
+    beside: Adjustment | None = None
+
+    @property
+    def moved(self) -> np.ndarray | None:
+        """What is permuted over units: their codes, or whole units where nuisance goes with them; None for flips."""
+        whole = self.beside is not None and self.beside.model.Q.shape[1] > self.beside.model.n_fixed
+        return self.codes if self.codes is None or not whole else np.arange(self.n)
+
+    @property
+    def weights_of_levels(self) -> np.ndarray | None:
+        """Weights of the levels that change places; None for all of them at once, or where none do."""
+        return None if self.exchange.levels is None else self.exchange.levels.weights
+
+    @property
+    def omnibus(self) -> bool:
+        """Whether all levels of a factor are compared at once."""
+        return self.effect.omnibus is not None
+
+    @property
+    def informative(self) -> np.ndarray:
+        """Number of units that say anything about each feature (m,); no relabelling changes it."""
+        D = self.D if self.levels is None else _spread(self.levels, self.n)
+        return np.diff(D.indptr)
 
     @property
     def n(self) -> int:
@@ -70,9 +108,19 @@ class ItemData:
 
 
 def item_data(
-    adata: AnnData, design: Design, effect: Mapping, *, region: str, position: int = 0, split: str = "test"
+    adata: AnnData,
+    design: Design,
+    effect: Mapping,
+    *,
+    region: str,
+    position: int = 0,
+    split: str = "test",
+    flips_only: bool = True,
 ) -> ItemData:
     """Data of every unit for one effect, with the relabellings that the design admits.
+
+    A caller that can let levels change places inside items says so, `flips_only=False`; for others a contrast without
+    mirror image is flipped, approximately.
 
     Raises
     ------
@@ -83,7 +131,7 @@ def item_data(
     """
     made = compile_effect(design, dict(effect))
     found = item_cells(adata, design, region=region, position=position, split=split)
-    exchange = exchangeability(design, made, items=found.items)  # pyright: ignore[reportArgumentType]
+    exchange = exchangeability(design, made, items=found.items, flips_only=flips_only)  # pyright: ignore[reportArgumentType]
     place = {name: k for k, name in enumerate(exchange.items)}
     taking_part = np.array([place.get(name, -1) for name in found.items])
     inside = taking_part[found.row_item] >= 0
@@ -91,11 +139,20 @@ def item_data(
     at = {cell: k for k, cell in enumerate(made.cells)}
     order = np.array([at[cell] for cell in found.cells])
     datum = exchange.datum[order]
-    _check_complete(row_item[datum[row_cell] != 0], region=region)
+    used = datum[row_cell] != 0 if exchange.levels is None else (exchange.levels.of_cell[order] >= 0)[row_cell]
+    _check_complete(row_item[used], region=region)
     size = np.bincount(exchange.units)
-    D = _sums(
-        Y, exchange.units[row_item], (datum[row_cell] * exchange.scale[row_item]) / size[exchange.units[row_item]]
-    )
+    row_datum = (datum[row_cell] * exchange.scale[row_item]) / size[exchange.units[row_item]]
+    D = _sums(Y, exchange.units[row_item], row_datum)
+    at_levels = None
+    if (levels := exchange.levels) is not None:
+        of_row, value = levels.of_cell[order][row_cell], levels.datum[order][row_cell]
+        share = value * exchange.scale[row_item] / size[exchange.units[row_item]]
+        place = exchange.units[row_item] * levels.n + of_row
+        at_levels = _sums(
+            Y, np.where(of_row >= 0, place, 0), np.where(of_row >= 0, share, 0), n_rows=len(size) * levels.n
+        )
+        D = D if levels.weights is not None else _spread(at_levels, len(size))
     first = np.unique(exchange.units, return_index=True)[1]
     codes = None if exchange.groups is None else exchange.groups[first]
     if codes is not None and (least := np.bincount(codes).min()) < 2:
@@ -117,6 +174,10 @@ def item_data(
         exchange=exchange,
         features=adata.var["feature"].to_numpy(dtype=np.int64),
         dropped=_dropped(found.dropped, len(found.items) - len(exchange.items)),
+        levels=at_levels,
+        contrasts=exchange.contrasts,
+        obs=found.numbers[inside].reset_index(drop=True),
+        row_datum=row_datum,
     )
 
 
@@ -125,11 +186,40 @@ def _check_complete(items: np.ndarray, *, region: str) -> None:
         raise DataError(f"region '{region}': some items lack cells of the effect; every item must have all of them.")
 
 
-def _sums(Y: sp.csr_matrix, row_unit: np.ndarray, coefficient: np.ndarray) -> sp.csc_matrix:
+def _at_levels(
+    Y: sp.csr_matrix, row_item: np.ndarray, row_cell: np.ndarray, *, exchange: Exchange, order: np.ndarray
+) -> sp.csc_matrix:
+    """Value of every unit at every level that changes places, one row each."""
+    levels, size = exchange.levels, np.bincount(exchange.units)
+    assert levels is not None
+    level, unit = levels.of_cell[order][row_cell], exchange.units[row_item]
+    share = levels.datum[order][row_cell] * exchange.scale[row_item] / size[unit]
+    used = level >= 0
+    return _sums(Y, np.where(used, unit * levels.n + level, 0), np.where(used, share, 0), n_rows=len(size) * levels.n)
+
+
+def _spread(levels: sp.csc_matrix, n: int) -> sp.csc_matrix:
+    """Root of every unit's sum of squares around its mean (n, m); 0 where its levels are equal up to rounding."""
+    n_rows, n_features = levels.shape  # pyright: ignore[reportGeneralTypeIssues]
+    K = n_rows // n
+    item, col = levels.indices // K, np.repeat(np.arange(n_features), np.diff(levels.indptr))
+    if not len(item):
+        return sp.csc_matrix((n, n_features))
+    starts = np.flatnonzero(np.r_[True, (np.diff(item) != 0) | (np.diff(col) != 0)])
+    square = np.add.reduceat(levels.data**2, starts)
+    left = square - np.add.reduceat(levels.data, starts) ** 2 / K
+    keep = left > 1e-12 * square
+    place = (item[starts][keep], col[starts][keep])
+    return sp.csc_matrix((np.sqrt(left[keep]), place), shape=(n, n_features))
+
+
+def _sums(
+    Y: sp.csr_matrix, row_unit: np.ndarray, coefficient: np.ndarray, *, n_rows: int | None = None
+) -> sp.csc_matrix:
     """Weighted sums of the rows of a unit; what cancels up to rounding is an exact zero, not an informative item."""
     used = np.flatnonzero(coefficient)
-    n_rows = Y.shape[0]  # pyright: ignore[reportOptionalSubscript]
-    A = sp.csr_matrix((coefficient[used], (row_unit[used], used)), shape=(row_unit.max() + 1, n_rows))
+    shape = (row_unit.max() + 1 if n_rows is None else n_rows, Y.shape[0])  # pyright: ignore[reportOptionalSubscript]
+    A = sp.csr_matrix((coefficient[used], (row_unit[used], used)), shape=shape)
     D = sp.csc_matrix(A @ Y)
     largest = abs(Y).max(axis=0).toarray().ravel() * np.abs(coefficient).max()
     D.data[np.abs(D.data) <= 1e-12 * np.repeat(largest, np.diff(D.indptr))] = 0.0
