@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test docs bench schema clean
+.PHONY: help demo check test docs bench calibrate schema clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "neurosae needs Python 3.11 or newer; this is " + sys.version.split()[0])'
@@ -39,6 +39,9 @@ $(VENV)/.bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group bench
 	@touch $@
+
+calibrate: $(READY)  ## error rates of every method on simulated data: docs/calibration.md (minutes; continues)
+	env -u OPENBLAS_CORETYPE $(BIN)/neurosae calibrate --full --sets 200 --out docs > /dev/null
 
 clean:  ## remove the environment and results
 	rm -rf $(VENV) results

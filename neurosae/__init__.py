@@ -32,6 +32,7 @@ _WHERE = {
     "neurosae.dictionary.load": ("load_dictionary", "train_sites"),
     "neurosae.dictionary.texts": ("read_texts", "sample_texts"),
     "neurosae.dictionary.train": ("train_dictionaries", "train_dictionary"),
+    "neurosae.stats.calibrate": ("calibrate",),
     "neurosae.stats.contrast": ("contrast", "null_rate"),
     "neurosae.stats.intervals": ("selected_intervals",),
     "neurosae.stats.multiplicity": ("holm_over_contrasts",),
@@ -42,10 +43,13 @@ _WHERE = {
     "neurosae.stats.rsa": ("model_rdms", "rdms", "rsa"),
     "neurosae.stats.simulate": ("Firing", "Planted", "simulate"),
     "neurosae.stats.worlds": ("world",),
+    "neurosae.report.calibration": ("calibration_page",),
+    "neurosae.report.figures_power": ("write_power",),
     "neurosae.report.html": ("write_report",),
     "neurosae.stages": ("Finished", "Study", "open_study", "write_table"),
     "neurosae.study": (
-        *("calibrate_study", "check_file", "extract_study", "needs_network", "prepare_study"),
+        *("calibrate_methods", "calibrate_study", "check_file", "extract_study", "needs_network"),
+        *("power_study", "prepare_study"),
         *("run_analysis", "run_study", "summarize", "test_study", "train_study"),
     ),
 }

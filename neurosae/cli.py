@@ -115,7 +115,32 @@ def run_tests(
         typer.echo(ns.calibrate_study(study, n_sets=null).to_string(index=False))
     else:
         results = ns.test_study(study)
-        typer.echo(ns.summarize(results))
+        typer.echo(ns.summarize(results, study.spec.inference.alpha))
+
+
+@app.command()
+def power(analysis: Analysis, *, out: Out = Path("results"), seed: Seed = None) -> None:
+    """Power over the number of items for a stated smallest effect; stored responses serve as pilot. Loads no model."""
+    study = _prepare(analysis, out, device="auto", dtype=None, seed=seed, offline=True)
+    table = ns.power_study(study)
+    typer.echo(table.round(3).to_string(index=False, na_rep="-"))
+    typer.echo(ns.recommend(table))
+    typer.echo(study.folder / "power.csv")
+
+
+@app.command()
+def calibrate(
+    *,
+    sets: Annotated[int, typer.Option(help="Data sets per cell.")] = 200,
+    full: Annotated[bool, typer.Option("--full", help="The whole grid; without it ten cells.")] = False,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of calibration.csv and .md.")] = Path("results"),
+    seed: Annotated[int, typer.Option(help="Same seed, same numbers.")] = 0,
+) -> None:
+    """Error rates, discoveries and coverage of every method on simulated data; a killed run continues."""
+    table = ns.calibrate_methods(out, n_sets=sets, full=full, seed=seed)
+    typer.echo((out / "calibration.md").read_text(encoding="utf-8"))
+    if table.query("role == 'tested'")["verdict"].eq("above").any():
+        raise typer.Exit(code=1)
 
 
 @app.command()

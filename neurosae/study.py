@@ -14,7 +14,7 @@ import pandas as pd
 import neurosae as ns
 from neurosae.errors import SpecError
 from neurosae.provenance import command_line, counts, families, machine, public, table_hash, versions
-from neurosae.spec.files import content_hash, lock
+from neurosae.spec.files import content_hash, lock, write_atomic
 from neurosae.spec.results import is_found, strongest
 from neurosae.stages import (
     Study,
@@ -264,6 +264,39 @@ def calibrate_study(study: Study, *, n_sets: int) -> pd.DataFrame:
         raise SpecError(f"{study.path}:1: tests: none is a contrast over all features; there is nothing to calibrate.")
     table = pd.concat(rows, ignore_index=True)
     return table[["test", "effect", *(c for c in table if c not in ("test", "effect"))]]
+
+
+def calibrate_methods(out: str | Path, *, n_sets: int = 200, full: bool = False, seed: int = 0) -> pd.DataFrame:
+    """Run the calibration grid (`ns.calibrate`); writes calibration.csv and, made from it, calibration.md."""
+    table = ns.calibrate(out, n_sets=n_sets, full=full, seed=seed, version=versions()["neurosae"])
+    command = f"neurosae calibrate{' --full' * full} --sets {n_sets} --seed {seed}"
+    write_atomic(Path(out) / "calibration.md", ns.calibration_page(table, command=command))
+    return table
+
+
+def power_study(study: Study) -> pd.DataFrame:
+    """Plan the number of items as `power:` asks; writes power.csv, power.svg and power.png.
+
+    Stored responses of the study are the pilot, where there are any: their noise is used, their effect never. Without
+    them, noise is simulated for the design. No model is loaded.
+    """
+    spec, ask = study.spec, study.spec.power
+    contrasts = [block for block in spec.tests.values() if block.test == "contrast"]
+    if study.design is None or not (contrasts or (ask.effect and ask.region)):
+        raise SpecError(f"{study.path}:1: power: needs a design, and a contrast or its own effect and region.")
+    effect = ask.effect or contrasts[0].effect[0]
+    settings = ask.model_copy(update={"region": ask.region or contrasts[0].region[0]})
+    with lock(study.folder):
+        stored = unchanged_responses(study) if ask.noise == "pilot" else None
+        source = study.design
+        if stored is not None:
+            stored = ns.align(stored, spec.positions.align, window=spec.positions.window)
+            source = ns.collapse(stored, spec.positions.tokens)[ask.site or next(iter(stored))]
+        say(study, f"power: {effect} at {settings.region}, noise from {'stored' if stored else 'simulated'} responses")
+        table = ns.power(source, spec.effects[effect], settings=settings, inference=spec.inference, seed=spec.seed)
+        ns.write_table(study.folder / "power.csv", table.set_index("method"))
+        ns.write_power(study.folder, table)
+    return table
 
 
 def needs_network(spec: Any) -> bool:

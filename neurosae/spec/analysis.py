@@ -23,6 +23,7 @@ from neurosae.spec.design import Design, load_design, region_names
 from neurosae.spec.effects import effect_problems, shape_problems
 from neurosae.spec.fields import Bool, Count, FileName, IntPair, Natural, OneOrMore, Strict, Text, fail, fail_all
 from neurosae.spec.load import is_file, load_yaml, similar_file
+from neurosae.spec.planning import Power, power_problems
 from neurosae.spec.sites import DictionaryBlock, ModelBlock, Site, StudyPath, TrainBlock
 from neurosae.spec.words import Problem, Where, describe, short
 
@@ -138,6 +139,8 @@ class Analysis(Strict):
     """Effects by name, as weights: {subject: {pl: 1, sg: -1}}."""
     tests: dict[FileName, TestBlock] = Field(default_factory=dict)
     """Tests by name, run in this order."""
+    power: Power = Power()
+    """How many items a study of this kind needs; read by `neurosae power`."""
     report: Report = Report()
     """Title of the report, and how many features it shows."""
 
@@ -253,6 +256,7 @@ def _own_problems(analysis: Analysis) -> Iterator[Problem]:
         if isinstance(block, ContrastBlock | ParametricBlock) and block.features is not None:
             yield from choice_problems(name, analysis)
     yield from family_problems(analysis)
+    yield from power_problems(analysis.power, effect=analysis.effects, site=analysis.sites)
 
 
 def _effects_used(block: Any) -> Iterator[tuple[Where, str]]:
@@ -295,6 +299,7 @@ def _design_problems(analysis: Analysis, design: Design) -> Iterator[Problem]:
     for region in analysis.positions.regions or ():
         if region not in known:
             yield ("positions", "regions"), unknown("region", short(region), known)
+    yield from power_problems(analysis.power, region=dict.fromkeys(known))
     for name, block in analysis.tests.items():
         where: Where = ("tests", name)
         if getattr(block, "split", "test") == "localizer" and design.partition is None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from neurosae.errors import unknown
 from neurosae.spec.fields import Count, Name, Number, Strict, Text, fail
+from neurosae.spec.words import Problem, short
 
 Method = Literal["maxT", "stepdown", "fdr_bh", "fdr_by", "set"]
 Share = Annotated[Number, Field(gt=0, lt=1)]
@@ -54,3 +57,11 @@ class Power(Strict):
     """Studies per number of items."""
     n_permutations: Count = 1000
     """Relabellings per study."""
+
+
+def power_problems(block: Power, **known: Mapping[str, Any]) -> Iterator[Problem]:
+    """What the `power:` section names but `effect=`, `site=` or `region=` does not hold."""
+    for key, names in known.items():
+        name = getattr(block, key)
+        if name is not None and name not in names:
+            yield ("power", key), unknown(key, short(name), names)
