@@ -54,6 +54,8 @@ LAYERS = """
 15 report.directions
 15 stats.power
 16 stats.parametric
+16 stats.minimum
+17 stats.combine
 16 report.tables report.parts
 16 stats.trials stats.maps
 17 report.figures_features report.figures_pattern report.figures_univariate report.result_tables report.claims report.limits report.page

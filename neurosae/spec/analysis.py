@@ -17,7 +17,16 @@ from pydantic import (
 )
 
 from neurosae.errors import unknown
-from neurosae.spec.blocks import TESTS, ContrastBlock, FeatureChoice, Inference, ParametricBlock, RdmModel, RsaBlock
+from neurosae.spec.blocks import (
+    TESTS,
+    ContrastBlock,
+    FeatureChoice,
+    Inference,
+    JointBlock,
+    ParametricBlock,
+    RdmModel,
+    RsaBlock,
+)
 from neurosae.spec.choices import choice_problems, family_problems
 from neurosae.spec.design import Design, load_design, region_names
 from neurosae.spec.effects import effect_problems, shape_problems
@@ -110,7 +119,7 @@ def _test_block(value: Any, _: Any, info: ValidationInfo) -> Any:
 
 
 TestBlock = Annotated[
-    SerializeAsAny[Annotated[ContrastBlock | ParametricBlock | RsaBlock, Field(discriminator="test")]],
+    SerializeAsAny[Annotated[ContrastBlock | ParametricBlock | RsaBlock | JointBlock, Field(discriminator="test")]],
     WrapValidator(_test_block),
 ]
 Effect = Annotated[dict[str, Any], WithJsonSchema({"type": "object"})]
@@ -260,7 +269,7 @@ def _own_problems(analysis: Analysis) -> Iterator[Problem]:
 
 
 def _effects_used(block: Any) -> Iterator[tuple[Where, str]]:
-    if isinstance(block, ContrastBlock | ParametricBlock):
+    if isinstance(block, ContrastBlock | ParametricBlock | JointBlock):
         yield from (((), effect) for effect in block.effect)
     if isinstance(block, RsaBlock):
         for name, model in block.models.items():
