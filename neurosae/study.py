@@ -93,7 +93,8 @@ def load_live(spec: Any, out: Path, *, device: str = "auto") -> tuple[Any, dict[
     asked = sites_of(spec, model.n_layers)
     # reference text of the fit checks, written once for all sites; the raw stream needs none
     checked = any(ask.dictionary.neurons is None for ask in asked.values())
-    texts = ns.sample_texts(model, 2048, seed=0) if checked and model.has_head else None
+    why = "reference text, to check the fit of the dictionaries"
+    texts = ns.sample_texts(model, 2048, seed=0, purpose=why) if checked and model.has_head else None
     return model, {
         site: ns.load_dictionary(ask, model, store=out, texts=texts, where=site) for site, ask in asked.items()
     }

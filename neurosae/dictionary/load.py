@@ -240,7 +240,7 @@ def check_fit(dictionary: Dictionary, model: Any, *, texts: Sequence[str] | None
     the same dictionary with `fit` filled in; what is poor but not refused is announced there and as a warning
     """
     if texts is None:
-        texts = sample_texts(model, REFERENCE, seed=0)
+        texts = sample_texts(model, REFERENCE, seed=0, purpose="reference text, to check the fit of a dictionary")
     here, card = _measure(dictionary, model, texts), _recorded(dictionary)
     _suggest_weights(dictionary, model, texts, fvu=here["fvu"])
     _refuse(dictionary, here, card)

@@ -10,6 +10,7 @@ import gzip
 import importlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ SEPARATOR = "<|doc|>"
 COLUMN = "text"
 TABLES = {".parquet", ".jsonl", ".json", ".arrow"}
 WRITERS = 8, 64  # documents that the model writes side by side: for few tokens, for many
+SMALL = 30_000_000  # parameters up to which one thread writes fastest: a step is too short to be shared
 
 
 def read_texts(paths: str | Path | Iterable[str | Path]) -> Iterator[str]:
@@ -195,7 +197,9 @@ def take_rows(contexts: Contexts, n_tokens: int, *, seed: int) -> Contexts:
     return contexts._replace(ids=[contexts.ids[i] for i in kept], documents=contexts.documents[kept])
 
 
-def sample_texts(model: Any, n_tokens: int, *, seed: int, length: int = 256) -> list[str]:
+def sample_texts(
+    model: Any, n_tokens: int, *, seed: int, length: int = 256, purpose: str = "reference text"
+) -> list[str]:
     """Documents that the model writes itself, at temperature 1 and without any truncation of its distribution.
 
     Parameters
@@ -204,6 +208,7 @@ def sample_texts(model: Any, n_tokens: int, *, seed: int, length: int = 256) -> 
     n_tokens : at least this many tokens, specials not counted
     seed : of the draws; the same seed gives the same documents on the same device
     length : largest number of tokens of a document
+    purpose : what the text is for, beside the progress bar
 
     Returns
     -------
@@ -212,7 +217,8 @@ def sample_texts(model: Any, n_tokens: int, *, seed: int, length: int = 256) -> 
 
     Notes
     -----
-    Documents start from BOS; for a model without one, from a random token.
+    Documents start from BOS; for a model without one, from a random token. A small model writes with one thread of the
+    CPU: shared among threads that other programs want too, its short steps take many times as long.
 
     Examples
     --------
@@ -229,7 +235,8 @@ def sample_texts(model: Any, n_tokens: int, *, seed: int, length: int = 256) -> 
     draws = torch.Generator().manual_seed(seed)
     n_writers = min(max(n_tokens // length, WRITERS[0]), WRITERS[1])
     texts, n_done = [], 0
-    with tqdm(total=n_tokens, desc="sample", unit="tok", unit_scale=True, mininterval=1) as bar:
+    name = f"{model.name} writes {purpose}"
+    with _one_thread(model), tqdm(total=n_tokens, desc=name, unit="tok", unit_scale=True, mininterval=1) as bar:
         while n_done < n_tokens:
             written = _write(model, draws, length=min(length, model.n_ctx - 1), n_writers=n_writers)
             for ids in written:
@@ -240,6 +247,18 @@ def sample_texts(model: Any, n_tokens: int, *, seed: int, length: int = 256) -> 
             if not any(len(ids) for ids in written):
                 raise ModelError(f"{model.name} writes nothing but special tokens; give texts.")
     return texts
+
+
+@contextmanager
+def _one_thread(model: Any) -> Iterator[None]:
+    """One thread for a small model on the CPU, and the caller's number of threads afterwards."""
+    before = torch.get_num_threads()
+    small = model.device == "cpu" and model.provenance.get("n_parameters", SMALL) < SMALL
+    torch.set_num_threads(1 if small else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _write(model: Any, draws: torch.Generator, *, length: int, n_writers: int) -> list[list[int]]:

@@ -222,7 +222,9 @@ def _own_texts(model: Any, settings: Settings, facts: Mapping[str, Any], *, path
             return stored["texts"]
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    texts = sample_texts(model, facts["sampled_tokens"], seed=settings.seed, length=settings.context)
+    texts = sample_texts(
+        model, facts["sampled_tokens"], seed=settings.seed, length=settings.context, purpose="its training text"
+    )
     write_atomic(path, json.dumps({"key": key, "texts": texts}))
     return texts
 

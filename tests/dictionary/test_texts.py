@@ -8,7 +8,9 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from neurosae.dictionary import texts
 from neurosae.dictionary.texts import make_contexts, read_texts, sample_texts, take_rows
 from neurosae.errors import DataError
 from neurosae.extraction.tokens import byte_tokenizer
@@ -101,6 +103,25 @@ def test_sample_texts_invariant_to_repetition(toy):
     """One seed, one set of documents; another seed, another set."""
     first, again, other = (sample_texts(toy, 100, seed=s) for s in (1, 1, 2))
     assert first == again != other
+
+
+def test_sample_texts_says_what_for_and_leaves_the_threads_alone(toy, capsys, monkeypatch):
+    """The bar names the model, the purpose and tokens per second; a small model writes with one thread, then not."""
+    seen, before = [], torch.get_num_threads()
+    honest = texts._write
+    monkeypatch.setattr(texts, "_write", lambda *a, **k: seen.append(torch.get_num_threads()) or honest(*a, **k))
+    try:
+        torch.set_num_threads(2)
+        texts.sample_texts(toy, 30, seed=1, purpose="text for a test")
+        assert torch.get_num_threads() == 2
+        monkeypatch.setattr(texts, "SMALL", 0)
+        texts.sample_texts(toy, 30, seed=1)
+    finally:
+        torch.set_num_threads(before)
+    assert (seen[0], seen[-1]) == (1, 2)
+    bar = capsys.readouterr().err
+    assert f"{toy.name} writes text for a test" in bar
+    assert "tok/s" in bar
 
 
 def test_sample_texts_agrees_with_the_model(shared_data):
