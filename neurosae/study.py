@@ -244,23 +244,28 @@ def train_study(study: Study, texts: list[Path]) -> dict[str, Path]:
 
 
 def calibrate_study(study: Study, *, n_sets: int) -> pd.DataFrame:
-    """Shuffle the labels of the study's own responses and count how often each contrast finds anything."""
+    """Shuffle the labels of the study's own responses and count how often each contrast finds anything.
+
+    A test is calibrated as it is run: its effects, regions and sites are one family, with its own statistic and
+    correction. Tests of features that another test chooses are left out, and named.
+    """
     responses = extract_study(study)
     spec, rows = study.spec, []
     for name, ask in spec.tests.items():
         if ask.test != "contrast" or ask.features is not None:
+            say(study, f"null {name}: left out, only contrasts over all features can be calibrated by shuffling")
             continue
-        for effect in ask.effect:
-            row = ns.null_rate(
-                responses,
-                {effect: spec.effects[effect]},
-                region=ask.region,
-                split=ask.split,
-                inference=spec.inference.model_dump(),
-                n_sets=n_sets,
-                seed=spec.seed,
-            )
-            rows.append(row.assign(test=name, effect=effect))
+        changed = {key: getattr(ask, key) for key in ("statistic", "correction", "alternative")}
+        row = ns.null_rate(
+            {site: responses[site] for site in ask.sites or responses},
+            {effect: spec.effects[effect] for effect in ask.effect},
+            region=ask.region,
+            split=ask.split,
+            inference=spec.inference.model_copy(update={k: v for k, v in changed.items() if v is not None}),
+            n_sets=n_sets,
+            seed=spec.seed,
+        )
+        rows.append(row.assign(test=name, effect=", ".join(ask.effect)))
     if not rows:
         raise SpecError(f"{study.path}:1: tests: none is a contrast over all features; there is nothing to calibrate.")
     table = pd.concat(rows, ignore_index=True)

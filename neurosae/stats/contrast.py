@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from scipy import stats
+from tqdm import tqdm
 
 from neurosae.errors import DataError, NeurosaeError, choose
 from neurosae.extraction.responses import design_of
@@ -162,7 +163,7 @@ def null_rate(
     if not cells:
         raise DataError("no feature can be tested here, so there is no error rate; choose another region or split.")
     rejecting = 0
-    for number in range(1, n_sets + 1):
+    for number in tqdm(range(1, n_sets + 1), desc="null", unit="set", disable=None, mininterval=1):
         shuffled = [cell._replace(data=_shuffled(cell.data, number, seed=seed)) for cell in cells]
         outcomes, _ = infer(shuffled, settings, seed=seed + number, split=split)
         p = np.concatenate([o.p_unc if settings.correction == "none" else o.p_corr for o in outcomes])
