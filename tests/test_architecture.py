@@ -29,6 +29,7 @@ LAYERS = """
 3  spec.planning
 4  spec.maps spec.choices design.regions design.units design.weights
 5  spec.analysis design.regressors design.levels design.expand design.confounds extraction.sites extraction.tokens extraction.packing
+5  design.orthogonal
 6  spec.editor design.exchange design.check_report design.cautions design.token_checks extraction.source
 6  extraction.cells extraction.responses
 7  design.model_checks extraction.align extraction.store extraction.model dictionary.topk
@@ -38,10 +39,10 @@ LAYERS = """
 9  stats.glm_kernels stats.mixed_kernels stats.layout
 9  stats.level_kernels stats.relabel stats.tails stats.rdm stats.simulate stats.tfce dictionary.learn dictionary.stream extraction.shard
 9  stats.products stats.crossfit_kernels
-10 stats.glm
+10 stats.glm stats.hurdle_kernels
 10 stats.flips stats.units stats.resample dictionary.checkpoint dictionary.evaluate extraction.run
 10 stats.conjunctions
-11 stats.mixed stats.levels
+11 stats.mixed stats.levels stats.hurdle
 11 stats.adjusted stats.projection stats.chains stats.lanes stats.length dictionary.train stats.worlds
 11 stats.plasmode stats.crossfit stats.communities
 12 stats.crossed
@@ -57,12 +58,12 @@ LAYERS = """
 16 stats.minimum
 17 stats.combine
 16 report.tables report.parts
-16 stats.trials stats.maps
+16 stats.trials stats.maps stats.pairs stats.sets
 17 report.figures_features report.figures_pattern report.figures_univariate report.result_tables report.claims report.limits report.page
 17 report.figures_power report.figures_maps
-17 stats.calibrate
+17 stats.calibrate stats.crosstest stats.othereffect
 18 report.figures report.prose report.methods report.maps
-18 report.calibration
+18 report.calibration stats.selection
 19 report.sections
 20 report.html
 21 provenance

@@ -24,6 +24,7 @@ from neurosae.design.confounds import (
 from neurosae.design.exchange import exchangeability
 from neurosae.design.expand import SPLITS, expand
 from neurosae.design.model_checks import length_problem, model_facts, model_folder, model_problems
+from neurosae.design.orthogonal import choice_by_other_effect, inner_product
 from neurosae.design.units import shared_forms
 from neurosae.design.weights import Effect, compile_effect
 from neurosae.errors import SpecError
@@ -129,6 +130,7 @@ def check_design(design: Design, stimuli: pd.DataFrame, analysis: Any = None, *,
     tokens, problems = _tokens(design, stimuli, regions, analysis=analysis, tokenizer=tokenizer)
     reach = _reach_warnings(exchange, alpha)
     warnings, notes = stimulus_warnings(design, stimuli, tested=_tested_regions(asks))
+    chosen = list(_choices(design, stimuli, effects, analysis=analysis))
     at_regions, free = region_warnings(lexical, asks, regions=regions)
     return CheckReport(
         name=design.name,
@@ -139,7 +141,7 @@ def check_design(design: Design, stimuli: pd.DataFrame, analysis: Any = None, *,
         confounds=confound_table(design, stimuli, effects, numbers=measures(stimuli, regions)),
         forms=shared_forms(design),
         tokens=tokens,
-        warnings=tuple(dict.fromkeys([*warnings, *repeated, *reach, *at_regions, *problems])),
+        warnings=tuple(dict.fromkeys([*warnings, *repeated, *reach, *chosen, *at_regions, *problems])),
         notes=tuple(dict.fromkeys([*notes, *free, *_overlaps(design, stimuli, effects, analysis=analysis)])),
     )
 
@@ -304,16 +306,24 @@ def _repeated(
     return found
 
 
+def _items_per_cell(design: Design, stimuli: pd.DataFrame) -> dict[Any, float]:
+    counts = stimuli.groupby(list(design.factors), observed=True)["item"].nunique()
+    return {key if isinstance(key, tuple) else (key,): float(value) for key, value in counts.items()}
+
+
+def _choices(design: Design, stimuli: pd.DataFrame, effects: Mapping[str, Effect], *, analysis: Any) -> Iterator[str]:
+    """A caution for features that another effect chooses on the same items; a refusal where they share evidence."""
+    for problem, caution in choice_by_other_effect(analysis, effects, _items_per_cell(design, stimuli)):
+        if problem is not None:
+            raise _Refusal(tuple(map(str, problem[0])), problem[1])
+        yield caution
+
+
 def _overlaps(design: Design, stimuli: pd.DataFrame, effects: Mapping[str, Effect], *, analysis: Any) -> Iterator[str]:
     """Pairs of effects that are not orthogonal, c1'(X'X)^-1 c2 != 0 with X the cells of the items, and their use."""
-    counts = stimuli.groupby(list(design.factors), observed=True)["item"].nunique()
-    n = {key if isinstance(key, tuple) else (key,): int(value) for key, value in counts.items()}
-    pairs = {
-        (a, b)
-        for (a, first), (b, second) in combinations(effects.items(), 2)
-        if abs(sum(v * w / n[c] for c, v, w in zip(first.cells, first.weights, second.weights, strict=True) if v and w))
-        > 1e-12
-    }
+    n = _items_per_cell(design, stimuli)
+    both = combinations(effects.items(), 2)
+    pairs = {(a, b) for (a, first), (b, second) in both if abs(inner_product(first, second, n)) > 1e-12}
     if pairs:
         shown = ", ".join(f"{a} and {b}" for a, b in sorted(pairs))
         yield f"not orthogonal, so they share their evidence: {shown}."

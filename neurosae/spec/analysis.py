@@ -23,8 +23,10 @@ from neurosae.spec.blocks import (
     FeatureChoice,
     Inference,
     JointBlock,
+    PairsBlock,
     ParametricBlock,
     RdmModel,
+    RoiBlock,
     RsaBlock,
 )
 from neurosae.spec.choices import choice_problems, family_problems
@@ -118,8 +120,9 @@ def _test_block(value: Any, _: Any, info: ValidationInfo) -> Any:
     return tests[kind][0].model_validate(value, context=info.context)
 
 
+Known = ContrastBlock | ParametricBlock | RsaBlock | RoiBlock | PairsBlock | JointBlock
 TestBlock = Annotated[
-    SerializeAsAny[Annotated[ContrastBlock | ParametricBlock | RsaBlock | JointBlock, Field(discriminator="test")]],
+    SerializeAsAny[Annotated[Known, Field(discriminator="test")]],
     WrapValidator(_test_block),
 ]
 Effect = Annotated[dict[str, Any], WithJsonSchema({"type": "object"})]
@@ -262,14 +265,16 @@ def _own_problems(analysis: Analysis) -> Iterator[Problem]:
                 hint = unknown("effect", short(effect), analysis.effects).partition("'.")[2]
                 yield (*where, *inner), f"uses effect '{effect}', which is not under `effects:`.{hint}"
         yield from _lock_problems(block, positions, where)
-        if isinstance(block, ContrastBlock | ParametricBlock) and block.features is not None:
+        if isinstance(block, ContrastBlock | RoiBlock | ParametricBlock) and block.features is not None:
             yield from choice_problems(name, analysis)
     yield from family_problems(analysis)
     yield from power_problems(analysis.power, effect=analysis.effects, site=analysis.sites)
 
 
 def _effects_used(block: Any) -> Iterator[tuple[Where, str]]:
-    if isinstance(block, ContrastBlock | ParametricBlock | JointBlock):
+    if isinstance(block, RoiBlock) and block.features.orthogonal is not None:
+        yield ("features",), block.features.orthogonal
+    if isinstance(block, ContrastBlock | RoiBlock | PairsBlock | ParametricBlock | JointBlock):
         yield from (((), effect) for effect in block.effect)
     if isinstance(block, RsaBlock):
         for name, model in block.models.items():

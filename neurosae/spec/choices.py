@@ -9,11 +9,37 @@ from neurosae.errors import unknown
 from neurosae.spec.blocks import ContrastBlock
 from neurosae.spec.words import Problem, Where, short
 
+CROSS_FITTED = ("moderated_t", "t", "mean")
+"""Statistics whose features can be chosen anew inside every relabelling."""
+
 
 def choice_problems(name: str, analysis: Any) -> Iterator[Problem]:
-    """What is wrong with the features that a test takes from an earlier one: it must be a contrast on other items."""
+    """What is wrong with the features that a test is given: never chosen by its own effect on its own items."""
     block = analysis.tests[name]
-    source, where = block.features.from_, ("tests", name, "features")
+    where = ("tests", name, "features")
+    if block.features.from_ is not None:
+        yield from _earlier_problems(name, analysis, where)
+    if getattr(block.features, "cross_fit", None) is not None:
+        yield from _cross_fit_problems(block, analysis.inference, where)
+    orthogonal = getattr(block.features, "orthogonal", None)
+    if orthogonal is not None and orthogonal in block.effect:
+        text = f"would choose features by '{orthogonal}' and test them for it on the same items"
+        yield where, f"{text}; use {{cross_fit: {{top: {block.features.top}}}}}, or choose on localizer items."
+
+
+def _cross_fit_problems(block: Any, inference: Any, where: Where) -> Iterator[Problem]:
+    statistic = block.statistic or inference.statistic
+    if statistic not in CROSS_FITTED:
+        text = f"chooses anew in every relabelling, for {', '.join(CROSS_FITTED)} only, not {statistic}"
+        yield (*where, "cross_fit"), f"{text}; set the statistic of this test."
+    if inference.nuisance:
+        text = "cannot take nuisance columns out of a choice that changes; choose features on localizer items instead."
+        yield (*where, "cross_fit"), text
+
+
+def _earlier_problems(name: str, analysis: Any, where: Where) -> Iterator[Problem]:
+    block = analysis.tests[name]
+    source = block.features.from_
     earlier = list(analysis.tests)[: list(analysis.tests).index(name)]
     kind = [other for other in earlier if isinstance(analysis.tests[other], ContrastBlock)]
     chooser = analysis.tests.get(source)
