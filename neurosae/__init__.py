@@ -41,6 +41,8 @@ _WHERE = {
     "neurosae.stats.multiplicity": ("holm_over_contrasts",),
     "neurosae.stats.noncentral": ("analytic_power", "items_needed"),
     "neurosae.stats.power": ("power", "recommend"),
+    "neurosae.stats.maps": ("effect_map", "set_mean"),
+    "neurosae.stats.tfce": ("cosine_graph", "tfce"),
     "neurosae.stats.resample": ("bootstrap_rdms", "permute_conditions"),
     "neurosae.stats.parametric": ("parametric",),
     "neurosae.stats.rsa": ("model_rdms", "rdms", "rsa"),

@@ -34,6 +34,7 @@ STATISTICS = {
     "moderated_t": "the moderated t statistic of the item contrasts",
     "signed_rank": "the signed-rank statistic of the item contrasts",
     "welch_t": "Welch's t statistic of the item means",
+    "slope": "the t statistic of the slope on a covariate",
 }
 
 

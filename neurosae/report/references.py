@@ -29,6 +29,11 @@ REFERENCES: dict[str, tuple[str, str]] = {
         "pattern-component, and representational-similarity analysis. PLoS Computational Biology 13, e1005508.",
         "https://doi.org/10.1371/journal.pcbi.1005508",
     ),
+    "freedman1983": (
+        "Freedman D, Lane D (1983). A nonstochastic interpretation of reported significance levels. Journal of "
+        "Business & Economic Statistics 1, 292–298.",
+        "https://doi.org/10.1080/07350015.1983.10509354",
+    ),
     "holm1979": (
         "Holm S (1979). A simple sequentially rejective multiple test procedure. Scandinavian Journal of Statistics 6, "
         "65–70.",
@@ -44,6 +49,11 @@ REFERENCES: dict[str, tuple[str, str]] = {
         "Lugannani R, Rice S (1980). Saddle point approximation for the distribution of the sum of independent random "
         "variables. Advances in Applied Probability 12, 475–490.",
         "https://doi.org/10.2307/1426607",
+    ),
+    "maris2007": (
+        "Maris E, Oostenveld R (2007). Nonparametric statistical testing of EEG- and MEG-data. Journal of Neuroscience "
+        "Methods 164, 177–190.",
+        "https://doi.org/10.1016/j.jneumeth.2007.03.024",
     ),
     "nichols2002": (
         "Nichols TE, Holmes AP (2002). Nonparametric permutation tests for functional neuroimaging: a primer with "
@@ -65,6 +75,16 @@ REFERENCES: dict[str, tuple[str, str]] = {
         "geometries. eLife 12, e82566.",
         "https://doi.org/10.7554/eLife.82566",
     ),
+    "sassenhagen2019": (
+        "Sassenhagen J, Draschkow D (2019). Cluster-based permutation tests of MEG/EEG data do not establish "
+        "significance of effect latency or location. Psychophysiology 56, e13335.",
+        "https://doi.org/10.1111/psyp.13335",
+    ),
+    "smith2009": (
+        "Smith SM, Nichols TE (2009). Threshold-free cluster enhancement: addressing problems of smoothing, threshold "
+        "dependence and localisation in cluster inference. NeuroImage 44, 83–98.",
+        "https://doi.org/10.1016/j.neuroimage.2008.03.061",
+    ),
     "smyth2004": (
         "Smyth GK (2004). Linear models and empirical Bayes methods for assessing differential "
         "expression in microarray "
@@ -82,11 +102,18 @@ REFERENCES: dict[str, tuple[str, str]] = {
         "Wiley, New York.",
         "",
     ),
+    "winkler2014": (
+        "Winkler AM, Ridgway GR, Webster MA, Smith SM, Nichols TE (2014). Permutation inference for the general linear "
+        "model. NeuroImage 92, 381–397.",
+        "https://doi.org/10.1016/j.neuroimage.2014.01.060",
+    ),
 }
 CITED = {
     "maxT": "[westfall1993; nichols2002]",
     "stepdown": "[westfall1993]",
     "holm": "[holm1979]",
     "maxT+holm": "[westfall1993; holm1979]",
+    "cluster": "[maris2007; sassenhagen2019]",
+    "tfce": "[smith2009]",
 }
 CITED |= {"fdr_bh": "[benjamini1995]", "fdr_by": "[benjamini2001]", "none": ""}

@@ -23,17 +23,19 @@ from neurosae.spec.blocks import (
     FeatureChoice,
     Inference,
     JointBlock,
+    MapBlock,
     PairsBlock,
     ParametricBlock,
     RdmModel,
     RoiBlock,
     RsaBlock,
 )
-from neurosae.spec.choices import choice_problems, family_problems
+from neurosae.spec.choices import choice_problems, family_problems, nuisance_problems, regression_problems
 from neurosae.spec.design import Design, load_design, region_names
 from neurosae.spec.effects import effect_problems, shape_problems
 from neurosae.spec.fields import Bool, Count, FileName, IntPair, Natural, OneOrMore, Strict, Text, fail, fail_all
 from neurosae.spec.load import is_file, load_yaml, similar_file
+from neurosae.spec.maps import map_problems
 from neurosae.spec.planning import Power, power_problems
 from neurosae.spec.sites import DictionaryBlock, ModelBlock, Site, StudyPath, TrainBlock
 from neurosae.spec.words import Problem, Where, describe, short
@@ -50,6 +52,7 @@ __all__ = [
     "DictionaryBlock",
     "FeatureChoice",
     "Inference",
+    "MapBlock",
     "ModelBlock",
     "ParametricBlock",
     "Positions",
@@ -120,7 +123,7 @@ def _test_block(value: Any, _: Any, info: ValidationInfo) -> Any:
     return tests[kind][0].model_validate(value, context=info.context)
 
 
-Known = ContrastBlock | ParametricBlock | RsaBlock | RoiBlock | PairsBlock | JointBlock
+Known = ContrastBlock | RsaBlock | RoiBlock | PairsBlock | ParametricBlock | MapBlock | JointBlock
 TestBlock = Annotated[
     SerializeAsAny[Annotated[Known, Field(discriminator="test")]],
     WrapValidator(_test_block),
@@ -265,17 +268,20 @@ def _own_problems(analysis: Analysis) -> Iterator[Problem]:
                 hint = unknown("effect", short(effect), analysis.effects).partition("'.")[2]
                 yield (*where, *inner), f"uses effect '{effect}', which is not under `effects:`.{hint}"
         yield from _lock_problems(block, positions, where)
-        if isinstance(block, ContrastBlock | RoiBlock | ParametricBlock) and block.features is not None:
+        if isinstance(block, ContrastBlock | RoiBlock | MapBlock | ParametricBlock) and block.features is not None:
             yield from choice_problems(name, analysis)
+        if isinstance(block, MapBlock):
+            yield from map_problems(name, analysis)
     yield from family_problems(analysis)
+    yield from regression_problems(analysis)
     yield from power_problems(analysis.power, effect=analysis.effects, site=analysis.sites)
 
 
 def _effects_used(block: Any) -> Iterator[tuple[Where, str]]:
+    if isinstance(block, ContrastBlock | RoiBlock | PairsBlock | ParametricBlock | MapBlock | JointBlock):
+        yield from (((), effect) for effect in block.effect)
     if isinstance(block, RoiBlock) and block.features.orthogonal is not None:
         yield ("features",), block.features.orthogonal
-    if isinstance(block, ContrastBlock | RoiBlock | PairsBlock | ParametricBlock | JointBlock):
-        yield from (((), effect) for effect in block.effect)
     if isinstance(block, RsaBlock):
         for name, model in block.models.items():
             if model.effect is not None:
@@ -309,6 +315,7 @@ def _lock_problems(block: Any, positions: Positions, where: Where) -> Iterator[P
 def _design_problems(analysis: Analysis, design: Design) -> Iterator[Problem]:
     for name, effect in analysis.effects.items():
         yield from effect_problems(effect, design, ("effects", name))
+    yield from nuisance_problems(analysis, design.covariates)
     known = region_names(design)
     for region in analysis.positions.regions or ():
         if region not in known:

@@ -15,7 +15,7 @@ from neurosae.spec.fields import Bool, Count, FileName, Name, Number, OneOrMore,
 from neurosae.spec.sites import AnyPath
 from neurosae.spec.words import short
 
-Statistic = Literal["mean", "t", "moderated_t", "signed_rank", "F", "slope"]
+Statistic = Literal["mean", "t", "moderated_t", "signed_rank", "hurdle", "F", "slope"]
 Correction = Literal["maxT", "stepdown", "holm", "fdr_bh", "fdr_by", "storey", "bb", "none"]
 Alternative = Literal["two-sided", "greater", "less"]
 Intervals = Literal["marginal", "flip_t", "bca", "simultaneous"]
@@ -277,51 +277,7 @@ class ConjunctionBlock(Block):
     @model_validator(mode="after")
     def _check(self) -> ConjunctionBlock:
         if len(self.effect) < 2:
-            fail("effect", text=f"names only {self.effect[0]}; a conjunction needs two effects, use contrast for one.")
-        return self
-
-
-class CombinationBlock(Block):
-    """Features that differ in at least one of several parts, by the combined evidence of all."""
-
-    test: Literal["combination"]
-    """combination"""
-    effect: OneOrMore
-    """Effect or effects, by their names under `effects:`."""
-    over: Literal["position", "region", "effect", "site"] = "position"
-    """What the parts are; over sites one row speaks for all features."""
-    how: Literal["fisher", "stouffer", "tippett"] = "fisher"
-    """How p are combined: all parts (fisher), parts of one direction (stouffer), the strongest part (tippett)."""
-    statistic: Statistic | None = None
-    """Instead of the statistic under `inference:`."""
-    correction: Correction | None = None
-    """Instead of the correction under `inference:`."""
-    alternative: Alternative | None = None
-    """Instead of the alternative under `inference:`."""
-
-
-JointBlock = ConjunctionBlock | CombinationBlock
-"""Tests that join several tests of a feature."""
-
-
-class ConjunctionBlock(Block):
-    """Features that respond to all of several effects, by the weakest of them."""
-
-    test: Literal["conjunction"]
-    """conjunction"""
-    effect: OneOrMore
-    """Two effects or more, by their names under `effects:`."""
-    statistic: Statistic | None = None
-    """Instead of the statistic under `inference:`."""
-    correction: Correction | None = None
-    """Instead of the correction under `inference:`."""
-    alternative: Alternative | None = None
-    """Instead of the alternative under `inference:`."""
-
-    @model_validator(mode="after")
-    def _check(self) -> ConjunctionBlock:
-        if len(self.effect) < 2:
-            fail("effect", text=f"names only {self.effect[0]}; a conjunction needs two effects, use contrast for one.")
+            fail("effect", text=f"names only {', '.join(self.effect)}; a conjunction needs two effects, use contrast for one.")
         return self
 
 
@@ -387,8 +343,6 @@ class RsaBlock(Block):
 TESTS: Mapping[str, tuple[type[Strict], str]] = {
     "contrast": (ContrastBlock, "neurosae.stats.contrast"),
     "rsa": (RsaBlock, "neurosae.stats.rsa"),
-    "conjunction": (ConjunctionBlock, "neurosae.stats.combine"),
-    "combination": (CombinationBlock, "neurosae.stats.combine"),
     "conjunction": (ConjunctionBlock, "neurosae.stats.combine"),
     "combination": (CombinationBlock, "neurosae.stats.combine"),
     "map": (MapBlock, "neurosae.stats.maps"),

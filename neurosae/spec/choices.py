@@ -1,16 +1,57 @@
-"""Features chosen by earlier tests, and tests joined to families: what may refer to what, before anything runs."""
+"""Features chosen by earlier tests, families of tests, nuisance: what may refer to what, before anything runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from neurosae.errors import unknown
-from neurosae.spec.blocks import ContrastBlock
+from neurosae.spec.blocks import ADJUSTABLE, ContrastBlock, MapBlock, not_adjustable
+from neurosae.spec.effects import sloped
 from neurosae.spec.words import Problem, Where, short
 
 CROSS_FITTED = ("moderated_t", "t", "mean")
 """Statistics whose features can be chosen anew inside every relabelling."""
+
+NUISANCE = ("n_tokens", "token_index", "stimulus_tokens", "position", "norm", "surprisal", "logit_diff")
+"""Numbers that every response has and that may be regressed out, beside the design's covariates."""
+REGRESSED = ("contrast", "conjunction", "combination", "map")
+"""Kinds of test that regress nuisance out and know slopes on a covariate; others refuse (rsa has nuisance models)."""
+
+
+def regression_problems(analysis: Any) -> Iterator[Problem]:
+    """What is wrong with nuisance columns and with slopes on a covariate, whatever the design."""
+    inference = analysis.inference
+    if inference.nuisance and inference.intervals != "marginal":
+        yield ("inference", "intervals"), f"{inference.intervals} are not made beside nuisance columns; use marginal."
+    for name, block in analysis.tests.items():
+        where: Where = ("tests", name)
+        effects = {e: analysis.effects.get(e, {}) for e in getattr(block, "effect", ())}
+        slopes = [e for e, written in effects.items() if sloped(written) is not None]
+        if block.test not in REGRESSED:
+            if inference.nuisance and block.test in ("roi", "pairs", "parametric"):
+                yield where, f"regresses no nuisance out; keep `test: {block.test}` in an analysis without nuisance."
+            if slopes:
+                yield where, f"takes no slope on a covariate, as '{slopes[0]}' is; use `test: contrast`."
+            continue
+        own = None if isinstance(block, MapBlock) else block.statistic  # of a map it is how the map is corrected
+        statistic = own or inference.statistic
+        if inference.nuisance and statistic not in ADJUSTABLE:
+            yield (*where, "statistic"), f"{statistic}: nuisance {not_adjustable(statistic)}"
+        elif slopes and statistic not in ADJUSTABLE:
+            text = f"{statistic} is no slope, which '{slopes[0]}' asks for; set `statistic: moderated_t`."
+            yield (*where, "statistic"), text
+        elif statistic == "slope" and len(slopes) < len(effects):
+            other = next(e for e in effects if e not in slopes)
+            yield (*where, "effect"), f"'{other}' is no slope on a covariate, {{slope: frequency}}; use moderated_t."
+
+
+def nuisance_problems(analysis: Any, covariates: Iterable[str]) -> Iterator[Problem]:
+    """Nuisance columns that no response will have."""
+    known = [*NUISANCE, *covariates]
+    for i, name in enumerate(analysis.inference.nuisance):
+        if name not in known:
+            yield ("inference", "nuisance", i), unknown("column", short(name), known)
 
 
 def choice_problems(name: str, analysis: Any) -> Iterator[Problem]:
@@ -73,9 +114,12 @@ def family_problems(analysis: Any) -> Iterator[Problem]:
                 yield where, f"test '{member}' is {other}; a test belongs to one family."
             owner[member] = family
             correction = getattr(block, "correction", None) or analysis.inference.correction
+            if isinstance(block, MapBlock):  # a map of cluster mass or TFCE has a maximum on a scale of its own
+                correction = block.statistic
             if correction != "maxT":
                 text = f"test '{member}' is corrected by {correction}, but a family shares one maximum"
-                yield where, f"{text}; set `correction: maxT` on it, or take it out."
+                key = "statistic" if isinstance(block, MapBlock) else "correction"
+                yield where, f"{text}; set `{key}: maxT` on it, or take it out."
             splits.setdefault(getattr(block, "split", "test"), member)
         if len(splits) > 1:
             pair = " and ".join(f"'{member}' ({split})" for split, member in splits.items())

@@ -234,18 +234,25 @@ def _data(
 ) -> ItemData | str:
     """The item data, or why there is none; other positions than 0 may be missing in some stimuli."""
     try:
-        where = {"region": place.region, "position": place.position, "split": place.split}
-        flips_only = bool(inference.nuisance) and omnibus(effect) is None and sloped(effect) is None
-        data = adjusted(item_data(adata, design, effect, **where, flips_only=flips_only), inference.nuisance)
-        refuse_few(data, inference, place)
+        return cell_data(adata, design, effect, place=place, inference=inference)
     except DataError as error:
         if place.position == 0:
             raise
         return str(error)
+
+
+def cell_data(
+    adata: AnnData, design: Design, effect: Mapping[str, Any], *, place: Place, inference: Inference
+) -> ItemData:
+    """The item data of one effect at one place, nuisance regressed out where asked for; refused for too few items."""
+    where = {"region": place.region, "position": place.position, "split": place.split}
+    flips_only = bool(inference.nuisance) and omnibus(effect) is None and sloped(effect) is None
+    data = adjusted(item_data(adata, design, effect, **where, flips_only=flips_only), inference.nuisance)
+    _refuse_few(data, inference, place)
     return data
 
 
-def refuse_few(data: ItemData, inference: Inference, place: Place) -> None:
+def _refuse_few(data: ItemData, inference: Inference, place: Place) -> None:
     p_min = data.exchange.p_min / (1 if inference.alternative == "two-sided" or data.exchange.kind != "flip" else 2)
     if p_min > inference.alpha:
         what = "sign flips" if data.exchange.kind == "flip" else "label permutations"

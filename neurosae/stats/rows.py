@@ -41,8 +41,8 @@ def feature_rows(cell: Cell, outcome: Outcome, *, inference: Inference) -> pd.Da
         "n_features": 1,
         "stat": outcome.ready.name,
         "value": value,
-        "dof": sizes["x_dof"] if outcome.ready.name == "welch_t" else _denominator(df),
-        "eftype": _eftype(data),
+        "dof": sizes["x_dof"] if outcome.ready.name == "welch_t" else denominator(df),
+        "eftype": eftype_of(data),
         "ci_level": LEVEL,
         "p_unc": outcome.p_unc,
         "p_corr": outcome.p_corr,
@@ -68,7 +68,8 @@ def feature_rows(cell: Cell, outcome: Outcome, *, inference: Inference) -> pd.Da
     return as_results(columns | dict(extras(outcome.relabelling) if extras is not None else {}))
 
 
-def _eftype(data: ItemData) -> str:
+def eftype_of(data: ItemData) -> str:
+    """Name of the effect size of an effect."""
     if data.beside is not None and data.beside.slope:
         return "r"
     return "eta2_p" if data.omnibus else "d_z" if data.codes is None else "d"
@@ -84,7 +85,7 @@ def _plain_interval(data: ItemData, sizes: pd.DataFrame, flat: np.ndarray) -> di
     return {"x_ci_method": "Welch t" if separate else "t", "x_ci_dof": np.where(flat, np.nan, dof)}
 
 
-def _denominator(df: Any) -> float:
+def denominator(df: Any) -> float:
     """Degrees of freedom of t, or those of the denominator of F; NA where the statistic has none."""
     rest = df[1] if isinstance(df, tuple) else df
     return np.nan if np.isinf(rest) else rest
