@@ -90,6 +90,7 @@ def contrast_methods(study: Study, rows: pd.DataFrame) -> Iterator[str]:
         "cell means with the weights of the effect as written."
     )
     yield from _prior(rows)
+    yield from _adjusted(study, rows)
     yield from _relabelling(study, rows)
     yield (
         f"Features with fewer than {inference.get('min_informative', 6)} informative items were "
@@ -123,6 +124,25 @@ def _prior(rows: pd.DataFrame) -> Iterator[str]:
             "Variances were shrunk towards a trend over mean activity, which does not change under relabelling "
             f"(prior degrees of freedom {span})."
         )
+
+
+def _adjusted(study: Study, rows: pd.DataFrame) -> Iterator[str]:
+    """What was regressed out, and why it was not centred."""
+    names = [str(name) for name in section(study.analysis, "inference").get("nuisance") or []]
+    vif = rows["x_vif"].dropna() if "x_vif" in rows else []
+    if not names or not len(vif):
+        return
+    within = bool((rows.loc[vif.index, "eftype"] == "d_z").any())
+    centred = (
+        " Within items its differences between conditions were not centred: centring would give the mean difference in "
+        "nuisance back to the effect, whose test would then reject for it; the effect is the one at equal nuisance."
+    )
+    yield (
+        f"Nuisance ({listed(names)}) was regressed out by the method of Freedman and Lane [freedman1983; winkler2014]: "
+        "residuals of the reduced model were relabelled and the full model was fitted again (variance inflation up to "
+        f"{digits(float(vif.max()))}).{centred if within else ''} Unadjusted estimates are in the results beside the "
+        "adjusted ones."
+    )
 
 
 def _relabelling(study: Study, rows: pd.DataFrame) -> Iterator[str]:

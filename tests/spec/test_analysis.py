@@ -198,8 +198,9 @@ CASES = [
      "16: inference.n_permutations: 10 relabellings cannot reach alpha 0.05; use at least 20."),
     ("alpha: 0.05", "alpha: 5", "16: inference.alpha: is 5; it must be below 1.0."),
     ("alpha: 0.05", "alpha: .nan", "16: inference.alpha: is nan; write a finite number."),
-    ("nuisance: []", "nuisance: [n_tokens]",
-     "17: inference.nuisance: nuisance columns cannot be regressed out here; leave it empty, []."),
+    ("nuisance: []", "nuisance: [n_token]",
+     "17: inference.nuisance.0: unknown column 'n_token'. Did you mean 'n_tokens'? Known: n_tokens, token_index, stimulus_tokens, position, norm, surprisal, logit_diff."),
+    ("nuisance: []", "nuisance: [n_tokens, n_tokens]", "17: inference.nuisance: names a column twice; write each once."),
     ("[number, interference]", "[number, interferense]",
      "18: inference.families.agreement: unknown test 'interferense'. Did you mean 'interference'?"),
     ("[number, interference]", "[number, screen]",
@@ -298,6 +299,31 @@ def test_analysis_refuses(refused, case):
     found = refused(old, new)
     assert found.startswith(f"analyses/number_agreement.yaml:{message}")
     assert found.count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("statistic: moderated_t", "statistic: mean", "inference.nuisance: is regressed out of t and moderated_t, not of mean"),
+        ("correction: fdr_bh", "statistic: signed_rank", "tests.screen.statistic: signed_rank: nuisance is regressed out of t"),
+        ("correction: fdr_bh", "statistic: slope", "tests.screen.effect: 'subject' is no slope on a covariate"),
+        ("nuisance: [n_tokens]", "nuisance: [n_tokens], intervals: bca", "inference.intervals: bca are not made beside nuisance"),
+        ("screen:         {test: contrast,", "screen:         {test: pairs,", "tests.screen: regresses no nuisance out"),
+        ("subject:    {subject: {pl: 1, sg: -1}}", "subject:    {slope: frequency}", "effects.subject.slope: unknown covariate 'frequency'"),
+    ],
+)  # fmt: skip
+def test_analysis_refuses_beside_nuisance(study, refused, case):
+    """What has no linear model takes no nuisance column, and a slope needs a covariate."""
+    old, new, message = case
+    path = study / "analyses" / "number_agreement.yaml"
+    path.write_text(path.read_text().replace("nuisance: []", "nuisance: [n_tokens]"))
+    assert message in refused(old, new)
+
+
+def test_analysis_takes_nuisance(changed):
+    """Columns of the responses are read as written."""
+    found = changed("nuisance: []", "nuisance: [n_tokens, surprisal]")
+    assert found.inference.nuisance == ("n_tokens", "surprisal")
 
 
 def test_analysis_refuses_one_of_a_pair(changed, refused):
