@@ -21,6 +21,7 @@ Two YAML files make a study: a DESIGN (factors, frames, items) and an ANALYSIS (
   neurosae check stimuli/number_agreement.yaml     what is in the design, what may be exchanged, what is confounded
   neurosae check analyses/number_agreement.yaml    the same, and whether every test can be run; loads no model
   neurosae run analyses/number_agreement.yaml      extract, test, report: results/number_agreement/report.html
+  neurosae power analyses/number_agreement.yaml    how many items the next study needs
 
 Add --debug to any verb to see the traceback of an error.
 A second run reuses what is stored; a killed run continues. Nothing uses the network unless the analysis names a hub id.
