@@ -32,7 +32,7 @@ LAYERS = """
 5  design.orthogonal
 6  spec.editor design.exchange design.check_report design.cautions design.token_checks extraction.source
 6  extraction.cells extraction.responses
-7  design.model_checks extraction.align extraction.store extraction.model dictionary.topk
+7  design.model_checks extraction.align extraction.store extraction.archive extraction.model dictionary.topk
 8  stats.kernels stats.effects stats.moderation stats.nuisance stats.multiplicity dictionary.record dictionary.texts
 8  stats.scores design.checks
 8  stats.noncentral stats.pattern
@@ -82,8 +82,8 @@ ONLY = {
     "sae_lens": ["dictionary.*"],
     "tokenizers": ["extraction.tokens"],
     "safetensors": ["dictionary.*"],
-    "anndata": ["extraction.responses", "extraction.store"],
-    "zarr": ["extraction.store"],
+    "anndata": ["extraction.responses", "extraction.store", "extraction.archive"],
+    "zarr": ["extraction.store", "extraction.archive"],
     "numba": ["stats.*"],
     "rsatoolbox": ["stats.rsa", "stats.rdm"],
     "sklearn": ["dictionary.*", "stats.*"],

@@ -40,6 +40,7 @@ class Run(NamedTuple):
     to_value(u, df), to_z(u, df) : the statistic that is reported; its normal equivalent, monotone in u
     negate(columns) : columns of the opposite contrast; None where the statistic has no sign
     place(columns, rows) : the same columns, item i now in row rows[i] of a larger relabelling
+    bounded : |u| <= 1; otherwise u is compared as it is in a step-down
     """
 
     tile: Callable[..., tuple[np.ndarray, np.ndarray]]
@@ -50,6 +51,7 @@ class Run(NamedTuple):
     to_z: Callable[[np.ndarray, Any], np.ndarray]
     negate: Callable[[Columns], Columns] | None
     place: Callable[[Columns, np.ndarray], Columns]
+    bounded: bool = True
 
 
 @dataclass(frozen=True)
@@ -288,7 +290,7 @@ def tail_z(u: np.ndarray, a: float, b: float) -> np.ndarray:
 
 
 def _z_table(columns: Columns) -> np.ndarray:
-    if columns.how.to_z is to_z and np.isinf(columns.df):
+    if not columns.how.bounded or (columns.how.to_z is to_z and np.isinf(columns.df)):
         return np.full(4097, np.nan)
     return columns.how.to_z(np.tanh(np.linspace(0, kernels.STEEPEST, 4097)), columns.df)
 

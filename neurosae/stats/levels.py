@@ -49,6 +49,11 @@ def compares_levels(data: ItemData) -> bool:
 def of_levels(data: ItemData, kept: np.ndarray, statistic: str) -> Ready:
     """A statistic of levels, ready to be relabelled: t (F), moderated_t (moderated F), signed_rank, mean or F."""
     every = data.omnibus
+    if data.beside is not None:
+        raise DataError(
+            f"nuisance cannot be regressed out where levels change places inside items, as for {data.effect.words}; "
+            "leave `nuisance` empty, or test contrasts that swap two levels."
+        )
     if every and statistic == "mean":
         raise DataError(f"statistic mean is one difference, but {data.effect.words} compares all levels; use F.")
     if not every and statistic == "F":

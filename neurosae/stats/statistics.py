@@ -7,6 +7,7 @@
 | `moderated_t` | variance shrunk to a trend over activity | the same, prior on the total variance |
 | `signed_rank` | sum s R / sqrt(sum R^2), mid-ranks of non-zero abs(d) | rank sum |
 | `slope` | t of the slope on a covariate, as t is for such effects; nuisance beside t: see `projection` | the same |
+| `hurdle` | z_fire^2 + z_mag^2: fires more often, or more strongly, see `hurdle` | the same of groups |
 | `F` | all levels of a factor at once, see `levels`; t and moderated_t become F there | the same |
 
 A new statistic is one function and one entry in `STATISTICS`.
@@ -22,6 +23,7 @@ from scipy.stats import rankdata
 
 from neurosae.errors import DataError
 from neurosae.stats.flips import Columns, Ready, flip_columns, group_columns
+from neurosae.stats.hurdle import hurdle
 from neurosae.stats.levels import compares_levels, of_levels
 from neurosae.stats.moderation import fit_prior
 from neurosae.stats.projection import regression
@@ -136,6 +138,7 @@ STATISTICS: dict[str, Callable[[ItemData, np.ndarray], Ready]] = {
     "t": _t,
     "moderated_t": _moderated,
     "signed_rank": signed_rank,
+    "hurdle": hurdle,
     "F": _all_levels,
     "slope": _slope,
 }

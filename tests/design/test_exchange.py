@@ -123,18 +123,67 @@ def test_a_stratum_with_one_label_is_named(designs):
     assert "'b' has one label and contributes nothing" in found.note
 
 
-def test_effects_without_reversal_are_labelled_approximate(designs):
+@pytest.mark.parametrize(
+    ("weights", "n_orders"), [((2, -1, -1), 3), ((1, -1, -1, 1), None), ((-1, 0, 1), None), ((2, -1, 0, -1), 3)]
+)
+def test_effects_without_reversal_permute_levels(designs, weights, n_orders):
     """2, -1, -1 cannot be turned round by exchanging levels; 1, -1, -1, 1 and a trend can."""
-    for levels, weights, exact in [
-        ("abc", (2, -1, -1), False),
-        ("abcd", (1, -1, -1, 1), True),
-        ("abc", (-1, 0, 1), True),
-    ]:
-        items = {name: {"w": {level: f"{name}{level}" for level in levels}} for name in ("x", "y")}
-        design = designs["make"](factors={"k": list(levels)}, frames={"f": "{w:k} it"}, items=items)
-        found = how(design, {"k": dict(zip(levels, weights, strict=True))})
-        assert found.exact == exact
-        assert found.note.startswith("approximate") != exact
+    levels = "abcd"[: len(weights)]
+    items = {name: {"w": {level: f"{name}{level}" for level in levels}} for name in ("x", "y")}
+    design = designs["make"](factors={"k": list(levels)}, frames={"f": "{w:k} it"}, items=items)
+    found = how(design, {"k": dict(zip(levels, weights, strict=True))})
+    assert found.exact
+    assert found.kind == ("flip" if n_orders is None else "permute_levels")
+    assert found.n_relabellings == (4 if n_orders is None else n_orders**2)
+    assert found.p_min == (0.5 if n_orders is None else n_orders**-2.0)
+    if n_orders is not None:
+        assert found.levels.weights.tolist() == [w for w in weights if w]
+        assert "3 levels of the effect change places inside every item" in found.words
+
+
+def three_by_two(designs, varies="within", n=4):
+    """Dose (3 levels) x polarity; dose within or between items."""
+    doses, names = ["low", "mid", "high"], "abcdefghijkl"[: n if varies == "within" else 3 * n]
+    neg = {"yes": "so", "no": "not"}
+    if varies == "within":
+        items = {name: {"w": {d: f"{name}{d}" for d in doses}, "neg": neg} for name in names}
+        return designs["make"](
+            factors={"dose": doses, "polarity": ["no", "yes"]}, frames={"f": "{neg:polarity} {w:dose} it"}, items=items
+        )
+    items = {name: {"dose": doses[k % 3], "w": name, "neg": neg} for k, name in enumerate(names)}
+    factors = {"dose": {"levels": doses, "varies": "between"}, "polarity": ["no", "yes"]}
+    return designs["make"](factors=factors, frames={"f": "{neg:polarity} {w} it"}, items=items)
+
+
+@pytest.mark.parametrize("other", [{}, POLARITY, {"polarity": {"yes": 1}}])
+def test_all_levels_within_items_permute_them(designs, other):
+    """(3!)^n relabellings, p from 3! of them; the value at a level keeps the weights of the other factor."""
+    found = how(three_by_two(designs), {"dose": "all"} | other)
+    assert (found.kind, found.n_relabellings, found.p_min) == ("permute_levels", 6**4, 6 / 6**4)
+    assert found.levels.weights is None
+    assert sorted(set(found.levels.of_cell.tolist())) == [0, 1, 2]
+    expected = {0: [0.5, 0.5], 1: [-1, 1], 2: [0, 1]}[0 if not other else 1 if other is POLARITY else 2]
+    assert_allclose(found.levels.datum.reshape(3, 2), [expected] * 3)
+
+
+def test_all_levels_between_items_permute_labels(designs):
+    """12!/(4!)^3 relabellings, of which 3! give the largest F; two contrasts of three group means."""
+    found = how(three_by_two(designs, "between"), {"dose": "all"})
+    assert (found.kind, found.n_relabellings) == ("permute_labels", 34650)
+    assert_allclose(found.p_min, 6 / 34650)
+    assert_allclose(found.contrasts, [[-1, 1, 0], [-1, 0, 1]])
+    assert_allclose(found.datum[found.datum != 0], 0.5)
+    assert found.group_weights is None
+
+
+def test_all_levels_beside_a_contrast_between_items_are_refused(designs):
+    """No relabelling is known for it; the remedy is weights."""
+    neg = {"yes": "so", "no": "not", "maybe": "perhaps"}
+    items = {name: {"valence": "bad" if k % 2 else "good", "adj": name, "neg": neg} for k, name in enumerate("abcd")}
+    factors = {"valence": {"levels": ["bad", "good"], "varies": "between"}, "polarity": ["no", "yes", "maybe"]}
+    design = designs["make"](factors=factors, frames={"f": "{neg:polarity} {adj} it"}, items=items)
+    with pytest.raises(SpecError, match="write polarity with weights"):
+        how(design, VALENCE | {"polarity": "all"})
 
 
 def test_shared_forms_make_units(designs):

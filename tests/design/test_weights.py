@@ -22,7 +22,7 @@ def test_compile_effect_recovers_main_effect_interaction_and_simple_effect(desig
     assert compile_effect(design, {"subject": {"pl": 3, "sg": -3}}).weights.tolist() == [-1.5, -1.5, 1.5, 1.5]
 
 
-@pytest.mark.parametrize(("trend", "degree"), [("linear", 1), ("quadratic", 2)])
+@pytest.mark.parametrize(("trend", "degree"), [("linear", 1), ("quadratic", 2), ("cubic", 3)])
 def test_trends_agree_with_least_squares(designs, trend, degree):
     """A trend is the highest coefficient of the polynomial that numpy fits to the level means."""
     values = {"none": 0, "low": 1, "mid": 4, "high": 9}
@@ -91,3 +91,22 @@ def test_compile_effect_refuses_a_cell_without_items(designs):
     with pytest.raises(SpecError, match=r"cell 'won/going' has no items, so the effect cannot be estimated"):
         compile_effect(gap, {"outcome": {"won": 1, "lost": -1}})
     assert compile_effect(gap, {"outcome": {"won": 1, "lost": -1}, "course": {"ending": 1}}).weights.any()
+
+
+def test_all_levels_are_contrasts_with_the_first(designs):
+    """K - 1 rows, at the weights of the other factors; H0 names the levels, or the difference that is the same."""
+    factors = {"load": ["none", "low", "high"], "side": ["l", "r"]}
+    items = {"a": {"v": {k: k for k in factors["load"]}, "s": {"l": "left", "r": "right"}}}
+    design = designs["make"](factors=factors, frames={"f": "{v:load} {s:side}"}, items=items)
+    every = compile_effect(design, {"load": "all"})
+    assert every.rows.tolist() == [[-0.5, -0.5, 0.5, 0.5, 0, 0], [-0.5, -0.5, 0, 0, 0.5, 0.5]]
+    assert every.h0 == "no difference between the levels of load (none, low, high), averaged over side"
+    assert every.vector == "-0.5 none/l, -0.5 none/r, +0.5 low/l, +0.5 low/r; -0.5 none/l, -0.5 none/r, " + (
+        "+0.5 high/l, +0.5 high/r"
+    )
+    both = compile_effect(design, {"load": "all", "side": {"r": 1, "l": -1}})
+    assert both.rows.tolist() == [[1, -1, -1, 1, 0, 0], [1, -1, 0, 0, -1, 1]]
+    assert both.h0 == "the difference between side r and l is the same at all levels of load"
+    assert compile_effect(design, {"load": "all", "side": {"r": 1}}).h0.endswith(", at side r")
+    with pytest.raises(SpecError, match="writes `all` for load and side"):
+        compile_effect(design, {"load": "all", "side": "all"})
