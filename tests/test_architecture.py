@@ -46,7 +46,7 @@ LAYERS = """
 11 stats.adjusted stats.projection stats.chains stats.lanes stats.length dictionary.train stats.worlds
 11 stats.plasmode stats.crossfit stats.communities
 12 stats.crossed
-12 stats.intervals stats.statistics stats.geometry dictionary.load
+12 stats.subjects stats.intervals stats.statistics stats.geometry dictionary.load
 13 stats.parametric_models
 13 stats.family stats.rsa
 14 stats.rows stats.heights
@@ -55,7 +55,7 @@ LAYERS = """
 15 report.directions
 15 stats.power
 16 stats.parametric
-16 stats.minimum
+16 stats.minimum stats.equivalence
 17 stats.combine
 16 report.tables report.parts
 16 stats.trials stats.maps stats.pairs stats.sets

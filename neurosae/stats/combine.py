@@ -34,6 +34,7 @@ from neurosae.stats.units import AnnData
 CHUNK = 512  # features combined at a time
 TIE = 1e-5  # of the combined evidence, relative to 1 + its size
 OVER = ("position", "region", "effect", "site")
+PLACE = ("effect", "site", "region", "position")
 LOG_2 = float(np.log(2.0))
 
 
@@ -307,7 +308,7 @@ def _over_maxima(parts: Sequence[Part], how: Combined, *, alternative: str) -> F
 def _key(place: Mapping[str, Any], asked: Asked, sites: Mapping[str, Any], *, over: str) -> tuple[Any, ...]:
     """Effect, site, region and position of the combined rows; what was combined names all its parts."""
     joined = {"effect": " | ".join(asked.effects), "site": ", ".join(sites), "region": ", ".join(asked.regions)}
-    made = {name: place[name] for name in ("effect", "site", "region", "position")}
+    made = {name: place[name] for name in PLACE}
     made[over] = joined.get(over)
     return tuple(made.values())
 
@@ -321,7 +322,7 @@ def _rows(key: tuple, cells: Sequence[Cell], found: Found, *, union: np.ndarray,
     one, data = over == "site", cells[0].data
     who = "no feature differs at any of" if one else "no difference in any of"
     return as_results(
-        dict(zip(("effect", "site", "region", "position"), key, strict=True))
+        dict(zip(PLACE, key, strict=True))
         | {
             "test": cells[0].place.test,
             "kind": "combination",
@@ -347,7 +348,9 @@ def _silent(
 ) -> pd.DataFrame:
     """Rows of untestable features in the parts of one group."""
     rows = [t[t["feature"].notna() & (t["status"] == "untestable")] for t in silent]
-    rows = [t for t in rows if len(t) and _key(t.iloc[0], asked, sites, over=over) == key]
+    rows = [
+        t for t in rows if len(t) and _key({name: t[name].iloc[0] for name in PLACE}, asked, sites, over=over) == key
+    ]
     return stacked(rows)
 
 
