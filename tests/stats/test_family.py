@@ -53,6 +53,19 @@ def test_uncorrected_p_is_uniform_under_the_null():
         )  # features correlate in blocks
 
 
+def test_counted_p_recover_the_divisor_of_their_correction():
+    """60 features, permuted labels: m / alpha relabellings for Holm and BH, m (1 + 1/2 + ... + 1/m) / alpha for BY."""
+    data = null_data(between=True, n_features=300)
+    cell = Cell(PLACE, data, informative(data)[:60])
+
+    def drawn(correction):
+        settings = Inference(correction=correction, n_permutations=400)
+        return infer([cell], settings, seed=1, split="test")[0][0].relabelling.n
+
+    by = int(np.ceil(60 * (1 / np.arange(1, 61)).sum() / 0.05))
+    assert [drawn(name) for name in ("maxT", "holm", "fdr_bh", "fdr_by")] == [400, 1200, 1200, by]
+
+
 def test_alternatives_agree_on_mirrored_data():
     """`greater` on d is `less` on -d, and the smaller of the two is about half the two-sided p."""
     data = null_data(n_features=200)
