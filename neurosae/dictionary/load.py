@@ -88,7 +88,7 @@ def load_dictionary(
         kind = next((name for name in DICTIONARIES if block.get(name)), None)
         if kind is None:
             raise ModelError(unknown("dictionary", ", ".join(block) or "none", DICTIONARIES))
-        found = DICTIONARIES[kind](Ask(block, model, hook, Path(store) if store is not None else None))
+        found = DICTIONARIES[kind](Ask(block, model, hook, Path(store) if store is not None else None, where or hook))
         if kind == "neurons" and texts is None:  # exact whatever the text, so none is written for it
             exact = {"fvu_here": 0.0, "l0_here": float(found.d_in), "n_tokens": 0}
             return replace(found, fit=exact | {"fvu_card": None, "l0_card": None, "warnings": ()})
@@ -111,12 +111,13 @@ def _parts(site: Mapping[str, Any] | Any) -> tuple[str, dict[str, Any]]:
 
 
 class Ask(NamedTuple):
-    """What a site asks for: its dictionary block, the model, its hook point, and the folder of all studies."""
+    """What a site asks for: its dictionary block, the model, its hook point, the folder of all studies, its name."""
 
     block: Mapping[str, Any]
     model: Any
     hook: str
     store: Path | None
+    name: str
 
 
 def _embedded(ask: Ask) -> Dictionary:
@@ -151,7 +152,7 @@ def _train(ask: Ask) -> Dictionary:
     if ask.store is None:
         raise ModelError("a dictionary that is trained needs a folder to be kept in; give store=, or --out.")
     site = {"hook": ask.hook, "dictionary": ask.block}
-    folder = train_sites({"site": site}, ask.model, store=ask.store)["site"]
+    folder = train_sites({ask.name: site}, ask.model, store=ask.store)[ask.name]
     return read_folder(folder, device=ask.model.device)
 
 
