@@ -34,7 +34,7 @@ CLUSTERED = ("CR0", "CR1")
 
 
 class Sparse(NamedTuple):
-    """The alive columns of a matrix in CSC: their numbers, pointers, rows and values."""
+    """The alive columns of a matrix in CSC: their numbers in it, and pointers, rows and values of them alone."""
 
     alive: np.ndarray
     indptr: np.ndarray
@@ -90,12 +90,14 @@ class Fit:
 
 def sparse_columns(Y: sp.csc_matrix | np.ndarray) -> Sparse:
     """The columns with any non-zero; values that are not finite are refused."""
-    M = cast(Any, sp.csc_matrix(Y, dtype=np.float64))
+    M = cast(Any, Y)
+    if not (sp.issparse(Y) and M.format == "csc" and M.dtype == np.float64):
+        M = cast(Any, sp.csc_matrix(Y, dtype=np.float64))
     M = M if M.has_sorted_indices else M.sorted_indices()
     if not np.isfinite(M.data).all():
         raise DataError("the responses hold values that are not finite; find out where they come from.")
-    alive = np.flatnonzero(np.diff(M.indptr))
-    return Sparse(alive, M.indptr.astype(np.int64), M.indices.astype(np.int32), M.data)
+    alive, indptr = kernels.find_alive(M.indptr)
+    return Sparse(alive, indptr, np.asarray(M.indices, dtype=np.int32), M.data)
 
 
 def basis(X: np.ndarray, names: Sequence[str] | None = None) -> Basis:
@@ -196,7 +198,7 @@ def project(V: Sparse, Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _residuals(V: Sparse, made: Basis, b: np.ndarray, *, f: Any) -> np.ndarray:
-    y, at = np.zeros(made.shape[0]), slice(V.indptr[V.alive[f]], V.indptr[V.alive[f] + 1])
+    y, at = np.zeros(made.shape[0]), slice(V.indptr[f], V.indptr[f + 1])
     y[V.idx[at]] = V.val[at]
     Q = made.dense()
     left = y - Q @ b[f, : made.shape[1]]
@@ -303,7 +305,7 @@ def _item_squares(V: Sparse, fit: Fit, a: np.ndarray, *, Q: np.ndarray, code: np
     kernels.subtract_fit(out, fit.b, v, T=M.T @ M)
     for f in np.flatnonzero(out < LOST * s):
         y = np.zeros(len(a))
-        at = slice(V.indptr[V.alive[f]], V.indptr[V.alive[f] + 1])
+        at = slice(V.indptr[f], V.indptr[f + 1])
         y[V.idx[at]] = V.val[at]
         e = y - Q @ (Q.T @ y)
         out[f] = (np.add.reduceat(a * (e - Q @ (Q.T @ e)), starts) ** 2).sum()

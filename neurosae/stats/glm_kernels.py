@@ -12,14 +12,29 @@ import numpy as np
 from neurosae.stats.kernels import FAST, compiled
 
 
+@compiled()
+def find_alive(indptr):
+    """Columns with non-zeros, and their pointers; nothing of the size of the dictionary is allocated."""
+    m = 0
+    for j in range(indptr.size - 1):
+        m += indptr[j + 1] != indptr[j]
+    alive, starts = np.empty(m + 1, np.int64), np.empty(m + 1, np.int64)
+    m = 0
+    for j in range(indptr.size - 1):  # without a branch: a dead column is overwritten by the next one
+        alive[m], starts[m] = j, indptr[j]
+        m += indptr[j + 1] != indptr[j]
+    starts[m] = indptr[-1]
+    return alive[:m], starts
+
+
 @compiled(fastmath=FAST)
 def project_block(V, Q, b, *, ss):
     """Fill b = Q'y of eight columns of Q, and ss = y'y."""
     acc = np.empty(8)
     for a in range(V.alive.size):
-        f, square = V.alive[a], 0.0
+        square = 0.0
         acc[:] = 0.0
-        for p in range(V.indptr[f], V.indptr[f + 1]):
+        for p in range(V.indptr[a], V.indptr[a + 1]):
             x, q = V.val[p], Q[V.idx[p]]
             square += x * x
             for k in range(8):
@@ -58,9 +73,9 @@ def weigh_block(V, Q, g, *, u, s):
     """Fill u = sum g y q of eight columns of Q, and s = sum g y^2."""
     acc = np.empty(8)
     for a in range(V.alive.size):
-        f, square = V.alive[a], 0.0
+        square = 0.0
         acc[:] = 0.0
-        for p in range(V.indptr[f], V.indptr[f + 1]):
+        for p in range(V.indptr[a], V.indptr[a + 1]):
             r = V.idx[p]
             q, x = Q[r], g[r] * V.val[p]
             square += x * V.val[p]
@@ -76,10 +91,10 @@ def merge_block(V, w, item, *, M, v, s):
     """Fill s = sum_i s_i^2 and v = sum_i s_i M_i with s_i = sum of w y over the rows of an item, which are adjacent."""
     acc = np.empty(8)
     for a in range(V.alive.size):
-        f, square, own = V.alive[a], 0.0, 0.0
+        square, own = 0.0, 0.0
         acc[:] = 0.0
-        now = item[V.idx[V.indptr[f]]]
-        for p in range(V.indptr[f], V.indptr[f + 1]):
+        now = item[V.idx[V.indptr[a]]]
+        for p in range(V.indptr[a], V.indptr[a + 1]):
             r = V.idx[p]
             if item[r] != now:
                 square += own * own

@@ -14,9 +14,8 @@ def merge_items(V, item, XS, *, of, by, hs):
     """Add up each item's rows while a column is walked; its sums go to the size of the item."""
     K = XS.shape[1]
     for a in range(V.alive.size):
-        f = V.alive[a]
-        stop, now, total = V.indptr[f + 1], item[V.idx[V.indptr[f]]], 0.0
-        for p in range(V.indptr[f], stop + 1):
+        stop, now, total = V.indptr[a + 1], item[V.idx[V.indptr[a]]], 0.0
+        for p in range(V.indptr[a], stop + 1):
             if p == stop or item[V.idx[p]] != now:
                 z = of[now]
                 hs[a, z] += total * total
