@@ -235,6 +235,27 @@ def _forest(n):
 
 
 @compiled()
+def _falling(heights):
+    """Order of falling heights: positive floats sort like integers, whose last 16 bits have room for the number.
+
+    Faster than an argsort; neighbours in the order that differ in these bits only are then put right.
+    """
+    n, low = heights.size, np.uint64(0xFFFF)
+    if n > 0xFFFF:
+        return np.argsort(-heights)
+    keys = (heights.view(np.uint64) & ~low) | np.arange(n).astype(np.uint64)
+    keys.sort()
+    order = (keys[::-1] & low).astype(np.int64)
+    for q in range(1, n):
+        moved, p = order[q], q
+        while p > 0 and heights[order[p - 1]] < heights[moved]:
+            order[p] = order[p - 1]
+            p -= 1
+        order[p] = moved
+    return order
+
+
+@compiled()
 def _grow(x, graph, work):
     """Visit the nodes of one map by falling height; returns how many were visited, in `forest.nodes`.
 
@@ -246,10 +267,10 @@ def _grow(x, graph, work):
     for i in range(x.size):
         parent[i] = -1
         if x[i] > 0.0 or (two_sided and x[i] < 0.0):  # false for nan
-            heights[k] = -abs(x[i])
+            heights[k] = abs(x[i])
             nodes[k] = i
             k += 1
-    order = np.argsort(heights[:k])
+    order = _falling(heights[:k])
     for q in range(k):
         i = nodes[order[q]]
         h = abs(x[i])

@@ -186,6 +186,15 @@ def test_max_t_map_agrees_with_a_contrast(inference):
     assert set(mapped["n_family"]) == {len(single)}
 
 
+def test_heights_agree_with_sidak():
+    """The strongest of m features enters clusters and TFCE by Sidak's p for having been the strongest."""
+    table = effect_map(responses(bump(m=6)), NUMBER, statistic="tfce", inference=FEW, seed=1)
+    p = 1 - (1 - stats.norm.sf(table["x_z"].abs())) ** 6
+    want = np.sign(table["x_z"]) * np.maximum(stats.norm.isf(p), 0)
+    assert_allclose(table["x_height"].abs(), want.abs(), rtol=1e-6, atol=1e-9)
+    assert (want != 0).sum() > 10
+
+
 def test_max_t_map_joins_a_family():
     """A map and a contrast as one declared family equal each other's cells."""
     fake = {f"s{k}": simulate(example_design(14), n_features=20, density=0.4, seed=k) for k in range(2)}

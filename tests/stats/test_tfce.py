@@ -57,6 +57,14 @@ def test_tfce_of_a_lonely_node_is_its_own_integral():
     assert_allclose(tfce(x, graph)[-5:], x[-5:] ** 3 / 3, rtol=1e-14)
 
 
+def test_tfce_agrees_with_the_integral_for_nearly_tied_heights():
+    """Heights that differ in their last bits only are visited in the right order, on few nodes and on very many."""
+    x = 2.0 + np.random.default_rng(6).integers(0, 9, 48) * 2.0**-51
+    assert_allclose(tfce(x, grid(6, 8)), integral(x, grid(6, 8)), rtol=1e-14)
+    many = np.random.default_rng(7).standard_normal(70_000)
+    assert_allclose(tfce(many, grid(70_000))[:9000], tfce(many[:9020], grid(9020))[:9000], rtol=1e-12)
+
+
 def test_maxima_agree_with_the_maps():
     """The maxima of many maps are those of the scores; one-sided, of their positive part."""
     graph, x = grid(6, 8), np.random.default_rng(2).standard_normal((40, 48))
