@@ -23,6 +23,8 @@ CORRECTIONS = {
     "holm": "family-wise error held by Holm's method",
     "fdr_bh": "false discovery rate held by Benjamini and Hochberg's method",
     "fdr_by": "false discovery rate held by Benjamini and Yekutieli's method",
+    "storey": "false discovery rate held by Storey's q",
+    "bb": "false discoveries held inside sites that were selected first (Benjamini and Bogomolov)",
     "maxT+holm": "family-wise error held by max-T over places and Holm's method over models",
     "cluster": "family-wise error held by the largest cluster mass of the map",
     "tfce": "family-wise error held by the largest exact TFCE of the map",

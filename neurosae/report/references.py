@@ -14,6 +14,11 @@ REFERENCES: dict[str, tuple[str, str]] = {
         "Annals of Statistics 29, 1165–1188.",
         "https://doi.org/10.1214/aos/1013699998",
     ),
+    "bogomolov2014": (
+        "Benjamini Y, Bogomolov M (2014). Selective inference on multiple families of hypotheses. Journal of the Royal "
+        "Statistical Society B 76, 297–318.",
+        "https://doi.org/10.1111/rssb.12028",
+    ),
     "clark1973": (
         "Clark HH (1973). The language-as-fixed-effect fallacy: a critique of language statistics in psychological "
         "research. Journal of Verbal Learning and Verbal Behavior 12, 335–359.",
@@ -54,6 +59,21 @@ REFERENCES: dict[str, tuple[str, str]] = {
         "Maris E, Oostenveld R (2007). Nonparametric statistical testing of EEG- and MEG-data. Journal of Neuroscience "
         "Methods 164, 177–190.",
         "https://doi.org/10.1016/j.jneumeth.2007.03.024",
+    ),
+    "nichols2005": (
+        "Nichols T, Brett M, Andersson J, Wager T, Poline J-B (2005). Valid conjunction inference with the minimum "
+        "statistic. NeuroImage 25, 653–660.",
+        "https://doi.org/10.1016/j.neuroimage.2004.12.005",
+    ),
+    "storey2002": (
+        "Storey JD (2002). A direct approach to false discovery rates. Journal of the Royal Statistical Society B 64, "
+        "479–498.",
+        "https://doi.org/10.1111/1467-9868.00346",
+    ),
+    "winkler2016": (
+        "Winkler AM, Webster MA, Brooks JC, Tracey I, Smith SM, Nichols TE (2016). Non-parametric combination and "
+        "related permutation tests for neuroimaging. Human Brain Mapping 37, 1486–1511.",
+        "https://doi.org/10.1002/hbm.23115",
     ),
     "nichols2002": (
         "Nichols TE, Holmes AP (2002). Nonparametric permutation tests for functional neuroimaging: a primer with "
@@ -116,4 +136,5 @@ CITED = {
     "cluster": "[maris2007; sassenhagen2019]",
     "tfce": "[smith2009]",
 }
+CITED |= {"storey": "[storey2002]", "bb": "[bogomolov2014]"}
 CITED |= {"fdr_bh": "[benjamini1995]", "fdr_by": "[benjamini2001]", "none": ""}

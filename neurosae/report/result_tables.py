@@ -17,7 +17,7 @@ from neurosae.report.tables import counts, distinct, first_known, has_numbers, i
 from neurosae.report.wording import digits, feature_name, p_words, slug
 
 MAX_ROWS = 200
-HIDDEN = ["x_z", "x_p_low", "x_p_high", "x_weights"]
+HIDDEN = ["x_z", "x_p_low", "x_p_high", "x_weights", "x_ci_method", "x_ci_dof"]
 # Columns of contrasts that stay in results.csv: others on the page say the same in another unit.
 DETAILS = ["x_g", "x_density_plus", "x_density_minus", "x_odds_ratio", "x_auc", "x_sign_prob", "x_d0", "x_dof"]
 Cell = dict[str, Any]
@@ -145,7 +145,10 @@ def _words(rows: pd.DataFrame, key: str) -> list[Cell]:
 
 def _numbers(rows: pd.DataFrame) -> Iterator[Column]:
     level = rows["ci_level"].dropna()
-    interval = f"estimate and {level.iloc[0]:.0%} interval" if len(level) else "estimate"
+    method = ", ".join(distinct(rows["x_ci_method"])) if "x_ci_method" in rows else ""
+    interval = (
+        f"estimate and {level.iloc[0]:.0%} interval{f' ({method})' if method else ''}" if len(level) else "estimate"
+    )
     each, bounds = [rows.iloc[i] for i in range(len(rows))], p_intervals(rows)
     corrected = [p_words(*p) for p in zip(rows["p_corr"], bounds["low"], bounds["high"], strict=True)]
     yield _column(

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 import pandas as pd
 
 from neurosae.report.figures import draw_contrast, draw_design, draw_overview, draw_pattern
+from neurosae.report.joint import COMBINATION, CONJUNCTION
 from neurosae.report.maps import MAP
 from neurosae.report.methods import computing, contrast_methods, material, model, other_methods, pattern_methods
 from neurosae.report.parts import Drawing, Section, Statement
@@ -30,6 +31,8 @@ SECTIONS: Mapping[str, Section] = {
     "contrast": CONTRAST,
     "rsa": Section(pattern_statements, draw_pattern, pattern_methods),
     "map": MAP,
+    "conjunction": CONJUNCTION,
+    "combination": COMBINATION,
 }
 
 
