@@ -132,7 +132,7 @@ def exchangeability(
     rows, columns = _cells_of(design, own)
     u, v = _split(_table(design, effect, _weights(design, effect, own)))
     every = _contrasts_between(design, effect, v) if effect.omnibus in own else None
-    if effect.omnibus is not None and u.min() < 0 < u.max():
+    if effect.omnibus is not None and every is None and u.min() < 0 < u.max():
         raise SpecError(
             f"all levels of {effect.omnibus} are compared at once beside a contrast between items, for which no "
             f"relabelling is known; write {effect.omnibus} with weights, {{level: weight}}."
@@ -331,7 +331,8 @@ def _permutation(
         at = [own.index(name) for name in moved]
         kinds = list(dict.fromkeys(tuple(row[k] for k in at) for row in rows))
         named = np.array([kinds.index(tuple(rows[g][k] for k in at)) for g in groups])
-        n_all, p_min = count_permutations(named[first], codes[first], np.zeros(len(kinds)))
+        unlike = np.arange(len(kinds)) if len(moved) > 1 else np.zeros(len(kinds))
+        n_all, p_min = count_permutations(named[first], codes[first], unlike)
     else:
         n_all, p_min = count_permutations(groups[first], codes[first], weights)
     inside = [*([design.strata] if design.strata else []), *(name for name in own if name not in moved)]
