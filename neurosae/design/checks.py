@@ -124,21 +124,22 @@ def check_design(design: Design, stimuli: pd.DataFrame, analysis: Any = None, *,
     ]
     _refuse_too_few(exchange, asks, alpha) if analysis is not None else None
     regions = _regions(design, analysis)
-    lexical = lexical_table(design, stimuli, effects, regions=region_names(design))
-    inside = {name: within_items(stimuli, cell_weights(design, stimuli, effect)) for name, effect in effects.items()}
+    compared = {name: effect for name, effect in effects.items() if effect.factors} or effects  # no slopes alone
+    lexical = lexical_table(design, stimuli, compared, regions=region_names(design))
+    inside = {name: within_items(stimuli, cell_weights(design, stimuli, effect)) for name, effect in compared.items()}
     lexical["within"] = lexical["effect"].map(inside).astype(bool)
     tokens, problems = _tokens(design, stimuli, regions, analysis=analysis, tokenizer=tokenizer)
     reach = _reach_warnings(exchange, alpha)
     warnings, notes = stimulus_warnings(design, stimuli, tested=_tested_regions(asks))
     chosen = list(_choices(design, stimuli, effects, analysis=analysis))
-    at_regions, free = region_warnings(lexical, asks, regions=regions)
+    at_regions, free = region_warnings(lexical, [ask for ask in asks if ask.effect in compared], regions=regions)
     return CheckReport(
         name=design.name,
         alpha=alpha,
         cells=cell_table(design, stimuli),
         exchange=exchange,
         words_at=lexical[lexical["region"].isin(regions)].reset_index(drop=True),
-        confounds=confound_table(design, stimuli, effects, numbers=measures(stimuli, regions)),
+        confounds=confound_table(design, stimuli, compared, numbers=measures(stimuli, regions)),
         forms=shared_forms(design),
         tokens=tokens,
         warnings=tuple(dict.fromkeys([*warnings, *repeated, *reach, *chosen, *at_regions, *problems])),
@@ -322,7 +323,7 @@ def _choices(design: Design, stimuli: pd.DataFrame, effects: Mapping[str, Effect
 def _overlaps(design: Design, stimuli: pd.DataFrame, effects: Mapping[str, Effect], *, analysis: Any) -> Iterator[str]:
     """Pairs of effects that are not orthogonal, c1'(X'X)^-1 c2 != 0 with X the cells of the items, and their use."""
     n = _items_per_cell(design, stimuli)
-    both = combinations(effects.items(), 2)
+    both = combinations(((name, effect) for name, effect in effects.items() if effect.slope is None), 2)
     pairs = {(a, b) for (a, first), (b, second) in both if abs(inner_product(first, second, n)) > 1e-12}
     if pairs:
         shown = ", ".join(f"{a} and {b}" for a, b in sorted(pairs))
