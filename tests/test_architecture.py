@@ -62,6 +62,7 @@ LAYERS = """
 17 report.figures_features report.figures_pattern report.figures_univariate report.result_tables report.claims report.limits report.page
 17 report.figures_power report.figures_maps
 17 stats.calibrate stats.crosstest stats.othereffect
+18 report.models
 18 report.figures report.prose report.methods report.maps report.joint
 18 report.calibration stats.selection
 19 report.sections

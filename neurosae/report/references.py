@@ -50,10 +50,19 @@ REFERENCES: dict[str, tuple[str, str]] = {
         "features in language models. International Conference on Learning Representations.",
         "https://arxiv.org/abs/2309.08600",
     ),
+    "liang1986": (
+        "Liang K-Y, Zeger SL (1986). Longitudinal data analysis using generalized linear models. Biometrika 73, 13–22.",
+        "https://doi.org/10.1093/biomet/73.1.13",
+    ),
     "lugannani1980": (
         "Lugannani R, Rice S (1980). Saddle point approximation for the distribution of the sum of independent random "
         "variables. Advances in Applied Probability 12, 475–490.",
         "https://doi.org/10.2307/1426607",
+    ),
+    "mackinnon1985": (
+        "MacKinnon JG, White H (1985). Some heteroskedasticity-consistent covariance matrix estimators with improved "
+        "finite sample properties. Journal of Econometrics 29, 305–325.",
+        "https://doi.org/10.1016/0304-4076(85)90158-7",
     ),
     "maris2007": (
         "Maris E, Oostenveld R (2007). Nonparametric statistical testing of EEG- and MEG-data. Journal of Neuroscience "
@@ -84,6 +93,11 @@ REFERENCES: dict[str, tuple[str, str]] = {
         "Nili H, Wingfield C, Walther A, Su L, Marslen-Wilson W, Kriegeskorte N (2014). A toolbox for representational "
         "similarity analysis. PLoS Computational Biology 10, e1003553.",
         "https://doi.org/10.1371/journal.pcbi.1003553",
+    ),
+    "patterson1971": (
+        "Patterson HD, Thompson R (1971). Recovery of inter-block information when block sizes are unequal. Biometrika "
+        "58, 545–554.",
+        "https://doi.org/10.1093/biomet/58.3.545",
     ),
     "phipson2010": (
         "Phipson B, Smyth GK (2010). Permutation p-values should never be zero: calculating exact p-values when "

@@ -19,6 +19,7 @@ from neurosae.report.figures import draw_contrast, draw_design, draw_overview, d
 from neurosae.report.joint import COMBINATION, CONJUNCTION
 from neurosae.report.maps import MAP
 from neurosae.report.methods import computing, contrast_methods, material, model, other_methods, pattern_methods
+from neurosae.report.models import PARAMETRIC
 from neurosae.report.parts import Drawing, Section, Statement
 from neurosae.report.prose import contrast_statements, other_statements, pattern_statements
 from neurosae.report.references import REFERENCES
@@ -31,6 +32,7 @@ SECTIONS: Mapping[str, Section] = {
     "contrast": CONTRAST,
     "rsa": Section(pattern_statements, draw_pattern, pattern_methods),
     "map": MAP,
+    "parametric": PARAMETRIC,
     "conjunction": CONJUNCTION,
     "combination": COMBINATION,
 }

@@ -74,7 +74,7 @@ def _crossed(rows: Layout) -> Numbers:
             "items and frames are no valid error term. Use model min_f."
         )
     fit = crossed_reml(rows.Y, rows.X, rows.unit, frames=rows.frame, contrasts=rows.weights[None], names=rows.names)
-    made = _t_numbers("t_mixed", _ratio(fit.estimate, fit.se), fit.dof[:, 0], fit.estimate[:, 0], fit.se[:, 0])
+    made = _t_numbers("t_crossed", _ratio(fit.estimate, fit.se), fit.dof[:, 0], fit.estimate[:, 0], fit.se[:, 0])
     extras = {"x_var_item": fit.var_item, "x_var_frame": fit.var_frame, "x_var_resid": fit.var_resid}
     return made._replace(extras=extras)
 
