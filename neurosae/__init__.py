@@ -22,6 +22,7 @@ _WHERE = {
     "neurosae.design.expand": ("expand",),
     "neurosae.design.checks": ("check",),
     "neurosae.extraction.align": ("align",),
+    "neurosae.extraction.archive": ("read_archive", "write_archive"),
     "neurosae.extraction.model": ("load_model",),
     "neurosae.extraction.responses": ("collapse", "provenance_of"),
     "neurosae.extraction.run": ("extract",),
