@@ -27,7 +27,7 @@ LAYERS = """
 2  spec.load spec.effects spec.sites spec.results
 3  spec.blocks spec.design
 3  spec.planning
-4  spec.maps spec.choices design.regions design.units design.weights
+4  spec.maps spec.parametric spec.choices design.regions design.units design.weights
 5  spec.analysis design.regressors design.levels design.expand design.confounds extraction.sites extraction.tokens extraction.packing
 5  design.orthogonal
 6  spec.editor design.exchange design.check_report design.cautions design.token_checks extraction.source

@@ -36,6 +36,7 @@ from neurosae.spec.effects import effect_problems, shape_problems
 from neurosae.spec.fields import Bool, Count, FileName, IntPair, Natural, OneOrMore, Strict, Text, fail, fail_all
 from neurosae.spec.load import is_file, load_yaml, similar_file
 from neurosae.spec.maps import map_problems
+from neurosae.spec.parametric import parametric_problems
 from neurosae.spec.planning import Power, power_problems
 from neurosae.spec.sites import DictionaryBlock, ModelBlock, Site, StudyPath, TrainBlock
 from neurosae.spec.words import Problem, Where, describe, short
@@ -328,6 +329,8 @@ def _design_problems(analysis: Analysis, design: Design) -> Iterator[Problem]:
             yield (*where, "split"), text
         for region in _regions(block):
             yield from _region_problems(region, known, analysis.positions, where=(*where, "region"))
+        if isinstance(block, ParametricBlock):
+            yield from parametric_problems(name, analysis, design)
         if isinstance(block, RsaBlock):
             yield from _condition_problems(block, design, where)
             yield from _rdm_problems(block, analysis, design, where=where)

@@ -259,6 +259,14 @@ class ParametricBlock(Block):
     features: FeatureChoice | None = None
     """Test only the features that an earlier test chose on the other split."""
 
+    @model_validator(mode="after")
+    def _check(self) -> ParametricBlock:
+        given = {"cluster": ("cells", "stimuli"), "item_intercept": ("cells", "stimuli"), "crossed": (), "min_f": ()}
+        allowed = given.get(self.model, ("items", "cells", "stimuli"))
+        if self.rows is not None and self.rows not in allowed:
+            fail("rows", text=f"model {self.model} has {' or '.join(allowed) or 'rows of its own'}; leave this out.")
+        return self
+
 
 class ConjunctionBlock(Block):
     """Features that respond to all of several effects, by the weakest of them."""

@@ -65,13 +65,13 @@ def layout(adata: Any, design: Design, effect: Mapping[str, Any], *, rows: str, 
     Raises
     ------
     DataError
-        All levels at once (no single contrast), or items that lack cells of the effect.
+        A slope or all levels at once (no single contrast), or items that lack cells of the effect.
     SpecError
         `items` and `frames`: the effect has no datum of a unit.
     """
     made = compile_effect(design, dict(effect))
-    if made.omnibus is not None:
-        raise DataError(f"all levels of {made.omnibus} at once are no single contrast; write weights of its levels.")
+    if made.omnibus is not None or made.slope is not None:
+        raise DataError(f"{made.words}: no single contrast of cells; write weights of levels, or use `test: contrast`.")
     apart = rows in ("stimuli", "frames")
     region, position, split = where
     common = {"region": region, "position": position, "split": split}

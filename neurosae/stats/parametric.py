@@ -30,7 +30,7 @@ from neurosae.spec.results import Tested, as_results, check_results
 from neurosae.stats.contrast import _from_earlier, contrast, named_effects, positions_in, responses_by_site
 from neurosae.stats.layout import Layout, layout
 from neurosae.stats.multiplicity import CORRECTIONS
-from neurosae.stats.parametric_models import MODELS, Model, Numbers
+from neurosae.stats.parametric_models import MODELS, Numbers
 
 LEVEL = 0.95
 MOST = 50  # features up to which p of a mixed model is corrected
@@ -148,7 +148,9 @@ def _block(given: Mapping[str, Any]) -> ParametricBlock:
 def _run(sites: Mapping[str, Any], asked: Asked) -> Tested:
     """Rows of the relabelling test with its numbers replaced by the model's, its p kept beside them."""
     base = _relabelled(sites, asked)
-    parts, model = [], MODELS[asked.block.model]
+    parts, words = [], [MODELS[asked.block.model].assumed]
+    if asked.inference.nuisance:
+        words.append(f"without the nuisance {', '.join(asked.inference.nuisance)}, which this model has no columns for")
     for (effect, site, region, position), rows in base.groupby(
         ["effect", "site", "region", "position"], sort=False, observed=True, dropna=False
     ):
@@ -159,7 +161,7 @@ def _run(sites: Mapping[str, Any], asked: Asked) -> Tested:
             made, alive, layed = _fitted(
                 sites[str(site)], asked, str(effect), where=where, features=rows.loc[tested, "feature"]
             )
-            common = {"model": model, "alternative": str(rows["alternative"].iloc[0])}
+            common = {"words": words, "alternative": str(rows["alternative"].iloc[0])}
             parts.append(_rows(rows[tested], made, layed, alive=alive, **common))
     table = pd.concat([p.dropna(axis=1, how="all") for p in parts if len(p)])
     table = table.loc[base.index]
@@ -231,8 +233,6 @@ def _fitted(adata: Any, asked: Asked, effect: str, *, where: tuple[str, int, str
     """The model's numbers of the wanted features, and the layout they come from."""
     model = MODELS[asked.block.model]
     kind = asked.block.rows or model.rows[0]
-    if kind not in model.rows:
-        raise DataError(f"model {asked.block.model} has rows {' or '.join(model.rows)}, not {kind}; leave `rows` out.")
     rows = layout(adata, design_of(adata), asked.effects[effect], rows=kind, where=where)
     if model.is_independent and len(rows.unit) > rows.n_units:
         raise DataError(
@@ -253,7 +253,7 @@ def _silent(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _rows(
-    base: pd.DataFrame, made: Numbers, rows: Layout, *, alive: np.ndarray, model: Model, alternative: str
+    base: pd.DataFrame, made: Numbers, rows: Layout, *, alive: np.ndarray, words: Sequence[str], alternative: str
 ) -> pd.DataFrame:
     """One row per tested feature."""
 
@@ -268,7 +268,7 @@ def _rows(
         p = stats.t.sf(value if alternative == "greater" else -value, dof)
     known = np.isfinite(value) & np.isfinite(p)
     half = stats.t.isf((1 - LEVEL) / 2, np.where(known, dof, 1.0)) * se
-    notes = [_note(own, ok, rows=rows, model=model) for own, ok in zip(base["note"], known, strict=True)]
+    notes = [_note(own, ok, rows=rows, words=words) for own, ok in zip(base["note"], known, strict=True)]
     columns: dict[str, Any] = {
         "stat": made.stat,
         "value": np.where(known, value, np.nan),
@@ -290,8 +290,8 @@ def _rows(
     return base[list(KEPT)].assign(**columns, **{name: full(values) for name, values in made.extras.items()})
 
 
-def _note(own: Any, known: bool, *, rows: Layout, model: Model) -> str:
-    parts = [model.assumed]
+def _note(own: Any, known: bool, *, rows: Layout, words: Sequence[str]) -> str:
+    parts = [*words]
     parts += [] if known else [NOTHING_LEFT]
     parts += [] if pd.isna(own) else str(own).split("; ")
     return "; ".join(dict.fromkeys(part for part in [*parts, rows.dropped] if part))

@@ -14,7 +14,7 @@ from scipy import stats
 from statsmodels.regression.linear_model import OLS
 from statsmodels.regression.mixed_linear_model import MixedLM
 
-from neurosae.errors import DataError
+from neurosae.errors import DataError, SpecError
 from neurosae.extraction.responses import build_responses, design_of
 from neurosae.spec.blocks import Inference, ParametricBlock, ParametricModel
 from neurosae.spec.design import Design
@@ -284,11 +284,17 @@ def test_mixed_models_refuse_p_over_many_features():
     assert table["p_corr"].notna().all()
 
 
+def test_slopes_and_omnibus_effects_are_no_contrast(within):
+    """Nothing is guessed: such effects have a test of their own."""
+    with pytest.raises((DataError, SpecError), match=r"no single contrast of cells|no relabelling"):
+        fitted(within, {"number": "all"}, "cluster")
+
+
 def test_settings_are_checked(within):
     """Unknown models, keys and rows are named."""
     with pytest.raises(DataError, match="model"):
         parametric(within, NUMBER, region="noun", model="anova", seed=1)
-    with pytest.raises(DataError, match="model min_f has rows frames, not items"):
+    with pytest.raises(DataError, match="model min_f has rows of its own"):
         fitted(within, NUMBER, "min_f", rows="items")
 
 
