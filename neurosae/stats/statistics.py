@@ -89,14 +89,23 @@ def signed_rank(data: ItemData, kept: np.ndarray) -> Ready:
         R = R / np.sqrt(R.var(axis=0, ddof=1) * (weights**2 / np.bincount(codes)).sum())
         return Ready(_grouped(data, sp.csc_matrix(R), mode=0), None, "rank_sum")
     R = D.copy()
-    for a, b in zip(D.indptr[:-1], D.indptr[1:], strict=True):
-        R.data[a:b] = np.sign(D.data[a:b]) * rankdata(_equal_up_to_rounding(np.abs(D.data[a:b])))
+    R.data = np.sign(D.data) * _ranks(D)
     return Ready(flip_columns(R, scale=np.sqrt(_squares(R)), df=np.inf), R, "signed_rank")
 
 
-def _equal_up_to_rounding(x: np.ndarray) -> np.ndarray:
-    """Values that differ only in their last digits are one tie."""
-    return np.round(x / x.max(), 12) if len(x) else x
+def _ranks(D: sp.csc_matrix) -> np.ndarray:
+    """Mid-ranks of abs(d) inside every column; values that differ only in their last digits are one tie."""
+    size, lengths = np.abs(D.data), np.diff(D.indptr)
+    col, largest = np.repeat(np.arange(len(lengths)), lengths), np.zeros(len(lengths))
+    np.maximum.at(largest, col, size)
+    size = np.round(size / largest[col], 12)
+    order = np.lexsort((size, col))
+    new = np.r_[True, (np.diff(size[order]) != 0) | (np.diff(col[order]) != 0)][: len(size)]
+    first = np.flatnonzero(new)
+    middle = (first + np.r_[first[1:], len(size)] + 1) / 2
+    ranks = np.empty(len(size))
+    ranks[order] = middle[np.cumsum(new) - 1]
+    return ranks - D.indptr[col]
 
 
 def _columns(D: sp.csc_matrix, kept: np.ndarray) -> sp.csc_matrix:
