@@ -168,7 +168,8 @@ def study_provenance(
     """Everything that the results of a study rest on, as one JSON-able record."""
     sites = {site: ns.provenance_of(adata) for site, adata in responses.items()}
     first, stored = next(iter(sites.values())), read_json(study.folder / "responses.json")
-    warned = [w for record in (*sites.values(), *stored["dictionaries"].values()) for w in record.get("warnings", [])]
+    warned = [w for record in sites.values() for w in record.get("warnings", [])]
+    warned += [f"site {site}: {w}" for site, card in stored["dictionaries"].items() for w in card.get("warnings", [])]
     groups = study.stimuli.groupby("split", observed=True)["item"]
     record = {
         "command": command_line(),
@@ -343,12 +344,13 @@ def summarize(results: pd.DataFrame, alpha: float = 0.05) -> str:
 def _summary_words(rows: pd.DataFrame, alpha: float) -> list[str]:
     """How many rows were tested and found, the strongest of them, and what failed or has no variance."""
     tested = rows[rows["p_corr"].notna() & rows["status"].isin(["ok", "degenerate"])]
-    found, words = int(is_found(tested, alpha).sum()), "-"
-    if len(tested):
-        best = strongest(tested)
+    found, words, known = int(is_found(tested, alpha).sum()), "-", rows[rows["value"].notna()]
+    if len(known):  # the fit of a nuisance model is described, not tested
+        best = strongest(tested if len(tested) else known)
         name = f"feature {best['feature']}, " if pd.notna(best["feature"]) else ""
         fit = str(best["stat"]).replace("_", " ") if rows["kind"].eq("rsa").any() else "value"
-        words = f"{name}{fit} {best['value']:.3g}, p_corr {best['p_corr']:.2g}"
+        p = f"p_corr {best['p_corr']:.2g}" if pd.notna(best["p_corr"]) else "described, not tested"
+        words = f"{name}{fit} {best['value']:.3g}, {p}"
         ceiling = best.get("x_ceiling")
         words += f", ceiling {ceiling:.2g}" if pd.notna(ceiling) else ""
     flat = int((tested["status"] == "degenerate").sum())

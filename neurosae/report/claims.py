@@ -117,8 +117,8 @@ def flat_rows(tested: pd.DataFrame, alpha: float) -> str:
 def shared_cautions(rows: pd.DataFrame) -> list[str]:
     """What the notes of the found rows say about the whole test: an approximate relabelling, items left out."""
     parts = dict.fromkeys(p for note in rows["note"].dropna().unique() for p in str(note).split("; "))
-    said = [f"{part[0].upper()}{part[1:].rstrip('.')}." for part in parts if part and not OWN.match(part)]
-    return said + mixed_families(rows)
+    said = "; ".join(part.rstrip(".") for part in parts if part and not OWN.match(part))
+    return [f"{said}.", *mixed_families(rows)] if said else mixed_families(rows)
 
 
 def mixed_families(rows: pd.DataFrame) -> list[str]:
@@ -135,7 +135,8 @@ def named_cautions(study: Study, test: str, effect: str) -> list[str]:
     made = compiled_effects(study).get(effect)
     names = (effect, *(made.factors if made is not None else ()))
     said = [str(w) for w in study.provenance.get("warnings") or []]
-    return [w for w in said if w.startswith(f"{test}:") or any(f"'{name}'" in w for name in names)]
+    about = "|".join(rf"'{re.escape(name)}'|(carries|with) {re.escape(name)}\b" for name in names if name)
+    return [w for w in said if w.startswith(f"{test}:") or (about and re.search(about, w))]
 
 
 def other_cautions(study: Study, statements: Iterable[Statement]) -> list[str]:

@@ -80,10 +80,11 @@ def test_cautions_stand_beside_the_claim_that_they_are_about(study):
     """A warning about a factor beside its effect, an approximate relabelling beside its rows, the rest once for all."""
     replication = "NO REPLICATION of 'subject': in all 48 items slot 'head' has one word per level."
     texts = "the same text in several items (2 texts; 'A' in 3): it is counted 3 times."
-    other = changed(study, [replication, texts], note="approximate: labels of all cells are permuted")
+    forms = "'key' carries subject in 2 items: these items are not independent."
+    other = changed(study, [replication, texts, forms], note="approximate: labels of all cells are permuted")
     said = statements(other)
-    assert replication in said[0].cautions
-    assert "Approximate: labels of all cells are permuted." in said[0].cautions
+    assert {replication, forms} <= set(said[0].cautions)
+    assert "approximate: labels of all cells are permuted." in said[0].cautions
     assert other_cautions(other, said) == [texts]
 
 
