@@ -46,7 +46,7 @@ def _cluster(rows: Layout) -> Numbers:
 
 def _limma(rows: Layout) -> Numbers:
     fit = ols(rows.Y, rows.X, rows.weights[None], names=rows.names)
-    t, dof, d0 = moderated(fit, np.log(rows.activity[fit.features]))
+    t, dof, d0 = moderated(fit, np.log(np.maximum(rows.activity[fit.features], 1e-300)))
     se = np.abs(_ratio(fit.estimate, t))
     made = _t_numbers("moderated_t", t[:, 0], dof, fit.estimate[:, 0], se)
     return made._replace(extras={"x_d0": np.full(len(t), d0)})
