@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import html.parser
 import json
@@ -14,7 +15,7 @@ import pandas as pd
 import pytest
 
 from neurosae.errors import StoreError
-from neurosae.report.html import write_report
+from neurosae.report.html import render, write_report
 from neurosae.spec.results import as_results, read_results, write_results
 from tests.report.synthetic import WORDS, contrast_test, design_text, item_names, stimuli_table, write_study
 
@@ -132,6 +133,25 @@ def test_page_escapes_stimuli_model_and_notes(tmp_path):
     assert EVIL in text
     assert "汉字" in text
     assert "مفتاح" in text
+
+
+def test_page_escapes_names_of_levels(study):
+    """A level called <i>pl is a word in tables, sentences and directions, not a tag."""
+    hostile = {"sg": "<i>sg", "pl": "<i>pl"}
+    factors = {n: f.model_copy(update={"levels": ("<i>sg", "<i>pl")}) for n, f in study.design.factors.items()}
+    stimuli = study.stimuli.copy()
+    for name in factors:
+        stimuli[name] = stimuli[name].cat.rename_categories(hostile)
+    effects = {"subject": {"subject": {"<i>pl": 1, "<i>sg": -1}}}
+    page = render(
+        dataclasses.replace(
+            study, stimuli=stimuli, design=study.design.model_copy(update={"factors": factors}),
+            analysis={**study.analysis, "effects": effects},
+        ),
+        [],
+    )  # fmt: skip
+    assert "i" not in {tag for tag, _ in Page(page).tags}
+    assert "more active for <i>pl than for <i>sg" in "".join(Page(page).words)
 
 
 def test_page_says_plainly_that_nothing_was_found(tmp_path):
