@@ -247,8 +247,6 @@ def test_summarize_breaks_ties_by_size_and_names_what_failed():
         "FAILED at position 3: no item has it"
     )
     fit = {"kind": "rsa", "stat": "cosine_cov", "value": 0.8, "p_corr": 0.01, "status": "ok", "x_ceiling": [0.9]}
-    assert (
-        ns.summarize(as_results(shared | fit))
-        .splitlines()[1]
-        .endswith("1    yes  cosine cov 0.8, p_corr 0.01, ceiling 0.9")
-    )
+    tested, described = (ns.summarize(as_results(shared | fit | {"p_corr": p})).splitlines()[1] for p in (0.01, np.nan))
+    assert tested.endswith("1    yes  cosine cov 0.8, p_corr 0.01, ceiling 0.9")
+    assert described.endswith("0      0  cosine cov 0.8, described, not tested, ceiling 0.9")
