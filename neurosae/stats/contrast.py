@@ -63,7 +63,8 @@ def contrast(
     Parameters
     ----------
     responses : AnnData of one site, or {site: AnnData}
-    effect : `{factor: {level: weight}}`, or {name: effect} for several, which then form one family
+    effect : `{factor: {level: weight}}`, or {name: effect} for several, which then form one family; `{factor: all}`
+        compares all levels at once by F
     region : name or names
     split : "test" or "localizer"
     inference : keys of the `inference:` section, e.g. {"correction": "fdr_bh"}; the rest has its defaults
@@ -77,8 +78,11 @@ def contrast(
         position and effect; dead features share a row. A positive value means larger responses in the + cells.
         Extras: `x_z` the statistic as a normal deviate; `x_weights`; `x_g`; `x_density_plus`, `_minus`, `_diff`;
         `x_odds_ratio`; `x_log_ratio`; `x_auc`; `x_sign_prob`; `x_rank_agrees`; `x_p_low`, `x_p_high` the Monte-Carlo
-        interval of p_corr; `x_p_by` beside fdr_bh; `x_p_family` and `x_selected` of the site beside bb; `x_d0` prior
-        degrees of freedom; `x_ci_method` and `x_ci_dof` of the interval, which are not those of a moderated statistic.
+        interval of p_corr; `x_df1` of F, whose `dof` are those of its denominator; `x_z_fire`, `x_z_mag`, `x_p_fire`,
+        `x_p_mag` (Holm over the two) of the hurdle; `x_p_by` beside fdr_bh; `x_p_family` and `x_selected` of the site
+        beside bb; `x_d0` prior degrees of freedom; `x_ci_method` and `x_ci_dof` of the interval, which are not those of
+        a moderated statistic. `p_min` is the smallest `p_unc` that the row could have; `n_perm` counts the relabellings
+        of the maximum, and of `p_unc` where `p_method` is flips or permutations.
 
     Raises
     ------
@@ -88,8 +92,10 @@ def contrast(
     Notes
     -----
     H0: the two labels are exchangeable inside every item (between items: over items of a stratum), jointly for all
-    features. Features are kept by the number of items with a difference, which no relabelling changes, so the test
-    of the kept ones is exact. Not for effects of prompts or tokens: the unit is the item.
+    features. Of several levels, or weights that no exchange of two levels turns into their negative, all levels are
+    exchangeable inside every item. Features are kept by the number of items with a difference, which no relabelling
+    changes, so the test of the kept ones is exact. Where relabellings are not, `p_method` says approximate and the note
+    why. Not for effects of prompts or tokens: the unit is the item.
 
     References
     ----------

@@ -197,6 +197,8 @@ def condition_weights(effect: Effect, place: Place, conditions: Sequence[str]) -
 def effect_model(model: RdmModel, asked: Question, place: Place) -> np.ndarray:
     """Condensed |c_k - c_l|^2 of the weights of an effect."""
     effect = compile_effect(place.design, dict(asked.effects[str(model.effect)]))
+    if effect.omnibus is not None:
+        raise DataError(f"a model RDM is made of one contrast, but '{model.effect}' compares all levels; give weights.")
     return _pairwise(condition_weights(effect, place, asked.ask.conditions)) ** 2
 
 

@@ -43,7 +43,7 @@ def feature_rows(cell: Cell, outcome: Outcome, *, inference: Inference) -> pd.Da
         "value": value,
         "dof": sizes["x_dof"] if outcome.ready.name == "welch_t" else denominator(df),
         "eftype": eftype_of(data),
-        "ci_level": LEVEL,
+        "ci_level": np.nan if data.omnibus else LEVEL,
         "p_unc": outcome.p_unc,
         "p_corr": outcome.p_corr,
         "p_method": outcome.p_method,
