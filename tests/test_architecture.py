@@ -61,10 +61,10 @@ LAYERS = """
 16 stats.trials stats.maps stats.pairs stats.sets
 17 report.figures_features report.figures_pattern report.figures_univariate report.result_tables report.claims report.limits report.page
 17 report.figures_power report.figures_maps
-17 stats.calibrate stats.crosstest stats.othereffect
+17 stats.calibrate stats.crosstest stats.othereffect report.figures_sets
 18 report.models
 18 report.figures report.prose report.methods report.maps report.joint
-18 report.calibration stats.selection
+18 report.calibration stats.selection report.regions
 19 report.sections
 20 report.html
 21 provenance

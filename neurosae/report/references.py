@@ -54,6 +54,11 @@ REFERENCES: dict[str, tuple[str, str]] = {
         "Liang K-Y, Zeger SL (1986). Longitudinal data analysis using generalized linear models. Biometrika 73, 13–22.",
         "https://doi.org/10.1093/biomet/73.1.13",
     ),
+    "kriegeskorte2009": (
+        "Kriegeskorte N, Simmons WK, Bellgowan PSF, Baker CI (2009). Circular analysis in systems neuroscience: the "
+        "dangers of double dipping. Nature Neuroscience 12, 535–540.",
+        "https://doi.org/10.1038/nn.2303",
+    ),
     "lugannani1980": (
         "Lugannani R, Rice S (1980). Saddle point approximation for the distribution of the sum of independent random "
         "variables. Advances in Applied Probability 12, 475–490.",

@@ -23,6 +23,7 @@ from neurosae.report.models import PARAMETRIC
 from neurosae.report.parts import Drawing, Section, Statement
 from neurosae.report.prose import contrast_statements, other_statements, pattern_statements
 from neurosae.report.references import REFERENCES
+from neurosae.report.regions import PAIRS, ROI
 from neurosae.report.stored import Study
 from neurosae.report.tables import distinct, first_known
 
@@ -32,6 +33,8 @@ SECTIONS: Mapping[str, Section] = {
     "contrast": CONTRAST,
     "rsa": Section(pattern_statements, draw_pattern, pattern_methods),
     "map": MAP,
+    "roi": ROI,
+    "pairs": PAIRS,
     "parametric": PARAMETRIC,
     "conjunction": CONJUNCTION,
     "combination": COMBINATION,

@@ -101,7 +101,7 @@ def test_sets(sites: Mapping[str, AnnData], asked: Asked, inference: Inference, 
     made = {site: set_responses(adata, sets[site]) for site, adata in sites.items()}
     names = {site: list(dict.fromkeys(name for by in sets[site].values() for name in by)) for site in sites}
     question = single.Asked(asked.test, asked.effects, asked.regions, asked.split)
-    tested = single._run(made, question, inference, seed=seed, top=0)
+    tested = single._run(made, question, inference, seed=seed, top=max(map(len, names.values())))
     table = _named(tested.table, sets, names)
     chosen = [
         {"site": site, "region": region, "set": name, "fold": -1, "sign": one.signs}
@@ -111,10 +111,19 @@ def test_sets(sites: Mapping[str, AnnData], asked: Asked, inference: Inference, 
         for name, one in by.items()
     ]
     long = pd.concat([pd.DataFrame(one) for one in chosen], ignore_index=True)
-    return Tested(check_results(table), tested.null_max, {"chosen": long})
+    return Tested(check_results(table), tested.null_max, {"chosen": long} | _items(tested.extras, names))
 
 
 test_sets.__test__ = False  # type: ignore[attr-defined]  # pytest collects by name
+
+
+def _items(extras: Mapping[str, pd.DataFrame], names: Mapping[str, list[str]]) -> dict[str, pd.DataFrame]:
+    """Contrast of every item for every set, long."""
+    if "items" not in extras:
+        return {}
+    items = extras["items"]
+    sets = [names[site][int(column)] for site, column in zip(items["site"], items["feature"], strict=True)]
+    return {"items": items.drop(columns="feature").assign(set=sets)}
 
 
 def _named(table: pd.DataFrame, sets: Sets, names: Mapping[str, list[str]]) -> pd.DataFrame:
