@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -165,6 +166,35 @@ def test_p_of_a_slope_agrees_with_permuted_correlations():
     r = np.abs((moved - x.mean()) @ (Y - Y.mean(axis=0)))
     p = (r >= np.abs((x - x.mean()) @ (Y - Y.mean(axis=0))) * (1 - 1e-9)).mean(axis=0)[found.feature]
     assert np.abs(found["p_unc"] - p).max() < 4.5 * np.sqrt(2 * 0.25 / 4000)
+
+
+def test_p_between_items_agrees_with_all_literal_refits():
+    """Two groups of three beside nuisance: all 6! permutations of whole residuals, refitted one by one."""
+    kind = {"levels": ["tool", "animal"], "varies": "between"}
+    numbers = [3.0, 1.0, 4.0, 1.5, 9.0, 2.6]
+    items = {
+        f"i{k}": {
+            "noun": {"sg": f"w{k}", "pl": f"w{k}s"},
+            "kind": kind["levels"][k % 2],
+            "frequency": x,
+            "topic": "a",
+        }
+        for k, x in enumerate(numbers)
+    }
+    fake = responses(design_of_nouns(factors={"kind": kind, "number": ["sg", "pl"]}, items=items), density=0.9)
+    asked = T | {"nuisance": ["frequency"], "min_informative": 5, "alpha": 0.2}
+    found = ok(contrast(fake, {"kind": {"animal": 1, "tool": -1}}, region="noun", seed=1, inference=asked))
+    Y, Z = by_item(fake, weights="mean")[:, found.feature], np.column_stack([np.ones(6), numbers])
+    fit = Z @ np.linalg.lstsq(Z, Y, rcond=None)[0]
+    full = np.column_stack([np.arange(6) % 2, Z])
+    T_all = []
+    for order in itertools.permutations(range(6)):
+        moved = fit + (Y - fit)[list(order)]
+        b, rss = np.linalg.lstsq(full, moved, rcond=None)[:2]
+        T_all.append(b[0] ** 2 / rss)
+    T_all = np.array(T_all)
+    assert set(found["n_perm"]) == {720}
+    assert_allclose(found["p_unc"], (T_all >= T_all[0] * (1 - 1e-9)).mean(axis=0), atol=1e-12)
 
 
 # ------------------------------------------------------------------ recovers
