@@ -14,7 +14,7 @@ from neurosae.report.claims import CORRECTIONS, by_effect, held, where, why_unte
 from neurosae.report.figures_maps import cells_of, clusters_of, heat
 from neurosae.report.parts import Drawing, Section, Statement
 from neurosae.report.references import CITED
-from neurosae.report.stored import Study, alpha_of
+from neurosae.report.stored import Study, alpha_of, effect_ends
 from neurosae.report.tables import distinct, first_known, has_numbers, is_found, ranked
 from neurosae.report.wording import digits, listed, p_words, plural, slug
 
@@ -46,12 +46,12 @@ def map_statements(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Stat
         number, detail = f"{len(found):,}", f"{held(part, alpha)} {_strongest(asked)} {NO_ONSET.get(kind, '')}".strip()
         noun = "cluster" if kind == "cluster" else "cell"
         if not len(asked):
-            text = f"No two neighbouring cells pass the threshold for {effect}: there is no cluster{where(cells)}."
+            text = f"No cell passes the threshold for {effect}, so there is no cluster{where(cells)}."
             yield Statement(verdict="nothing", number="0", text=text, detail=held(part, alpha), **told)
         elif len(found):
-            ways = listed(f"{n:,} {word}" for n, word in _directions(found) if n)
+            ways = _directions(found, effect_ends(study).get(effect, ("− cells", "+ cells")))
             text = (
-                f"{effect} is found in {len(found):,} of {plural(len(asked), noun)} of the map: {ways}{where(cells)}."
+                f"{effect} is found in {len(found):,} of {plural(len(asked), noun)} of the map{where(cells)}: {ways}."
             )
             yield Statement(verdict="found", number=number, text=text, detail=detail, **told)
         else:
@@ -59,9 +59,11 @@ def map_statements(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Stat
             yield Statement(verdict="nothing", number=number, text=text, detail=detail, **told)
 
 
-def _directions(found: pd.DataFrame) -> list[tuple[int, str]]:
+def _directions(found: pd.DataFrame, ends: tuple[str, str]) -> str:
+    """How many are more active at the + end of the effect, and how many at its - end."""
     sign = found["value"].astype(float)
-    return [(int((sign > 0).sum()), "larger in the + cells"), (int((sign < 0).sum()), "in the − cells")]
+    more = [(int((sign > 0).sum()), ends[1]), (int((sign < 0).sum()), ends[0])]
+    return listed(f"{n:,} more active for {end}" for n, end in more if n)
 
 
 def _strongest(rows: pd.DataFrame) -> str:

@@ -126,7 +126,8 @@ def test_page_of_a_max_t_map_speaks_of_cells(with_map):
     rows = study.results[study.results["test"] == "where"]
     (said,) = MAP.statements(study, "where", rows)
     assert (said.verdict, said.number) == ("found", "4")
-    assert said.text.startswith("subject is found in 4 of 14 cells of the map: 4 larger in the + cells at head")
+    where = "at head and pre_verb in early, middle and late"
+    assert said.text == f"subject is found in 4 of 14 cells of the map {where}: 4 more active for pl."
     assert "late · head · position 0 (z = 5.00, feature" in said.detail
     (drawing,) = MAP.drawings(study, "where", rows)
     assert "n = 24 test items; 10,000 relabellings" in drawing.caption
