@@ -100,7 +100,9 @@ def test_stouffer_recovers_small_effects_of_one_direction():
     noise = [rng.standard_normal((24, 1)) for _ in range(4)]
     same = parts_of([e - e.mean() + 0.5 for e in noise], n)
     mixed = parts_of([e - e.mean() + s * 0.5 for e, s in zip(noise, (1, -1, 1, -1), strict=True)], n)
+    less = parts_of([e - e.mean() - 0.5 for e in noise], n)
     for how in ("fisher", "stouffer"):
+        assert combined_maxima(less, COMBINED[how], alternative="two-sided").p[0] <= 0.01
         assert combined_maxima(same, COMBINED[how], alternative="two-sided").p[0] <= 0.01
     assert combined_maxima(mixed, COMBINED["stouffer"], alternative="two-sided").p[0] > 0.3
     assert combined_maxima(mixed, COMBINED["fisher"], alternative="two-sided").p[0] <= 0.01

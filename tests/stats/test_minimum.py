@@ -58,11 +58,11 @@ def test_conjunction_agrees_with_its_parts(correction):
 def test_conjunction_controls_error_with_one_real_effect():
     """Every feature responds to number, none to tense: hardly ever a family with a conjunction."""
     hits = 0
-    for seed in range(40):
+    for seed in range(24):
         fake = simulate(two_by_two(16), n_features=25, effects={"number": 25}, density=0.4, shift=6.0, seed=seed)
         table = conjunction(fake, TWO, region="noun", inference={"n_permutations": 300}, seed=seed)
         hits += bool((table["p_corr"] <= 0.05).any())
-    assert hits <= stats.binom.isf(0.0005, 40, 0.05)
+    assert hits <= stats.binom.isf(0.0005, 24, 0.05)
 
 
 def test_conjunction_recovers_features_with_both_effects():
