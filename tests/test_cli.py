@@ -87,7 +87,7 @@ def test_refusals_have_exit_codes(tmp_path, words, *, code, message):
 
 def test_a_missing_model_is_one_line(tmp_path):
     """A folder that does not exist, and a hub id without a network."""
-    for name, message in (("./nowhere", "does not exist"), ("nobody/no-such-model", "no-such-model")):
+    for name, message in (("./nowhere", "model.name: there is no model"), ("nobody/no-such-model", "no-such-model")):
         text = ANALYSIS.read_text().replace("name: embedded", f"name: {name}")
         text = text.replace("../stimuli", str(DESIGN.parent)).replace("embedded: early", "neurons: true")
         (tmp_path / "stimuli").mkdir(exist_ok=True)

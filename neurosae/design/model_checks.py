@@ -57,7 +57,7 @@ def model_facts(folder: Path) -> Facts:
     --------
     >>> facts = model_facts(EMBEDDED)
     >>> facts.name, facts.n_layers, facts.width, facts.n_ctx
-    ('the embedded model', 4, 192, 256)
+    ('the embedded model', 4, 256, 256)
     """
     config = _read(folder / "config.json")
     config = config.get("text_config", config)  # models of several modalities nest the one that reads text

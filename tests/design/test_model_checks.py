@@ -35,7 +35,7 @@ def checkpoint(folder, **config):
     return folder
 
 
-def dictionary(folder, *, width=192, hook=STREAM):
+def dictionary(folder, *, width=256, hook=STREAM):
     """A dictionary folder with the two files that are asked for."""
     folder.mkdir()
     (folder / "cfg.json").write_text(json.dumps({"d_in": width, "metadata": {"hook_name": hook}}))
@@ -90,7 +90,7 @@ def test_problems_recover_a_dictionary_for_another_place(tmp_path):
         in problems(hook="blocks.2.hook_resid_post", embedded="early")[0][1]
     )
     wide = dictionary(tmp_path / "wide", width=768)
-    assert "width 768, but the embedded model has width 192" in problems(path=str(wide))[0][1]
+    assert "width 768, but the embedded model has width 256" in problems(path=str(wide))[0][1]
     inner = dictionary(tmp_path / "inner", width=768, hook="blocks.1.mlp.hook_post")
     assert not problems(path=str(inner), hook="blocks.1.mlp.hook_post")
     same = dictionary(tmp_path / "same")

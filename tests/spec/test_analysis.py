@@ -108,7 +108,7 @@ def test_load_analysis_recovers_own_tests(study):
     found = load_analysis(path, {**TESTS, "mine": (Mine, "my_package.mine")})
     assert found.tests["interference"] == Mine(test="mine", top=2, region=("pre_verb",))
     assert '"top":2' in found.model_dump_json()
-    with pytest.raises(SpecError, match=r":28: tests.interference.test: unknown test 'mine'. Known: contrast, rsa.$"):
+    with pytest.raises(SpecError, match=r":28: tests.interference.test: unknown test 'mine'. Known: contrast, rsa, "):
         load_analysis(path)
 
 
@@ -228,8 +228,8 @@ CASES = [
      "20: effects.subject.subject: a linear trend needs numbers; give 'subject' in the design `values: {sg: 0, pl: 1}`."),
     ("  subject:    {subject: {pl: 1, sg: -1}}", "  subject:    {subject: quadratic}",
      "20: effects.subject.subject: a quadratic trend needs 3 levels; 'subject' has 2."),
-    ("  subject:    {subject: {pl: 1, sg: -1}}", "  subject:    {subject: all}",
-     "20: effects.subject.subject: unknown trend 'all'. Known: linear, quadratic."),
+    ("  subject:    {subject: {pl: 1, sg: -1}}", "  subject:    {subject: ramp}",
+     "20: effects.subject.subject: unknown trend 'ramp'. Known: linear, quadratic, cubic, all."),
     ("  subject:    {subject: {pl: 1, sg: -1}}", "  subject:    {cells: {pl/sg: 1, sg: -1}}",
      "20: effects.subject.cells.sg: 'sg' is no cell; write subject/attractor, for example sg/sg."),
     ("  subject:    {subject: {pl: 1, sg: -1}}", "  subject:    {cells: {pl/sg: 1, sg/pl: -2}}",
@@ -242,10 +242,10 @@ CASES = [
      "28: tests.interference.regions: unknown key. Did you mean 'region'?"),
     ("{test: contrast, effect: congruence, region: pre_verb}", "{test: contrast, effect: congruence}",
      "28: tests.interference.region: is missing; region or regions of the design."),
-    ("{test: contrast, effect: congruence,", "{test: map, effect: congruence,",
-     "28: tests.interference.test: unknown test 'map'. Known: contrast, rsa."),
+    ("{test: contrast, effect: congruence,", "{test: mop, effect: congruence,",
+     "28: tests.interference.test: unknown test 'mop'. Did you mean 'map'? Known: contrast, rsa, "),
     ("{test: contrast, effect: congruence,", "{effect: congruence,",
-     "28: tests.interference.test: is missing; write one of contrast, rsa."),
+     "28: tests.interference.test: is missing; write one of contrast, rsa, "),
     ("  interference:   {", "  inter/ference:   {", "28: tests.inter/ference: 'inter/ference' becomes a file name;"),
     ("congruence, region: pre_verb}", "congruence, region: pre_verbs}",
      "28: tests.interference.region: unknown region 'pre_verbs'. Did you mean 'pre_verb'?"),
@@ -285,7 +285,7 @@ CASES = [
      "33: tests.geometry.models.length: is made of an effect or a column; give exactly one,"),
     ("distance: crossnobis", "distance: mahalanobis",
      "31: tests.geometry.distance: unknown distance 'mahalanobis'. Known: crossnobis, euclidean, correlation."),
-    ("report:", "power: {n_items: [16]}\nreport:", "34: power: unknown key."),
+    ("report:", "poser: {n_items: [16]}\nreport:", "34: poser: unknown key. Did you mean 'power'?"),
     ("top_features: 20", "top_features: many", "34: report.top_features: is the word 'many'; write a whole number."),
     ("title: Number agreement in the embedded model", "title: 1812",
      "34: report.title: is read as the number 1812, not as a word; put it in quotes."),
