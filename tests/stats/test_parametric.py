@@ -46,7 +46,8 @@ def grouped(n_items=16, n_frames=4):
 
 
 def long(adata, feature):
-    """The responses of one feature, one row per stimulus."""
+    """The responses of one feature at the noun, one row per stimulus."""
+    adata = adata[(adata.obs["region"] == "noun").to_numpy()]
     column = np.asarray(adata.X[:, [feature]].todense()).ravel()
     return adata.obs[["item", "frame", *design_of(adata).factors]].astype(str).assign(y=column.astype(float))
 
@@ -163,6 +164,27 @@ def test_crossed_is_at_least_as_wide_as_items_alone(within):
     assert (both["se"] >= alone["se"] * 0.999).mean() > 0.7
     assert both[["x_var_item", "x_var_frame", "x_var_resid"]].ge(0).all(axis=None)
     assert_allclose(both["estimate"], alone.loc[both.index, "estimate"], rtol=1e-6)
+
+
+def test_items_that_share_forms_are_one_unit():
+    """Two of three items share a noun: their mean difference is one number, in every model."""
+    items = {
+        f"i{k}": {"noun": {"sg": f"cup{k - (k % 3 == 1)}", "pl": f"cups{k - (k % 3 == 1)}"}, "at": f"box{k}"}
+        for k in range(24)
+    }
+    made = {"schema": "neurosae/design/1", "name": "shared", "factors": {"number": ["sg", "pl"]}, "items": items}
+    made["frames"] = {
+        f"f{k}": f"The {{noun:number}} near {w} {{at}}" for k, w in enumerate("my your his her our the".split())
+    }
+    adata = simulate(Design.model_validate(made | {"unit": "shared_forms"}), n_features=6, density=0.5, seed=6)
+    both = fitted(adata, NUMBER, "min_f").set_index("feature")
+    for row in fitted(adata, NUMBER, "ols").itertuples():
+        d = differences(adata, row.feature)
+        units = np.array([d[k : k + 2].mean(axis=0) if k % 3 == 0 else d[k] for k in range(24) if k % 3 != 1])
+        assert_allclose(row.value, stats.ttest_1samp(units.mean(axis=1), 0).statistic, rtol=1e-8)
+        assert_allclose(both.loc[row.feature, "value"], min_f(units).value, rtol=1e-8)
+        assert_allclose(row.x_p_flips, both.loc[row.feature, "x_p_flips"])
+        assert row.n_units == 16
 
 
 def test_limma_trend_recovers_planted_features(within):
