@@ -15,6 +15,7 @@ from neurosae.errors import DataError, SpecError
 from neurosae.spec.design import Design
 from neurosae.spec.results import check_results
 from neurosae.stats.contrast import contrast, null_rate
+from neurosae.stats.moderation import fit_prior
 from neurosae.stats.simulate import simulate
 
 NUMBER = {"number": {"pl": 1, "sg": -1}}
@@ -98,6 +99,21 @@ def test_within_items_agrees_with_statsmodels():
     assert_allclose(found["x_vif"], 24 / (x @ x))
     assert_allclose(found["effsize"], found["estimate"] / [np.sqrt(f.scale) for f in fits], rtol=1e-9)
     assert (found["dof"] == 22).all()
+
+
+def test_moderated_t_agrees_with_its_equation():
+    """The prior is fitted to |R d|^2 / (n - k), which flips leave as it is, over the trend of all kept features."""
+    fake = responses()
+    found = ok(contrast(fake, NUMBER, region="noun", seed=1, inference={"nuisance": ["n_tokens"]}))
+    D, z = by_item(fake)[:, found.feature], by_item(fake, "n_tokens")
+    E = D - z @ (z.T @ D) / (z**2).sum()
+    x = np.ones(24) - z[:, 0] * z.sum() / (z**2).sum()
+    d0, s02 = fit_prior((E**2).sum(axis=0) / 23, 23, np.log(fake.X.toarray()[:, found.feature].mean(axis=0)))
+    b = x @ D / (x @ x)
+    rss = (E**2).sum(axis=0) - b**2 * (x @ x)
+    assert_allclose(found["x_d0"], d0, rtol=1e-5)
+    assert_allclose(found["value"], b * np.sqrt(x @ x) / np.sqrt((d0 * s02 + rss) / (d0 + 22)), rtol=1e-5)
+    assert_allclose(found["dof"], d0 + 22, rtol=1e-5)
 
 
 def test_between_items_agrees_with_statsmodels():
