@@ -96,6 +96,14 @@ def test_maxima_agree_with_dense_algebra(prune):
     assert_allclose(found, H_of(F, L, signs(how)).max(axis=1), rtol=2e-6)
 
 
+def test_columns_keep_their_items_in_a_larger_relabelling():
+    """Items 5 to 24 of 30 give the maxima that they give alone."""
+    F, L = random_parts(n=20, m=30)
+    columns, numbers = hurdle_columns(sp.csc_matrix(F), sp.csc_matrix(L)), np.arange(20) + 5
+    alone, among = (flips(x, 700, seed=3, enumerate_all=False) for x in (numbers, np.arange(30)))
+    assert_array_equal(maxima(columns, alone)[0], maxima(columns.how.place(columns, numbers), among)[0])
+
+
 def test_step_down_is_never_above_single_step():
     """And equal for the most extreme feature."""
     F, L = random_parts(n=20, m=30)

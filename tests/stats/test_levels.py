@@ -249,6 +249,17 @@ def test_relabellings_are_a_function_of_item_and_factor():
     assert np.abs(share - 1 / 3).max() < 0.01
 
 
+@pytest.mark.parametrize("effect", [EVERY, PEAK])
+def test_columns_keep_their_items_in_a_larger_relabelling(effect):
+    """Items 13 to 32 of 40 give the maxima that they give alone: relabellings belong to items, not to rows."""
+    _, data, kept, _ = data_of(20, effect)
+    numbers = np.arange(20) + 13
+    alone, among = within(numbers, 3, 700, seed=2), within(np.arange(40), 3, 700, seed=2)
+    columns = STATISTICS["t"](data, kept).columns
+    for one, other in zip(maxima(columns, alone), maxima(columns.how.place(columns, numbers), among), strict=True):
+        assert_array_equal(one, other)
+
+
 def test_null_rate_moves_the_levels():
     """Planted features are not rejected once the levels of every item are shuffled."""
     fake, *_, region = data_of(18, EVERY, planted=10, n_features=40)
