@@ -1,9 +1,5 @@
 """Parts of sentences that the summaries of all kinds of tests share: where, how corrected, the strongest, why not."""
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
-# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
-# (pandas annotates all that an indexed table may be)
-
 from __future__ import annotations
 
 import re

@@ -1,12 +1,9 @@
 """FIGURES: one figure per function, a table in and a Figure out; and which of them contrasts and geometries ask for."""
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
-# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
-# (pandas annotates all that an indexed table may be)
-
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -174,7 +171,7 @@ def _chosen(long: pd.DataFrame, best: pd.DataFrame) -> pd.DataFrame:
     return kept[kept["_rank"] >= 0].sort_values("_rank", kind="stable").drop(columns="_rank")
 
 
-def _key(value: object) -> object:
+def _key(value: Any) -> str | int | None:
     if value is None or pd.isna(value):
         return None
     return value if isinstance(value, str) else int(value)

@@ -1,9 +1,5 @@
 """Figures of single features: what the found ones do over places, items and cells."""
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
-# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
-# (pandas annotates all that an indexed table may be)
-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

@@ -1,10 +1,8 @@
 """Figures of designs and of geometry: weights over cells, dissimilarity matrices, model fits."""
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
-# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
-# (pandas annotates all that an indexed table may be)
-
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -167,7 +165,8 @@ def _bars(axes: Axes, rows: pd.DataFrame, alpha: float) -> None:
             "noise ceiling", (low, 1), xycoords=axes.get_xaxis_transform(), fontsize=7.5, color=MUTED, va="bottom",
             ha="center",
         )  # fmt: skip
-    for number, row in enumerate(rows.itertuples()):
+    each: list[Any] = list(rows.itertuples())
+    for number, row in enumerate(each):
         colour = ACCENT if found[number] else "none"
         (bar,) = axes.barh(number, row.value, height=0.62, color=colour, edgecolor=ACCENT, linewidth=1.1, zorder=2)
         bar.set_gid(note_of(f"{row.effect}: {digits(row.value)}, p {digits(row.p_corr)}"))

@@ -1,9 +1,5 @@
 """A stored study as one self-contained page: no network, one inline script named by its hash, everything escaped."""
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
-# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
-# (pandas annotates all that an indexed table may be)
-
 from __future__ import annotations
 
 import base64

@@ -1,9 +1,5 @@
 """The parts of the page as plain values: text, rows and marked pieces of stimuli; the template only places them."""
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
-# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
-# (pandas annotates all that an indexed table may be)
-
 from __future__ import annotations
 
 import itertools
@@ -107,7 +103,9 @@ def shown_regions(study: Study) -> list[str]:
     asked = [asked] if isinstance(asked, str) else list(asked)
     used = list(dict.fromkeys([*map(str, asked), *distinct(study.results["region"])]))
     known = [
-        c.removesuffix("_start") for c in study.stimuli if c.endswith("_start") and f"{c[:-5]}end" in study.stimuli
+        c.removesuffix("_start")
+        for c in map(str, study.stimuli)
+        if c.endswith("_start") and f"{c[:-5]}end" in study.stimuli
     ]
     names = [r for r in known if r in used] or known
     starts = {r: study.stimuli[f"{r}_start"].astype(float).mean() for r in names}
@@ -142,7 +140,7 @@ def example_stimuli(study: Study) -> dict[str, Any]:
     }
 
 
-def _text(value: object) -> str:
+def _text(value: Any) -> str:
     return "" if value is None or pd.isna(value) else str(value)
 
 

@@ -1,9 +1,5 @@
 """What contrasts and geometries found, in plain words; nothing found is said as plainly."""
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
-# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
-# (pandas annotates all that an indexed table may be)
-
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -82,7 +78,7 @@ def _n_features(rows: pd.DataFrame) -> int:
 def _directions(study: Study, effect: str, counts: tuple[int, int]) -> str:
     """How many tests found go in either direction of the effect, in the words of its weights."""
     levels = {
-        n: sorted(f.levels, key=(f.values or {}).get) if f.values else f.levels for n, f in study.design.factors.items()
+        n: sorted(f.levels, key=f.values.__getitem__) if f.values else f.levels for n, f in study.design.factors.items()
     }
     words = direction_words(section(study.analysis, "effects").get(effect), levels)
     if words[0] == words[1]:
@@ -116,7 +112,7 @@ def _pattern(study: Study, test: str, rows: pd.DataFrame) -> Statement:
         )
     if other := [n for n in distinct(known["effect"]) if n not in names]:
         parts.append(f"{listed(other)} {'is' if len(other) == 1 else 'are'} described, not tested")
-    best = known.loc[known["value"].idxmax()]
+    best = known.iloc[int(known["value"].argmax())]
     kind = f"{str(best['stat']).replace('_', ' ')} = {digits(best['value'])}"
     fit = f"The best fit is {best['effect']} at {best['site']} · {best['region']}, {kind}{_ceiling(best)}"
     how = f"{held(tested, alpha)} " if len(tested) else ""

@@ -1,9 +1,5 @@
 """Results as rows of text for the page: what became of every feature, families, and the table of each test."""
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
-# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
-# (pandas annotates all that an indexed table may be)
-
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -31,7 +27,8 @@ def count_rows(study: Study) -> list[dict[str, Any]]:
         if table[name].nunique(dropna=False) <= 1 and not (name in ("failed", "degenerate") and table[name].any()):
             table = table.drop(columns=name)
     return [
-        {k: ("" if pd.isna(v) else v) for k, v in row.items()} for row in table.drop(columns="kind").to_dict("records")
+        {str(k): ("" if pd.isna(v) else v) for k, v in row.items()}
+        for row in table.drop(columns="kind").to_dict("records")
     ]
 
 
@@ -81,6 +78,7 @@ def result_table(study: Study, test: str) -> dict[str, Any]:
     notes = silent.assign(n=silent["n_features"].astype(float).fillna(1)).groupby(
         ["status", "note"], sort=False, dropna=False
     )["n"]
+    silenced: list[Any] = list(notes.sum().items())
     return {
         "id": slug(test),
         "heads": [h for h, _ in columns],
@@ -89,9 +87,7 @@ def result_table(study: Study, test: str) -> dict[str, Any]:
         "n_numbered": len(numbered),
         "n_rows": len(rows),
         "n_found": int(is_found(numbered, alpha).sum()),
-        "silent": [
-            {"status": _said(s), "note": _said(n), "n": f"{int(total):,}"} for (s, n), total in notes.sum().items()
-        ],
+        "silent": [{"status": _said(s), "note": _said(n), "n": f"{int(total):,}"} for (s, n), total in silenced],
         "n_silent_rows": len(silent),
         "remarks": remarks,
     }
@@ -201,5 +197,5 @@ def _of(row: pd.Series) -> str:
     )
 
 
-def _said(value: object) -> str:
+def _said(value: Any) -> str:
     return "" if value is None or pd.isna(value) else str(value)

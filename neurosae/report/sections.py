@@ -4,10 +4,6 @@ A kind without an entry, such as one of a user's own, is shown like the nearest 
 contrast, other rows by how many of them were found.
 """
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
-# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
-# (pandas annotates all that an indexed table may be)
-
 from __future__ import annotations
 
 import re

@@ -1,12 +1,9 @@
 """Small questions asked of a results table; the figures, the words and the page all use the same answers."""
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
-# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
-# (pandas annotates all that an indexed table may be)
-
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -48,7 +45,7 @@ def place_names(rows: pd.DataFrame, columns: Sequence[str] = PLACE) -> pd.Series
     return names.astype(object)
 
 
-def place_word(column: str, value: object) -> str:
+def place_word(column: str, value: Any) -> str:
     """One part of a place in words; positions count from the aligned token, 0."""
     if value is None or pd.isna(value):
         return "–"
