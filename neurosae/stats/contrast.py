@@ -63,7 +63,7 @@ def contrast(
     Parameters
     ----------
     responses : AnnData of one site, or {site: AnnData}
-    effect : `{factor: {level: weight}}`, or {name: effect} for several, which then form one family; `{factor: all}`
+    effect : `{factor: {level: weight}}`, `{"slope": covariate}`, or {name: effect} for several, which then form one family; `{factor: all}`
         compares all levels at once by F
     region : name or names
     split : "test" or "localizer"
@@ -82,7 +82,8 @@ def contrast(
         `x_p_mag` (Holm over the two) of the hurdle; `x_p_by` beside fdr_bh; `x_p_family` and `x_selected` of the site
         beside bb; `x_d0` prior degrees of freedom; `x_ci_method` and `x_ci_dof` of the interval, which are not those of
         a moderated statistic. `p_min` is the smallest `p_unc` that the row could have; `n_perm` counts the relabellings
-        of the maximum, and of `p_unc` where `p_method` is flips or permutations.
+        of the maximum, and of `p_unc` where `p_method` is flips or permutations. Beside nuisance
+        `x_estimate_unadjusted`, `x_se_unadjusted`, and `x_vif` the variance inflation of the effect.
 
     Raises
     ------
