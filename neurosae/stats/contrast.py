@@ -63,8 +63,8 @@ def contrast(
     Parameters
     ----------
     responses : AnnData of one site, or {site: AnnData}
-    effect : `{factor: {level: weight}}`, `{"slope": covariate}`, or {name: effect} for several, which then form one family; `{factor: all}`
-        compares all levels at once by F
+    effect : `{factor: {level: weight}}`, or {name: effect} for several, which then form one family; `{factor: all}`
+        compares all levels at once by F, `{"slope": covariate}` asks for the slope on a number that items carry
     region : name or names
     split : "test" or "localizer"
     inference : keys of the `inference:` section, e.g. {"correction": "fdr_bh"}; the rest has its defaults
