@@ -18,6 +18,7 @@ Cognitive-neuroscience statistics for the features inside language models.
 
 Two YAML files make a study: a DESIGN (factors, frames, items) and an ANALYSIS (model, sites, effects, tests).
 
+\b
   neurosae check stimuli/number_agreement.yaml     what is in the design, what may be exchanged, what is confounded
   neurosae check analyses/number_agreement.yaml    the same, and whether every test can be run; loads no model
   neurosae run analyses/number_agreement.yaml      extract, test, report: results/number_agreement/report.html
