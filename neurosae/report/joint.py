@@ -26,7 +26,7 @@ def conjunction_statements(study: Study, test: str, rows: pd.DataFrame) -> Itera
     for name, part in by_effect(rows):
         effects = name.split(" & ")
         said = f"to both {listed(effects)}" if len(effects) == 2 else f"to all of {listed(effects)}"
-        yield _statement(study, part, (test, name), said=f"respond {said}", caution=ALL)
+        yield _statement(study, part, (test, name), said=f"respond {said}{where(part)}", caution=ALL)
 
 
 def combination_statements(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Statement]:
@@ -34,7 +34,10 @@ def combination_statements(study: Study, test: str, rows: pd.DataFrame) -> Itera
     for name, part in by_effect(rows):
         # "no difference in any of the positions -1, 0; rejected: at least one"
         parts = first_known(part["h0"]).partition(" of the ")[2].partition(";")[0]
-        yield _statement(study, part, (test, name), said=f"differ in at least one of the {parts}", caution=ONE)
+        placed = part.assign(region=pd.array([pd.NA] * len(part), "string")) if parts.startswith("regions") else part
+        place = "" if parts.startswith("sites") else where(placed)
+        said = f"differ in at least one of the {parts}{place}"
+        yield _statement(study, part, (test, name), said=said, caution=ONE)
 
 
 def _statement(study: Study, rows: pd.DataFrame, name: tuple[str, str], *, said: str, caution: str) -> Statement:
@@ -51,7 +54,7 @@ def _statement(study: Study, rows: pd.DataFrame, name: tuple[str, str], *, said:
     else:
         of = plural(len(tested), "tested feature")
         number = f"{len(found):,}" if len(found) else "None"
-        text = f"{number} of {of} {'is' if len(found) < 2 else 'are'} found to {said}{where(rows)}."
+        text = f"{number} of {of} {'is' if len(found) < 2 else 'are'} found to {said}."
     verdict = "found" if len(found) else "nothing"
     return Statement(test, effect, verdict, f"{len(found):,}", text, detail, localizer, (caution,))
 
@@ -70,7 +73,7 @@ def joint_methods(study: Study, rows: pd.DataFrame) -> Iterator[str]:
         }[first_known(part["kind"])]
         cited = CITED.get(adjust, "")
         held = f"{CORRECTIONS.get(adjust, adjust)}{f' {cited}' if cited else ''}"
-        yield f"{test} ({names}): {how}; the null hypothesis was that {first_known(part['h0'])}; {held}."
+        yield f"{test} ({names}; null hypothesis: {first_known(part['h0'])}): {how}; {held}."
 
 
 CONJUNCTION = Section(conjunction_statements, lambda study, test, rows: (), joint_methods)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
 from neurosae.errors import DataError
@@ -126,11 +127,11 @@ def _intervals(cells: Sequence[Cell], relabellings: Sequence[Relabelling], infer
     return make_intervals(pieces, inference.intervals)
 
 
-def _by_sites(cells: Sequence[Cell], p_unc: np.ndarray, *, alpha: float) -> dict[str, np.ndarray]:
+def _by_sites(cells: Sequence[Cell], p_unc: np.ndarray, *, alpha: float) -> dict[str, Any]:
     """Corrected p with the sites as families, and what is said of the sites themselves."""
     site = np.repeat([cell.place.site for cell in cells], [len(cell.kept) for cell in cells])
     made = bb(p_unc, site, alpha=alpha)
-    return {"p_corr": made.p, "x_p_family": made.p_family, "x_selected": made.selected}
+    return {"p_corr": made.p, "x_p_family": made.p_family, "x_selected": pd.array(made.selected, dtype="boolean")}
 
 
 def relabel_cells(cells: Sequence[Cell], ready: Sequence[Ready], inference: Inference, *, seed: int, split: str):

@@ -42,7 +42,7 @@ def test_a_combination_claims_at_least_one_part(study):
     """The parts are named, and the claim is about at least one of them."""
     h0 = "no difference in any of the regions head, verb; rejected: at least one"
     said, methods = said_of(study, kind="combination", effect="subject", h0=h0, p_corr=[0.003, 0.01, 0.9])
-    assert said.text.startswith("2 of 3 tested features are found to differ in at least one of the regions head, verb")
+    assert said.text == "2 of 3 tested features are found to differ in at least one of the regions head, verb in late."
     assert "not which" in said.cautions[0]
     assert "combined inside every relabelling" in methods
 

@@ -11,6 +11,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from neurosae.spec.results import as_results
+from neurosae.stats.contrast import contrast
 from neurosae.stats.multiplicity import (
     bb,
     fdr_bh,
@@ -23,6 +24,7 @@ from neurosae.stats.multiplicity import (
     step_down,
     storey,
 )
+from neurosae.stats.simulate import example_design, simulate
 
 
 @pytest.mark.parametrize(("correct", "name"), [(holm, "holm"), (fdr_bh, "BH"), (fdr_by, "BY")])
@@ -127,3 +129,14 @@ def test_holm_over_contrasts_agrees_with_holm():
     assert_allclose(table["p_holm"], holm(np.array([0.02, 0.04, 0.5])))
     assert table["effects"].tolist() == ["x, y", "x", "x"]
     assert table["h0"].str.contains("at least one").all()
+
+
+def test_bb_says_nothing_of_untested_features():
+    """Selection of the site is a statement about tested features; untestable and dead ones have none."""
+    fake = simulate(example_design(20), n_features=40, effects={"number": 3}, density=(0.01, 0.4), shift=5.0, seed=2)
+    table = contrast(fake, {"number": {"pl": 1, "sg": -1}}, region="noun", inference={"correction": "bb"}, seed=1)
+    tested = table["p_unc"].notna()
+    assert (table["x_selected"].notna() == tested).all()
+    assert table.loc[tested, "x_selected"].all()
+    assert table.loc[tested, "x_p_family"].nunique() == 1
+    assert (~tested).any()
