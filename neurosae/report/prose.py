@@ -49,7 +49,7 @@ def _contrast(study: Study, rows: pd.DataFrame, *, name: tuple[str, str]) -> Sta
             test, effect, "nothing", "0", f"None of {of} is found to respond to {effect}{place}.", detail, localizer
         )
     exploratory = first_known(tested["p_adjust"], "none") == "none" or first_known(tested["p_method"]) == "parametric"
-    more = int((found["value"] > 0).sum())
+    more = int((signed_values(found) > 0).sum())
     ways = _directions(study, effect, (len(found) - more, more))
     tests = f", in {len(found):,} of {len(tested):,} tests" if several else ""
     verb = "responds" if n_found == 1 else "respond"
@@ -58,6 +58,18 @@ def _contrast(study: Study, rows: pd.DataFrame, *, name: tuple[str, str]) -> Sta
     cautions = (*_same_words(study, effect, found), *shared_cautions(found), *named_cautions(study, test, effect))
     verdict = "exploratory" if exploratory else "found"
     return Statement(test, effect, verdict, f"{n_found:,}", text, detail, localizer, cautions)
+
+
+def signed_values(rows: pd.DataFrame) -> pd.Series:
+    """Numbers whose sign is the direction: the statistic, or the estimate where the statistic has no sign.
+
+    Examples
+    --------
+    >>> rows = pd.DataFrame({"stat": ["t", "hurdle"], "value": [-2.0, 9.0], "estimate": [-1.0, -0.5]})
+    >>> signed_values(rows).tolist()
+    [-2.0, -0.5]
+    """
+    return rows["value"].where(rows["stat"] != "hurdle", rows["estimate"])
 
 
 def _same_words(study: Study, effect: str, found: pd.DataFrame) -> tuple[str, ...]:
