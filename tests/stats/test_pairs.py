@@ -119,14 +119,14 @@ def test_pairs_share_their_flips_with_single_features():
 
 
 def test_pairs_control_familywise_error():
-    """Nothing there, 60 sets: any pair found in at most as many sets as the binomial 99.9 % bound allows."""
+    """Nothing there, 40 sets: any pair found in at most as many sets as the binomial 99.9 % bound allows."""
     any_found = 0
-    for seed in range(60):
+    for seed in range(40):
         found = pairs(
             fake(16, m=15, seed=seed), INTERACTION, region="end", inference={"n_permutations": 200}, seed=seed
         )
         any_found += bool((found["p_corr"] <= 0.05).any())
-    assert any_found <= scipy.stats.binom.ppf(0.9995, 60, 0.05)
+    assert any_found <= scipy.stats.binom.ppf(0.9995, 40, 0.05)
 
 
 def test_pairs_recover_planted_pairs():
