@@ -28,7 +28,8 @@ LAYERS = """
 3  spec.blocks spec.design
 3  spec.planning
 4  spec.maps spec.parametric spec.choices design.regions design.units design.weights
-5  spec.analysis design.regressors design.levels design.expand design.confounds extraction.sites extraction.tokens extraction.packing
+5  spec.analysis design.regressors design.levels design.expand design.confounds extraction.sites extraction.tokens
+5  extraction.packing
 5  design.orthogonal
 6  spec.editor design.exchange design.check_report design.cautions design.token_checks extraction.source
 6  extraction.cells extraction.responses
@@ -37,7 +38,8 @@ LAYERS = """
 8  stats.scores design.checks
 8  stats.noncentral stats.pattern
 9  stats.glm_kernels stats.mixed_kernels stats.layout
-9  stats.level_kernels stats.relabel stats.tails stats.rdm stats.simulate stats.tfce dictionary.learn dictionary.stream extraction.shard
+9  stats.level_kernels stats.relabel stats.tails stats.rdm stats.simulate stats.tfce dictionary.learn
+9  dictionary.stream extraction.shard
 9  stats.products stats.crossfit_kernels
 10 stats.glm stats.hurdle_kernels
 10 stats.flips stats.units stats.resample dictionary.checkpoint dictionary.evaluate extraction.run
@@ -59,7 +61,8 @@ LAYERS = """
 17 stats.combine
 16 report.tables report.parts
 16 stats.trials stats.maps stats.pairs stats.sets
-17 report.figures_features report.figures_pattern report.figures_univariate report.result_tables report.claims report.limits report.page
+17 report.figures_features report.figures_pattern report.figures_univariate report.result_tables report.claims
+17 report.limits report.page
 17 report.figures_power report.figures_maps
 17 stats.calibrate stats.crosstest stats.othereffect report.figures_sets
 18 report.models

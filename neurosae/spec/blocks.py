@@ -285,7 +285,10 @@ class ConjunctionBlock(Block):
     @model_validator(mode="after")
     def _check(self) -> ConjunctionBlock:
         if len(self.effect) < 2:
-            fail("effect", text=f"names only {', '.join(self.effect)}; a conjunction needs two effects, use contrast for one.")
+            fail(
+                "effect",
+                text=f"names only {', '.join(self.effect)}; a conjunction needs two effects, use contrast for one.",
+            )
         return self
 
 
