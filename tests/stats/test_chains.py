@@ -10,8 +10,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.ndimage import label
 
 from neurosae.errors import DataError
-from neurosae.stats.chains import chain_maxima, chains
-from neurosae.stats.relabel import flips, signs
+from neurosae.stats.chains import _longest, chain_maxima, chains
+from neurosae.stats.relabel import flip_mask, flips, signs
 
 N, M, LENGTH = 30, 50, 9
 
@@ -69,6 +69,19 @@ def test_chain_maxima_invariant_to_pruning_threads_and_order():
     moved = sp.csc_matrix(D[:, (order[:, None] * LENGTH + np.arange(LENGTH)).ravel()])
     assert_array_equal(chain_maxima(prepared(moved), how), base)
     assert_array_equal(chain_maxima(prepared(sp.csc_matrix(-D)), how), base)
+
+
+def test_stopping_early_is_exact_where_it_matters():
+    """Most features of few items are never visited, and the maxima are those of all of them."""
+    rng = np.random.default_rng(5)
+    density = np.repeat(np.exp(rng.uniform(np.log(0.05), np.log(0.2), 600)), LENGTH)
+    D = sp.csc_matrix(rng.standard_normal((N, 600 * LENGTH)) * (rng.random((N, 600 * LENGTH)) < density))
+    made, W, mx = prepared(D, threshold=2.0), flip_mask(flips(np.arange(N), 512, seed=3), 0), np.empty(512, np.float32)
+    visited = _longest(made, W, mx, two_sided=True, prune=True)
+    pruned = mx.copy()
+    assert _longest(made, W, mx, two_sided=True, prune=False) == 600
+    assert visited < 300
+    assert_array_equal(pruned, mx)
 
 
 def test_a_missing_position_ends_a_run():
