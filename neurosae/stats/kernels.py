@@ -350,3 +350,13 @@ def group_steps(V, labels, running, *, tables, limit, two_sided, reached):
     for f in range(V.total.size):
         _group_lanes(V, f, (labels, work))
         reached[f] += _advance((work.out, two_sided, limit[f]), running, tables[0][tables[1][f]])
+
+
+@compiled()
+def column_places(indptr, order, place):
+    """Fill `place` with where the entries of columns `order` stand, one column after the other."""
+    at = 0
+    for f in order:
+        for p in range(indptr[f], indptr[f + 1]):
+            place[at] = p
+            at += 1
