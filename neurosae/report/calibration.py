@@ -15,8 +15,11 @@ from neurosae.stats.calibrate import CELL
 
 INTRODUCTION = """# Calibration
 
-How often each method errs on data whose truth is known. `{command}` makes this page and `calibration.csv` again:
-{n_sets} data sets per cell, seed {seed}, version {version}. alpha = .05; a rate whose true value is .05 lies in
+How often each method errs on data whose truth is known. This page and `calibration.csv` are made by
+
+    {command}
+
+with {n_sets} data sets per cell, seed {seed}, version {version}. alpha = .05; a rate whose true value is .05 lies in
 {low:.3f}–{high:.3f} in 99 % of runs, and below {limit:.3f} in 99.9 %.
 
 Data: sparse responses of {n_items} items in 4 frames, 200 features in blocks of 10 that correlate by .5, items reacting
@@ -32,16 +35,17 @@ because they fail.
 
 def calibration_page(table: pd.DataFrame, *, command: str) -> str:
     """The calibration as a page in Markdown, made from its table alone."""
-    null = table[table["kind"] == "null"]
+    null = table[table["kind"] == "no effect"]
     first = null.iloc[0]
     words = {key: first[key] for key in ("n_sets", "seed", "version", "low", "high", "limit", "n_items")}
     parts = [INTRODUCTION.format(command=command, **words), "## No effect: familywise error, or false discovery rate\n"]
     parts.append(_summary(null))
     worst = null[null["verdict"].eq("above") & null["role"].eq("tested")]
     high = null[null["verdict"].eq("high") & null["role"].eq("tested")]
+    n_rates = null["role"].eq("tested").sum()
     parts.append(
-        f"\nTested cells above the 99.9 % band: {len(worst)}; between the 99 % and the 99.9 % band: {len(high)} of "
-        f"{null['role'].eq('tested').sum()}.\n"
+        f"\nOf {n_rates} rates of tested methods in single cells {len(worst)} lie above the 99.9 % band, and {len(high)} "
+        "between the 99 % and the 99.9 % band.\n"
     )
     titles = {
         "effects": "## 5 % of 400 features differ: errors and power\n\nDensities .3-50 %, drive + 1.5 in one cell.\n",
@@ -78,6 +82,7 @@ def _summary(null: pd.DataFrame) -> str:
 def _by_cell(rows: pd.DataFrame, kind: str) -> str:
     """One line per cell, one column per method and measure."""
     names = list(dict.fromkeys(zip(rows["method"], rows["measure"], strict=True)))
+    names = sorted(names, key=lambda name: name[1] == "power")  # errors first
     lines = []
     for key, part in rows.groupby(CELL, sort=False):
         trial = dict(zip(CELL, key, strict=True))

@@ -72,28 +72,30 @@ def run_cells(
     path = None if out is None else Path(out) / "calibration.csv"
     run = {"n_sets": n_sets, "seed": seed, "version": version}
     done = _stored(path, run)
-    tables = []
+    tables: list[pd.DataFrame] = []
     with tqdm(total=len(cells) * n_sets, unit="set", desc="calibrate", disable=None, mininterval=1) as bar:
         for trial in cells:
-            known = None if done is None else done[_same(done, trial)]
-            if known is None or not len(known):
+            known = done[_same(done, trial)]
+            if not len(known):
                 known = _table(trial, _scores(trial, n_sets, bar, seed=seed), run)
             else:
                 bar.update(n_sets)
             tables.append(known)
+            done = done[~_same(done, trial)]
             bar.set_postfix_str(f"{trial.kind} {trial.design} {trial.balance} density {trial.density:g}")
             if path is not None:
-                write_atomic(path, pd.concat(tables, ignore_index=True).to_csv(index=False))
+                later = [done[_same(done, other)] for other in cells] if len(done) else []
+                write_atomic(path, pd.concat([*tables, *later], ignore_index=True).to_csv(index=False))
     return pd.concat(tables, ignore_index=True)
 
 
-def _stored(path: Path | None, run: dict[str, Any]) -> pd.DataFrame | None:
+def _stored(path: Path | None, run: dict[str, Any]) -> pd.DataFrame:
     """Rows of an earlier run with the same settings; of any other run nothing can be used."""
     if path is None or not path.is_file():
-        return None
+        return pd.DataFrame(columns=pd.Index(CELL))
     table = pd.read_csv(path, keep_default_na=False, na_values=["nan"], dtype={"balance": str, "version": str})
     if set(run) - set(table.columns) or set(CELL) - set(table.columns):
-        return None
+        return pd.DataFrame(columns=pd.Index(CELL))
     same = np.logical_and.reduce([table[name] == value for name, value in run.items()])
     return table[same]
 

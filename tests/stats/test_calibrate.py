@@ -33,7 +33,7 @@ def rates(table):
 
 def test_one_cell_controls_its_error_rates():
     """200 data sets, within items: nothing above the 99.9 % band, and the moderated t inside it."""
-    table = run_cells([Trial("null", "within", "complete", 0.5, 0.3)], None, n_sets=200, seed=1)
+    table = run_cells([Trial("no effect", "within", "complete", 0.5, 0.3)], None, n_sets=200, seed=1)
     tested = table[table["role"] == "tested"]
     assert set(tested["verdict"]) <= {"inside", "below", "high"}
     assert table.set_index("method").loc["max-T moderated_t", "verdict"] in {"inside", "high"}
@@ -42,8 +42,8 @@ def test_one_cell_controls_its_error_rates():
 
 def test_demonstrations_fail():
     """Plain means of unequal frames reject too often; prompts as n between items nearly always."""
-    plain = Trial("null", "within", "plain means", 0.05, 0.3, n_features=100)
-    between = Trial("null", "between", "8/24", 0.2, 0.6, n_features=100)
+    plain = Trial("no effect", "within", "plain means", 0.05, 0.3, n_features=100)
+    between = Trial("no effect", "between", "8/24", 0.2, 0.6, n_features=100)
     table = run_cells([plain, between], None, n_sets=40, seed=1)
     first, second = (table[table["design"] == design].set_index("method") for design in ("within", "between"))
     assert first.loc["max-T t", "verdict"] == "fails, as it must"
@@ -83,14 +83,33 @@ def test_a_killed_run_continues(tmp_path):
     run_cells(cells[:2], tmp_path, n_sets=2, seed=0)
     bar_free = run_cells(cells, None, n_sets=2, seed=0)
     calls = []
-    original = TRIALS["null"]
+    original = TRIALS["no effect"]
     patched = pytest.MonkeyPatch()
-    patched.setitem(TRIALS, "null", lambda *a, **k: calls.append(a[0]) or original(*a, **k))
+    patched.setitem(TRIALS, "no effect", lambda *a, **k: calls.append(a[0]) or original(*a, **k))
     continued = run_cells(cells, tmp_path, n_sets=2, seed=0)
     patched.undo()
     assert set(calls) == {cells[2]}
     assert_frame_equal(continued.reset_index(drop=True), bar_free, check_dtype=False)
     assert not run_cells(cells[:1], tmp_path, n_sets=2, seed=1).equals(bar_free.head(len(bar_free) // 3))
+
+
+def test_a_stop_costs_no_cell_that_was_finished(tmp_path, monkeypatch):
+    """Cells before and behind the one that was running stay in the file."""
+    cells, original = grid(full=False)[:3], TRIALS["no effect"]
+    run_cells(cells[2:], tmp_path, n_sets=2, seed=0)
+
+    def stop(trial, *args, **kwargs):
+        if trial == cells[1]:
+            raise KeyboardInterrupt
+        return original(trial, *args, **kwargs)
+
+    monkeypatch.setitem(TRIALS, "no effect", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(cells, tmp_path, n_sets=2, seed=0)
+    kept = pd.read_csv(tmp_path / "calibration.csv")
+    assert set(zip(kept["balance"], kept["density"], strict=True)) == {
+        (cells[k].balance, cells[k].density) for k in (0, 2)
+    }
 
 
 def test_verdicts_follow_the_bands():
@@ -105,7 +124,7 @@ def test_verdicts_follow_the_bands():
 
 def test_grid_is_the_declared_one():
     """44 cells without an effect, as in the reference run, and the small version of ten."""
-    null = [trial for trial in grid(full=True) if trial.kind == "null"]
+    null = [trial for trial in grid(full=True) if trial.kind == "no effect"]
     assert len(null) == len(set(null)) == 44
     assert len(grid(full=False)) == 10
 
@@ -126,7 +145,7 @@ def test_page_agrees_with_its_table():
 def test_committed_table_agrees_with_the_reference(oracles):
     """Same grid, other generator: rates of every design and method differ by no more than chance and .03."""
     ours = pd.read_csv(COMMITTED, dtype={"balance": str})
-    ours = ours[ours["kind"] == "null"].assign(method=lambda t: t["method"].map(NAMES))
+    ours = ours[ours["kind"] == "no effect"].assign(method=lambda t: t["method"].map(NAMES))
     ours["balance"] = ours["balance"].replace(
         {"complete": "balanced", "plain means": "cell means", "16/16": "balanced", "8/24": "unbalanced"}
     )
@@ -150,7 +169,7 @@ def test_committed_page_agrees_with_its_table():
     """docs/calibration.md is made from docs/calibration.csv, and no tested cell is above the 99.9 % band."""
     table = pd.read_csv(COMMITTED, keep_default_na=False, na_values=["nan"], dtype={"balance": str, "version": str})
     page = COMMITTED.with_suffix(".md").read_text(encoding="utf-8")
-    command = page.split("`")[1]
+    command = next(line.strip() for line in page.splitlines() if line.startswith("    neurosae"))
     assert page == calibration_page(table, command=command)
     assert not (table["verdict"].eq("above") & table["role"].eq("tested")).any()
 
