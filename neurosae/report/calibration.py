@@ -44,8 +44,8 @@ def calibration_page(table: pd.DataFrame, *, command: str) -> str:
     high = null[null["verdict"].eq("high") & null["role"].eq("tested")]
     n_rates = null["role"].eq("tested").sum()
     parts.append(
-        f"\nOf {n_rates} rates of tested methods in single cells {len(worst)} lie above the 99.9 % band, and {len(high)} "
-        "between the 99 % and the 99.9 % band.\n"
+        f"\nOf {n_rates} rates of tested methods in single cells {len(worst)} lie above the 99.9 % band, and "
+        f"{len(high)} between the 99 % and the 99.9 % band.\n"
     )
     titles = {
         "effects": "## 5 % of 400 features differ: errors and power\n\nDensities .3-50 %, drive + 1.5 in one cell.\n",
