@@ -17,13 +17,30 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from neurosae.report.style import DIVERGING, FAINT, INK, MUTED, PAPER, canvas, drawn, note_of, plain, shorten, tidy
+from neurosae.report.style import (
+    DIVERGING,
+    FAINT,
+    INK,
+    MINUS,
+    MUTED,
+    PAPER,
+    PLUS,
+    REST,
+    canvas,
+    drawn,
+    note_of,
+    plain,
+    shorten,
+    tidy,
+)
 from neurosae.report.tables import distinct, first_known, is_found
 from neurosae.report.wording import digits
+from neurosae.spec.results import directed
 
 DARK, LIGHT = "#101418", "#fdfdfd"  # on coloured squares, in light and in dark mode
 GAP = 0.3  # between regions, whose positions are no neighbours
 MOST_NUMBERS = 60  # cells of a map up to which the heights are printed in them
+LARGEST = {"maxT": "z", "cluster": "cluster mass", "tfce": "TFCE"}
 
 
 class Grid(NamedTuple):
@@ -68,6 +85,54 @@ def heat(table: pd.DataFrame, *, alpha: float = 0.05) -> Figure:
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0)
     return figure
+
+
+@drawn
+def largest(null: np.ndarray, table: pd.DataFrame, *, alpha: float = 0.05) -> Figure:
+    """The largest value of the map under each relabelling, its threshold, and the cells or clusters that were observed.
+
+    Parameters
+    ----------
+    null : array of shape (n_permutations,)
+    table : DataFrame
+        Results rows of all effects of a map, which share the null.
+    alpha : float
+    """
+    rows = observed_of(table)
+    values, signs = _against(rows), np.sign(rows["value"].to_numpy(dtype=float))
+    ordered = np.sort(np.asarray(null, dtype=float))[::-1]
+    threshold = float(ordered[max(int(np.floor(alpha * len(ordered))) - 1, 0)])
+    figure = canvas(5.6, 2.7)
+    axes = figure.add_subplot()
+    axes.hist(ordered, bins=min(60, max(10, len(ordered) // 40)), color=REST, alpha=0.75, linewidth=0)
+    axes.axvline(threshold, color=INK, linewidth=0.9, linestyle=(0, (5, 3)))
+    top = axes.get_ylim()[1]
+    axes.set_ylim(0, top * 1.18)
+    axes.annotate(
+        f"threshold {digits(threshold)}", (threshold, top * 1.17), va="top", fontsize=8, color=MUTED, xytext=(3, 0),
+        textcoords="offset points",
+    )  # fmt: skip
+    for row, at, sign in zip(rows.itertuples(), values, signs, strict=True):
+        name = f"cluster {row.x_cluster}" if pd.isna(row.site) else " · ".join(map(str, _key(row)))
+        (mark,) = axes.plot([at, at], [0, top * 0.16], color=PLUS if sign > 0 else MINUS, linewidth=1.6)
+        mark.set_gid(note_of(f"{row.effect}, {name}: {digits(at)}, p {digits(row.p_corr)}"))
+    axes.set_xlabel(f"largest {LARGEST[first_known(table['p_adjust'], 'maxT')]} of the map")
+    axes.set_ylabel("relabellings")
+    tidy(axes, grid="y")
+    return figure
+
+
+def observed_of(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose p_corr comes from the maximum over the map: clusters, or cells."""
+    rows = clusters_of(table) if first_known(table["p_adjust"]) == "cluster" else cells_of(table)
+    return rows[rows["p_corr"].notna().to_numpy()]
+
+
+def _against(rows: pd.DataFrame) -> np.ndarray:
+    """Observed values on the scale of the null."""
+    if first_known(rows["p_adjust"]) != "maxT":
+        return np.abs(rows["value"].to_numpy(dtype=float))
+    return directed(rows["x_z"].to_numpy(dtype=float), first_known(rows["alternative"], "two-sided"))
 
 
 def cells_of(table: pd.DataFrame) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from neurosae.report.claims import CORRECTIONS, by_effect, held, where, why_untested
-from neurosae.report.figures_maps import cells_of, clusters_of, heat
+from neurosae.report.figures_maps import cells_of, clusters_of, heat, largest, observed_of
 from neurosae.report.parts import Drawing, Section, Statement
 from neurosae.report.references import CITED
 from neurosae.report.stored import Study, alpha_of, effect_ends
@@ -81,7 +81,7 @@ def _strongest(rows: pd.DataFrame) -> str:
 
 
 def draw_map(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Drawing]:
-    """One heat map per effect."""
+    """One heat map per effect, and the maximum over the map under the null."""
     alpha = alpha_of(study)
     effects = distinct(rows["effect"])
     for effect, part in by_effect(rows):
@@ -91,6 +91,14 @@ def draw_map(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Drawing]:
         name = f"{slug(test)}-map" if len(effects) == 1 else f"{slug(test)}-{slug(effect)}-map"
         caption = f"{_colour(part)} {_outline(kind, alpha)} {_items(part)} {NO_ONSET.get(kind, '')}".strip()
         yield Drawing(name, "map", test, f"Where: {effect}", caption, heat(part, alpha=alpha), wide=_is_wide(part))
+    if test in study.nulls and len(observed_of(rows)):
+        words = (
+            f"Histogram: the largest value of the map under each of {len(study.nulls[test]):,} relabellings, the "
+            "identity included. Lines: what was observed (orange +, blue −). Dashed: the value that only "
+            f"{alpha:.0%} of the relabellings reach."
+        )
+        figure = largest(study.nulls[test], rows, alpha=alpha)
+        yield Drawing(f"{slug(test)}-null", "null", test, "The maximum under the null", words, figure)
 
 
 def _is_wide(rows: pd.DataFrame) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from neurosae.report.figures_maps import found_sets, heat, layout
+from neurosae.report.figures_maps import found_sets, heat, largest, layout
 from neurosae.report.html import write_report
 from neurosae.report.maps import MAP
 from neurosae.report.stored import read_study
@@ -57,6 +57,7 @@ def with_map(tmp_path):
         both = pd.concat([t.dropna(axis=1, how="all").astype(object) for t in (read_results(folder), rows)])
         both = both.reset_index(drop=True).infer_objects()
         write_results(folder, as_results({c: both[c] for c in both}))
+        np.save(folder / "tests" / "where.null.npy", np.linspace(0, 4, 500, dtype=np.float32))
         return folder
 
     return write
@@ -108,6 +109,18 @@ def test_heat_draws_every_cell_and_hatches_the_missing_one():
     assert bar.get_ylim()[0] == -bar.get_ylim()[1]
 
 
+@pytest.mark.parametrize(("statistic", "n"), [("maxT", 14), ("tfce", 14), ("cluster", 1)])
+def test_null_shows_what_was_held_against_it(statistic, n):
+    """One line per cell or cluster, orange where positive, at its place on the scale of the null."""
+    rows = map_rows(statistic)
+    (axes,) = largest(np.linspace(0, 4, 200), rows).axes
+    marks = axes.lines[1:]
+    assert len(marks) == n
+    assert max(line.get_xdata()[0] for line in marks) == (17.0 if statistic == "cluster" else 5.0)
+    assert "p 0.00400" in marks[-1 if statistic == "cluster" else 9].get_gid().replace("%20", " ")
+    assert axes.lines[0].get_xdata()[0] == pytest.approx(3.8, abs=0.03)
+
+
 @pytest.mark.parametrize("statistic", ["tfce", "cluster"])
 def test_page_says_that_a_cluster_has_no_onset(with_map, statistic):
     """The sentence stands under the figure, in the summary and in the methods of every cluster and TFCE map."""
@@ -129,7 +142,8 @@ def test_page_of_a_max_t_map_speaks_of_cells(with_map):
     where = "at head and pre_verb in early, middle and late"
     assert said.text == f"subject is found in 4 of 14 cells of the map {where}: 4 more active for pl."
     assert "late · head · position 0 (z = 5.00, feature" in said.detail
-    (drawing,) = MAP.drawings(study, "where", rows)
+    drawing, null = MAP.drawings(study, "where", rows)
+    assert "under each of 500 relabellings" in null.caption
     assert "n = 24 test items; 10,000 relabellings" in drawing.caption
     assert "Hatched: not tested." in drawing.caption
     assert "onset" not in drawing.caption + said.detail

@@ -1,4 +1,3 @@
-
 """Map blocks: their defaults, and what is refused with file and line before a model is loaded."""
 
 from __future__ import annotations
