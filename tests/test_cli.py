@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -113,7 +114,9 @@ def test_an_unwritable_folder_is_one_line(tmp_path):
 def test_interrupt_exits_130_and_leaves_nothing_half_written(tmp_path):
     """Ctrl-C while the model loads: one line, exit code 130, no lock left behind."""
     command = [sys.executable, "-m", "neurosae.cli", "run", str(ANALYSIS), "-o", str(tmp_path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background would pass on to ignore it
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stderr=pipe, stdout=pipe, text=True, preexec_fn=heed)
     folder = tmp_path / "number_agreement"
     for _ in range(600):
         if (folder / "stimuli.csv").exists():
