@@ -150,7 +150,7 @@ class Floors:
         ok = floor is None or (value <= floor if most else value >= floor)
         bound = "reported" if floor is None else f"{'at most' if most else 'floor'} {floor:g}"
         print(f"  {goal} {what}: {value:.3g} ({bound}) {note}{'' if ok else '  FAILED'}", flush=True)
-        row = {"goal": goal, "what": what, "value": value, "bound": bound, "ok": ok, "note": note}
+        row = {"goal": goal, "what": what, "value": float(value), "bound": bound, "ok": bool(ok), "note": note}
         self.rows.append(row)
 
     def finish(self) -> int:
