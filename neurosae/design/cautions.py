@@ -16,13 +16,14 @@ SHOWN = 5
 
 
 class Ask(NamedTuple):
-    """One effect of one test: where, on which items, and against which alternative."""
+    """One effect of one test: where, on which items, against which alternative; `flips`: it never permutes levels."""
 
     test: str
     effect: str
     regions: tuple[str | None, ...]
     split: str
     alternative: str = "two-sided"
+    flips: bool = False
 
 
 def stimulus_warnings(design: Design, stimuli: pd.DataFrame, *, tested: set[str]) -> tuple[list[str], list[str]]:

@@ -208,7 +208,7 @@ def _asks(design: Design, analysis: Any, effects: Mapping[str, Effect]) -> Itera
         asked = [one] if isinstance(one, str) else [*one, *(m.effect for m in models if m.effect is not None)]
         alternative = getattr(block, "alternative", None) or analysis.inference.alternative
         split = getattr(block, "split", "test")
-        yield from (Ask(name, effect, known, split, alternative) for effect in asked)
+        yield from (Ask(name, effect, known, split, alternative, block.test == "rsa") for effect in asked)
 
 
 def _regions(design: Design, analysis: Any) -> tuple[str, ...]:
@@ -252,7 +252,7 @@ def _exchange_row(design: Design, stimuli: pd.DataFrame, effect: Effect, *, ask:
         regions = " or ".join(str(region) for region in ask.regions)
         raise _Refusal(where, f"no item of split '{ask.split}' has a text with region {regions} in all of its cells.")
     try:
-        how = exchangeability(design, effect, items=items)
+        how = exchangeability(design, effect, items=items, flips_only=ask.flips)
     except SpecError as error:
         raise _Refusal(where, f"effect '{ask.effect}': {error}") from None
     shown = ("kind", "unit", "n_units", "n_relabellings", "p_min", "exact", "words", "note")

@@ -220,3 +220,15 @@ def test_check_loads_no_model_library():
     code += f"; print([m for m in {heavy.split()} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_check_agrees_with_what_each_kind_of_test_exchanges(designs):
+    """A contrast without mirror image permutes levels in `test: contrast`; the lengths of an RSA are flipped."""
+    corner = {"e": {"cells": {"sg/sg": -1, "sg/pl": -1, "pl/sg": -1, "pl/pl": 3}}}
+    geometry = {"test": "rsa", "region": "pre_verb", "conditions": ["subject", "attractor"]}
+    geometry["models"] = {"m": {"effect": "e"}}
+    report = check(designs["agreement"](12), analysis(corner, one=contrast(), two=geometry))
+    kinds = report.exchange.set_index("test")["kind"]
+    assert kinds["two"] == "flip"
+    assert kinds["one"] != "flip"
+    assert "approximate" in report.exchangeability["two/e"]
