@@ -107,6 +107,10 @@ def _prior(statistic: str, d0: float) -> float:
     return d0 if statistic == "moderated_t" else np.nan
 
 
+POOLED = (
+    "variances are pooled over groups of unequal size: exact for equal laws, but groups of unequal variance alone may "
+    "reject"
+)
 F_NAMES = {"t": "F", "F": "F", "moderated_t": "moderated_F", "signed_rank": "rank_F"}
 
 
@@ -179,9 +183,9 @@ def _between(data: ItemData, kept: np.ndarray, statistic: str) -> Ready:
     )  # fmt: skip
     df = (float(len(data.contrasts)), n - len(counts) + d0)
     size = s02 if np.isinf(d0) else square + d0 * s02
-    return Ready(
-        label_columns(Y, tile, size=size, df=df, how=F_BETWEEN), None, F_NAMES[statistic], _prior(statistic, d0)
-    )
+    columns = label_columns(Y, tile, size=size, df=df, how=F_BETWEEN)
+    notes = [POOLED] * len(kept) if len(set(counts.tolist())) > 1 else None
+    return Ready(columns, None, F_NAMES[statistic], _prior(statistic, d0), notes=notes)
 
 
 def level_effects(data: ItemData, kept: np.ndarray) -> pd.DataFrame:

@@ -151,6 +151,8 @@ def _run(sites: Mapping[str, Any], asked: Asked) -> Tested:
     parts, words = [], [MODELS[asked.block.model].assumed]
     if asked.inference.nuisance:
         words.append(f"without the nuisance {', '.join(asked.inference.nuisance)}, which this model has no columns for")
+    if strata := design_of(next(iter(sites.values()))).strata:
+        words.append(f"without the strata ({strata}), inside which the relabellings stay")
     for (effect, site, region, position), rows in base.groupby(
         ["effect", "site", "region", "position"], sort=False, observed=True, dropna=False
     ):

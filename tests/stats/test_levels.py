@@ -114,6 +114,13 @@ def test_f_between_items_agrees_with_scipy_and_type_iii():
         assert_allclose(ready.columns.value[j], fit.loc["C(dose, Sum)", "F"], rtol=1e-9)
 
 
+def test_f_between_unequal_groups_says_that_variances_are_pooled():
+    """Equal groups need no note; with unequal ones a difference of variances alone may reject."""
+    equal, unequal = (STATISTICS["F"](*data_of(n, EVERY, between=True)[1:3]) for n in (21, 20))
+    assert equal.notes is None
+    assert all("unequal size" in note for note in unequal.notes)
+
+
 def test_f_of_two_levels_is_the_square_of_t():
     """And its relabellings are the sign flips, so that p is the flip p."""
     effect = {"dose": {"high": 1, "low": -1}}

@@ -323,3 +323,13 @@ def test_settings_are_checked(within):
 def test_models_are_those_of_the_schema():
     """What YAML may name is what the code can do."""
     assert set(get_args(ParametricModel)) == set(MODELS)
+
+
+def test_rows_say_that_strata_do_not_enter(between):
+    """The p of the relabellings beside the model's stays inside strata; the model knows none."""
+    parts = grouped().model_dump(by_alias=True, exclude_none=True)
+    items = {name: {**forms, "topic": "ab"[k // 8]} for k, (name, forms) in enumerate(parts["items"].items())}
+    stratified = Design.model_validate(parts | {"items": items, "labels": ["topic"], "strata": "topic"})
+    fake = simulate(stratified, n_features=10, density=0.6, seed=1)
+    assert all("without the strata (topic)" in note for note in fitted(fake, KIND, "ols")["note"])
+    assert not fitted(between, KIND, "ols")["note"].str.contains("strata").any()
