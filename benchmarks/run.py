@@ -23,9 +23,9 @@ INTRO = """# Benchmarks
 Measured by `make bench` (`python benchmarks/run.py --docs`), one thread, CPU time, minimum over repeats, peer and
 neurosae in one process on the same arrays; results are asserted to be equal before a clock is read. A ratio is the time
 of the peer over ours. `u` is the CPU time of a 2048 x 2048 x 2048 float32 matrix product in the same process. The floor
-is what the suite asserts; "reported" rows have none. nilearn is
-asserted on all features as they come; with dead columns removed for it the ratio stays below that floor.
-Machines differ: read ratios, not digits.
+is what the suite asserts; "reported" rows have none. Peers run at their best: nilearn is asserted with dead columns
+removed for it. It needs one call per contrast where ours takes three in one pass; one contrast against one call is
+reported beside it. Machines differ: read ratios, not digits.
 
 Data are simulated (`benchmarks/common.py`): N stimuli = 4 x items of a 2 x 2 design within items, densities log-uniform
 with sum L0 = 64 over 24,576 features, half of it in about 49 features that nearly all stimuli share.

@@ -14,34 +14,43 @@ from neurosae.stats.kernels import FAST, compiled
 
 @compiled()
 def find_alive(indptr):
-    """Columns with non-zeros, and their pointers; nothing of the size of the dictionary is allocated."""
-    m = 0
-    for j in range(indptr.size - 1):
-        m += indptr[j + 1] != indptr[j]
-    alive, starts = np.empty(m + 1, np.int64), np.empty(m + 1, np.int64)
-    m = 0
-    for j in range(indptr.size - 1):  # without a branch: a dead column is overwritten by the next one
-        alive[m], starts[m] = j, indptr[j]
-        m += indptr[j + 1] != indptr[j]
-    starts[m] = indptr[-1]
-    return alive[:m], starts
+    """Columns with non-zeros, and their pointers; of the size of the dictionary nothing is touched but `indptr`."""
+    columns = indptr.size - 1
+    room = min(columns, indptr[columns] - indptr[0]) + 1
+    alive, starts = np.empty(room, np.int64), np.empty(room, np.int64)
+    m, here = 0, indptr[0]
+    for j in range(columns):  # without a branch: a dead column is overwritten by the next one
+        alive[m], starts[m] = j, here
+        after = indptr[j + 1]
+        m += after != here
+        here = after
+    starts[m] = here
+    return alive[:m], starts[: m + 1]
 
 
 @compiled(fastmath=FAST)
 def project_block(V, Q, b, *, ss):
-    """Fill b = Q'y of eight columns of Q, and ss = y'y."""
-    acc = np.empty(8)
+    """Fill b = Q'y of eight columns of Q, and ss = y'y; four rows at a time, each one register of eight."""
+    indptr, idx, val = V.indptr, V.idx, V.val
     for a in range(V.alive.size):
-        square = 0.0
+        acc, square = b[a], 0.0
         acc[:] = 0.0
-        for p in range(V.indptr[a], V.indptr[a + 1]):
-            x, q = V.val[p], Q[V.idx[p]]
+        p, end = indptr[a], indptr[a + 1]
+        while p + 3 < end:
+            x, y, z, w = val[p], val[p + 1], val[p + 2], val[p + 3]
+            square += x * x + y * y + z * z + w * w
+            q, r = Q[np.uint32(idx[p])], Q[np.uint32(idx[p + 1])]  # unsigned: no test for rows counted from the end
+            s, t = Q[np.uint32(idx[p + 2])], Q[np.uint32(idx[p + 3])]
+            for k in range(8):
+                acc[k] += x * q[k] + y * r[k] + z * s[k] + w * t[k]
+            p += 4
+        while p < end:
+            x, q = val[p], Q[np.uint32(idx[p])]
             square += x * x
             for k in range(8):
                 acc[k] += x * q[k]
+            p += 1
         ss[a] = square
-        for k in range(8):
-            b[a, k] = acc[k]
 
 
 @compiled(fastmath=FAST)
@@ -55,17 +64,14 @@ def squares_left(b, ss, sse):
 
 
 @compiled(fastmath=FAST)
-def t_values(b, sse, W, *, norm, estimate, se, t):
-    """Fill estimates b'W, standard errors and t; t is nan where no residual is left."""
+def over_residual(t, sse):
+    """Divide t (C, m) by the roots of the residual sums of squares; nan where no residual is left."""
+    scale = np.empty(sse.size)
     for a in range(sse.size):
-        s = math.sqrt(max(sse[a], 0.0))
-        for c in range(W.shape[1]):
-            e = 0.0
-            for k in range(W.shape[0]):
-                e += b[a, k] * W[k, c]
-            estimate[a, c] = e
-            se[a, c] = s * norm[c]
-            t[a, c] = e / se[a, c] if s > 0.0 else np.nan
+        scale[a] = 1.0 / math.sqrt(sse[a]) if sse[a] > 0.0 else np.nan
+    for c in range(t.shape[0]):
+        for a in range(sse.size):
+            t[c, a] *= scale[a]
 
 
 @compiled(fastmath=FAST)
