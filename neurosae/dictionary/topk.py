@@ -20,6 +20,9 @@ from scipy import sparse
 from torch import Tensor
 from torch.nn import functional
 
+CHUNK = 1 << 20  # pre-activations selected from at once: 4 MB stay in the cache of a core
+GROUPS = 16  # entries that compete for their group before the groups compete
+
 
 class TopKStep(torch.autograd.Function):
     """Reconstruction by the k strongest features of each row; see the module for the equations.
@@ -35,25 +38,75 @@ class TopKStep(torch.autograd.Function):
         x, encoder, bias, decoder, center, k, dense = inputs
         centered = x - center
         norm = decoder.norm(dim=1)
-        values, kept = (torch.addmm(bias, centered, encoder.t()) * norm).topk(k, dim=1, sorted=False)
+        ctx.dense, ctx.amp = dense, _amp(x.device.type)
+        if dense or ctx.amp:
+            values, kept = (torch.addmm(bias, centered, encoder.t()) * norm).topk(k, dim=1, sorted=False)
+        else:
+            values, kept = _select(centered, encoder * norm[:, None], bias * norm, k=k)
         values = (values / norm[kept]).relu_().to(x.dtype)
         ctx.save_for_backward(centered, encoder, decoder, values, kept)
-        ctx.dense = dense
         ctx.mark_non_differentiable(kept, values)
         if dense:
             decoded = values.new_zeros(len(x), len(decoder)).scatter_(1, kept, values) @ decoder
         else:
             decoded = functional.embedding_bag(kept, decoder, per_sample_weights=values, mode="sum")
-        return decoded + center, kept, values
+        return decoded.to(x.dtype) + center, kept, values
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
-        """Gradients of x, both matrices and both biases."""
+        """Gradients of x, both matrices and both biases, in the precision of the parameters."""
         upstream = gradients[0]
-        way = _dense_backward if ctx.dense else _sparse_backward
-        to_encoder, to_bias, to_decoder, to_input = way(upstream, ctx.saved_tensors)
+        if ctx.dense:  # the engine leaves autocast before it goes backward
+            with torch.autocast(upstream.device.type, dtype=torch.bfloat16, enabled=ctx.amp):
+                found = _dense_backward(upstream, ctx.saved_tensors)
+            to_encoder, to_bias, to_decoder, to_input = (one.to(upstream.dtype) for one in found)
+        else:
+            to_encoder, to_bias, to_decoder, to_input = _sparse_backward(upstream, ctx.saved_tensors)
         # b_dec also acts through the encoder, with the opposite sign
         return to_input, to_encoder, to_bias, to_decoder, upstream.sum(0) - to_input.sum(0), None, None
+
+
+def _amp(device: str) -> bool:
+    return torch.is_autocast_enabled(device)
+
+
+def _select(centered: Tensor, encoder: Tensor, bias: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of `centered @ encoder.t() + bias` in each row, a chunk of rows at a time in one buffer."""
+    m = len(encoder)
+    rows = max(CHUNK // m, 1)
+    buffer = centered.new_empty(min(rows, len(centered)), m)
+    found = []
+    for start in range(0, len(centered), rows):
+        part = centered[start : start + rows]
+        z = torch.mm(part, encoder.t(), out=buffer[: len(part)]).add_(bias)
+        found.append(strongest(z, k))
+    return torch.cat([values for values, _ in found]), torch.cat([kept for _, kept in found])
+
+
+def strongest(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Values and indices of the k largest entries of each row (n, k), in no order; half the time of `Tensor.topk`.
+
+    The row is cut into m / 16 groups; the k groups with the largest maxima hold the k largest entries, so only 16 k
+    candidates are compared. Equal entries may be chosen otherwise than by `topk`.
+
+    Examples
+    --------
+    >>> z = torch.arange(128.0).repeat(2, 1)
+    >>> strongest(z, 2)[1].sort(dim=1).values.tolist()
+    [[126, 127], [126, 127]]
+    """
+    m = z.shape[1]
+    n_groups = m // GROUPS
+    if n_groups < 4 * k:
+        return z.topk(k, dim=1, sorted=False)
+    body = z[:, : n_groups * GROUPS].unflatten(1, (GROUPS, n_groups))  # a group is every n_groups-th entry
+    best = body.amax(1).topk(k, dim=1, sorted=False).indices
+    at = (best[:, None, :] + n_groups * torch.arange(GROUPS, device=z.device)[:, None]).flatten(1)
+    if m % GROUPS:
+        rest = torch.arange(n_groups * GROUPS, m, device=z.device)
+        at = torch.cat([at, rest.expand(len(z), -1)], dim=1)
+    values, which = z.gather(1, at).topk(k, dim=1, sorted=False)
+    return values, at.gather(1, which)
 
 
 def _sparse_backward(upstream: Tensor, saved: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from neurosae.dictionary.topk import TopKStep, auxiliary_loss, threshold_codes, topk_codes
+from neurosae.dictionary.topk import TopKStep, auxiliary_loss, strongest, threshold_codes, topk_codes
 
 
 def parameters(d=16, m=96, dtype=torch.float64):
@@ -89,3 +89,35 @@ def test_codes_agree_with_a_dense_selection():
     level = torch.rand(40, generator=torch.Generator().manual_seed(6)) - 0.5
     wanted = torch.where((z > level) & (z > 0), z, 0)
     assert_close(torch.from_numpy(threshold_codes(z, level).toarray()), wanted)
+
+
+@pytest.mark.parametrize(("m", "k"), [(1024, 16), (1030, 16), (4096, 32), (100, 8), (64, 63)])
+def test_strongest_agrees_with_topk(m, k):
+    """Groups and candidates find the same entries as a full selection, with columns left over and without."""
+    z = torch.randn(300, m, generator=torch.Generator().manual_seed(7))
+    values, kept = strongest(z, k)
+    assert torch.equal(kept.sort(1).values, z.topk(k, dim=1).indices.sort(1).values)
+    assert torch.equal(values, z.gather(1, kept))
+
+
+def test_chunks_change_nothing():
+    """Rows beyond one chunk are selected like the first ones, also by a wide dictionary."""
+    encoder, bias, decoder, center = parameters(d=8, m=4096, dtype=torch.float32)
+    x = torch.randn(600, 8, generator=torch.Generator().manual_seed(8))
+    together = TopKStep.apply(x, encoder, bias, decoder, center, 4, False)
+    alone = [TopKStep.apply(x[i : i + 100], encoder, bias, decoder, center, 4, False)[0] for i in range(0, 600, 100)]
+    assert_close(together[0], torch.cat(alone), rtol=1e-5, atol=1e-5)
+
+
+def test_autocast_is_the_same_step_in_less_precision():
+    """In bfloat16 the products change by its rounding; gradients keep the precision of the parameters."""
+    given = parameters(d=32, m=96, dtype=torch.float32)
+    x = torch.randn(400, 32, generator=torch.Generator().manual_seed(9))
+    exact = torch.autograd.grad((TopKStep.apply(x, *given, 8, True)[0] - x).square().sum(1).mean(), given)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        decoded = TopKStep.apply(x, *given, 8, True)[0]
+    rough = torch.autograd.grad((decoded - x).square().sum(1).mean(), given)
+    assert {g.dtype for g in (decoded, *rough)} == {torch.float32}
+    for one, other in zip(rough, exact, strict=True):
+        assert not torch.equal(one, other)
+        assert float((one - other).norm() / other.norm()) < 0.1
