@@ -31,9 +31,13 @@ LAYERS = """
 5  spec.analysis design.regressors design.levels design.expand design.confounds extraction.sites extraction.tokens
 5  extraction.packing
 5  design.orthogonal
+6  dictionary.pursuit dictionary.products dictionary.topk
+7  dictionary.kinds
 6  spec.editor design.exchange design.check_report design.cautions design.token_checks extraction.source
 6  extraction.cells extraction.responses
-7  design.model_checks extraction.align extraction.store extraction.archive extraction.model dictionary.topk
+7  extraction.collapse extraction.shifts
+8  extraction.align extraction.views
+7  design.model_checks extraction.store extraction.archive extraction.model
 8  stats.kernels stats.effects stats.moderation stats.nuisance stats.multiplicity dictionary.record dictionary.texts
 8  stats.scores design.checks
 8  stats.noncentral stats.pattern

@@ -1,8 +1,9 @@
-"""A dictionary: an encoder into sparse non-negative features and a linear decoder, and its folder in sae-lens format.
+"""A dictionary on disk, in sae-lens format, and dictionaries that only sae-lens knows.
 
-Folders of the plain architectures (topk, jumprelu, standard) are read here, without the 8 seconds that `import
-sae_lens` takes; every other kind is handed to sae-lens. On disk: `cfg.json`, `sae_weights.safetensors` (both readable
-by `SAE.load_from_disk`), `card.json` (what was measured) and `density.npy` (share of reference tokens per feature).
+Folders of the kinds in `KINDS` are read here, without the 8 seconds that `import sae_lens` takes; every other one is
+handed to sae-lens. On disk: `cfg.json`, `sae_weights.safetensors` (both readable by `SAE.load_from_disk`), `card.json`
+(what was measured) and `density.npy` (share of reference tokens per feature). What sae-lens has no place for lies
+beside it: `metadata.neurosae_encoder` names the kind, a further safetensors file holds its other tensors.
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ import importlib
 import io
 import json
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,151 +21,21 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from scipy import sparse
 from torch import Tensor
 
-from neurosae.dictionary.topk import threshold_codes, topk_codes
-from neurosae.errors import ModelError
+from neurosae.dictionary.kinds import KINDS, Dictionary, neuron_dictionary
+from neurosae.errors import ModelError, unknown
 from neurosae.spec.files import atomic_path, content_hash
 
 CONFIG, WEIGHTS, CARD, DENSITY = "cfg.json", "sae_weights.safetensors", "card.json", "density.npy"
+ENCODER = "neurosae_encoder"  # entry of the metadata: the kind, where it is not the architecture
 PLAIN = {"topk", "jumprelu", "standard"}
-TENSORS = {"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}
-CELLS = 1 << 24  # pre-activations held at once while encoding: 64 MB
+GATED = {"W_enc", "W_dec", "b_dec", "b_gate", "b_mag", "r_mag"}
 
-
-@dataclass(frozen=True, eq=False)
-class Dictionary:
-    """Encoder, decoder and what is known about them.
-
-    With z = W_enc x + b_enc (after subtracting b_dec from x where the dictionary does so), features are
-    f = z at the k largest positive z (`topk`), at z above the feature's threshold (`jumprelu`), or at z > 0
-    (`standard`); x^ = b_dec + f W_dec.
-
-    Attributes
-    ----------
-    hook : hook point that it was trained at, or is used at
-    kind : `topk`, `jumprelu`, `standard`, or `sae_lens` for an architecture that only sae-lens knows
-    W_enc, W_dec : float32 (n_features, d)
-    b_enc, threshold : float32 (n_features,); the threshold is nan for topk, where it depends on the token
-    b_dec : float32 (d,)
-    k : active features per token, for topk
-    subtracts : whether b_dec is subtracted from x before encoding
-    density : share of reference tokens on which each feature is active, None if unknown
-    metadata : `cfg.metadata` of the folder
-    card : what was measured when it was trained
-    hash : SHA-256 of weights and settings
-    fit : how well it fits the model that it was loaded for; empty before that
-    sae : the sae-lens object behind the kind `sae_lens`
-
-    Examples
-    --------
-    >>> raw = neuron_dictionary("blocks.0.hook_resid_post", 2)
-    >>> codes = raw.encode(torch.tensor([[1.5, -2.0]]))
-    >>> codes.toarray().tolist(), raw.decode(codes).tolist()
-    ([[1.5, 0.0, 0.0, 2.0]], [[1.5, -2.0]])
-    """
-
-    hook: str
-    kind: str
-    W_enc: Tensor
-    b_enc: Tensor
-    W_dec: Tensor
-    b_dec: Tensor
-    threshold: Tensor
-    k: int | None = None
-    subtracts: bool = True
-    density: np.ndarray | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    card: Mapping[str, Any] = field(default_factory=dict)
-    hash: str = ""
-    fit: Mapping[str, Any] = field(default_factory=dict)
-    sae: Any = None
-
-    @property
-    def n_features(self) -> int:
-        """Number of features."""
-        return self.W_dec.shape[0]
-
-    @property
-    def d_in(self) -> int:
-        """Width of the activations that it reads."""
-        return self.W_dec.shape[1]
-
-    @cached_property
-    def decoder_norm(self) -> np.ndarray:
-        """Length of each decoder row, float32 (n_features,): activation x norm is in units of the stream."""
-        return self.W_dec.norm(dim=1).cpu().numpy()
-
-    @cached_property
-    def origin(self) -> np.ndarray:
-        """Pre-activation of each feature at x = 0, float32 (n_features,)."""
-        zero = torch.zeros(1, self.d_in, device=self.W_dec.device)
-        return self.preactivations(zero)[0].cpu().numpy()
-
-    def preactivations(self, x: Tensor | np.ndarray, features: Sequence[int] | None = None) -> Tensor:
-        """Pre-activations z (n, features), before the nonlinearity.
-
-        Parameters
-        ----------
-        x : activations (n, d)
-        features : feature indices; all without
-        """
-        x = self._input(x)
-        if self.subtracts:
-            x = x - self.b_dec
-        if features is None:
-            return torch.addmm(self.b_enc, x, self.W_enc.t())
-        chosen = torch.as_tensor(np.asarray(features, dtype=np.int64), device=self.W_enc.device)
-        return torch.addmm(self.b_enc[chosen], x, self.W_enc[chosen].t())
-
-    @torch.no_grad()
-    def encode(self, x: Tensor | np.ndarray) -> sparse.csr_matrix:
-        """Activations of all features, CSR float32 (n, n_features); never dense for more than a chunk of rows."""
-        x = self._input(x)
-        rows = max(1, CELLS // self.n_features)
-        parts = [self._codes(x[a : a + rows]) for a in range(0, len(x), rows)]
-        if not parts:
-            return sparse.csr_matrix((0, self.n_features), dtype=np.float32)
-        return parts[0] if len(parts) == 1 else sparse.csr_matrix(sparse.vstack(parts, format="csr"))
-
-    def _codes(self, x: Tensor) -> sparse.csr_matrix:
-        if self.kind == "sae_lens":
-            return threshold_codes(self.sae.encode(x).float(), x.new_zeros(()))
-        z = self.preactivations(x)
-        return topk_codes(z, self.k) if self.k is not None else threshold_codes(z, self.threshold)
-
-    @torch.no_grad()
-    def decode(self, features: sparse.csr_matrix | Tensor) -> Tensor:
-        """Reconstruction (n, d) of activations given as CSR or as a dense tensor."""
-        if isinstance(features, Tensor):
-            dense = features.to(self.W_dec.device, torch.float32)
-            return self.sae.decode(dense).float() if self.kind == "sae_lens" else dense @ self.W_dec + self.b_dec
-        if self.kind == "sae_lens" or self.W_dec.device.type != "cpu":
-            return self.decode(torch.as_tensor(features.toarray()))
-        return torch.as_tensor(features @ self.W_dec.numpy()) + self.b_dec
-
-    def reconstruct(self, x: Tensor | np.ndarray) -> Tensor:
-        """Encode and decode (n, d), a chunk of rows at a time."""
-        x = self._input(x)
-        rows = max(1, CELLS // self.n_features)
-        parts = [self.decode(self.encode(x[a : a + rows])) for a in range(0, len(x), rows)]
-        return torch.cat(parts) if parts else x
-
-    def _input(self, x: Tensor | np.ndarray) -> Tensor:
-        x = torch.as_tensor(x).to(self.W_dec.device, torch.float32)
-        if x.shape[-1] != self.d_in:
-            raise ModelError(f"the dictionary reads vectors of width {self.d_in}, but these have {x.shape[-1]}.")
-        return x
-
-
-def neuron_dictionary(hook: str, d: int, *, device: str = "cpu") -> Dictionary:
-    """The raw stream as 2d non-negative features: f_j = max(x_j, 0) and f_(d+j) = max(-x_j, 0); exact."""
-    eye = torch.eye(d, device=device)
-    both, zeros = torch.cat([eye, -eye]), torch.zeros(2 * d, device=device)
-    digest = content_hash("neurons", d)
-    facts = {"hook_name": hook, "partner": "feature j and j + d are the two signs of dimension j"}
-    return Dictionary(hook, "standard", both, zeros, both, zeros[:d], zeros, metadata=facts, hash=digest)
+__all__ = [
+    "CARD", "CONFIG", "DENSITY", "WEIGHTS", "Dictionary", "as_stored", "first_line", "folder_content", "foreign",
+    "import_sae_lens", "load_with_sae_lens", "neuron_dictionary", "read_folder", "write_folder",
+]  # fmt: skip
 
 
 def read_folder(folder: str | Path, *, device: str = "cpu") -> Dictionary:
@@ -180,53 +50,88 @@ def read_folder(folder: str | Path, *, device: str = "cpu") -> Dictionary:
     if not folder.is_dir():
         raise ModelError(f"dictionary folder {folder} does not exist; give a folder with {CONFIG} and {WEIGHTS}.")
     config = _read_json(folder / CONFIG)
-    weights = folder / WEIGHTS
-    if not weights.is_file():
-        raise ModelError(f"{folder} has no {WEIGHTS}; copy the whole dictionary there.")
-    try:
-        state = safetensors.torch.load(weights.read_bytes())
-    except Exception as error:  # the Rust side raises its own class and OSError
-        raise ModelError(f"{weights} is broken ({first_line(error)}); copy the dictionary again.") from None
+    raw, state = _read_tensors(folder / WEIGHTS)
+    kind = _kind(config, state)
+    parts = _read_tensors(folder / KINDS[kind].parts) if kind and KINDS[kind].parts else (b"", {})
     card = _read_json(folder / CARD) if (folder / CARD).is_file() else {}
     density = np.load(folder / DENSITY, allow_pickle=False) if (folder / DENSITY).is_file() else None
     settings = {name: config.get(name) for name in ("architecture", "k", "apply_b_dec_to_input", "d_in", "d_sae")}
-    digest = content_hash(weights.read_bytes(), settings)
-    if _is_plain(config, state):
-        made = _plain(config, {name: value.float().to(device) for name, value in state.items()}, str(folder))
+    special = [kind, parts[0], config.get("max_iterations")] if kind and kind not in PLAIN else []
+    digest = content_hash(raw, settings, *special)
+    if kind:
+        here = {name: value.float().to(device) for name, value in state.items()}
+        made = _plain(kind, config, here, where=str(folder))
+        made = replace(made, parts={name: value.float().to(device) for name, value in parts[1].items()})
     else:
         made = foreign(load_with_sae_lens(folder, device))
     return replace(made, density=density, card=card, hash=digest)
 
 
-def _is_plain(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
-    return (
-        config.get("architecture") in PLAIN
-        and config.get("normalize_activations") == "none"
-        and "sae_lens_version" in (config.get("metadata") or {})  # older folders have other keys
-        and set(state) <= TENSORS
-    )
+def _read_tensors(path: Path) -> tuple[bytes, dict[str, Tensor]]:
+    if not path.is_file():
+        raise ModelError(f"{path.parent} has no {path.name}; copy the whole dictionary there.")
+    try:
+        raw = path.read_bytes()
+        return raw, safetensors.torch.load(raw)
+    except Exception as error:  # the Rust side raises its own class and OSError
+        raise ModelError(f"{path} is broken ({first_line(error)}); copy the dictionary again.") from None
 
 
-def _plain(config: Mapping[str, Any], state: dict[str, Tensor], where: str) -> Dictionary:
-    kind = config["architecture"]
-    wanted = TENSORS if kind == "jumprelu" else TENSORS - {"threshold"}
-    if lost := sorted(wanted - set(state)):
-        raise ModelError(f"{where}: {WEIGHTS} lacks {', '.join(lost)}; copy the dictionary again.")
-    m, d = state["W_dec"].shape
-    shapes = {"W_enc": (d, m), "b_enc": (m,), "b_dec": (d,), "threshold": (m,)}
-    if wrong := [n for n in wanted - {"W_dec"} if tuple(state[n].shape) != shapes[n]]:
-        raise ModelError(f"{where}: {wrong[0]} has shape {tuple(state[wrong[0]].shape)}, not {shapes[wrong[0]]}.")
-    encoder, decoder = state["W_enc"].t().contiguous(), state["W_dec"].contiguous()
-    bias, metadata = state["b_enc"], dict(config["metadata"])
-    k = int(config["k"]) if kind == "topk" else None
+def _kind(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str | None:
+    """The kind of a folder that can be read without sae-lens; None for any other."""
+    metadata, architecture = config.get("metadata") or {}, config.get("architecture")
+    if config.get("normalize_activations") != "none" or "sae_lens_version" not in metadata:  # older: other keys
+        return None
+    if (own := metadata.get(ENCODER)) is not None:
+        if own not in KINDS or KINDS[own].architecture != architecture:
+            known = [name for name in KINDS if name not in PLAIN and KINDS[name].architecture == architecture]
+            raise ModelError(unknown(f"{ENCODER} of {architecture}", str(own), known))
+        return str(own)
+    if architecture == "gated" and set(state) == GATED:
+        return "jumprelu"
+    return architecture if architecture in PLAIN and set(state) <= set(KINDS["jumprelu"].weights) else None
+
+
+def _plain(kind: str, config: Mapping[str, Any], state: dict[str, Tensor], *, where: str) -> Dictionary:
+    metadata = dict(config["metadata"])
+    if config.get("architecture") == "gated":
+        state = _ungated(state)
+    _check_tensors(kind, state, where)
+    decoder = state["W_dec"].contiguous()
+    encoder = state["W_enc"].t().contiguous() if "W_enc" in state else decoder
+    bias = state.get("b_enc", decoder.new_zeros(len(decoder)))
+    k = config.get("k", metadata.get("k"))
     if kind == "topk" and config.get("rescale_acts_by_decoder_norm"):
         norm = decoder.norm(dim=1).clamp(min=1e-8)  # selection by z |W_dec|: folded, the same codes by plain top-k
         encoder, bias, decoder = encoder * norm[:, None], bias * norm, decoder / norm[:, None]
-    fill = torch.full((m,), float("nan"), device=bias.device) if kind == "topk" else torch.zeros_like(bias)
+    fill = torch.zeros_like(bias) if kind == "standard" else torch.full_like(bias, float("nan"))
     return Dictionary(
         str(metadata.get("hook_name") or ""), kind, encoder, bias, decoder, state["b_dec"],
-        state.get("threshold", fill), k, bool(config.get("apply_b_dec_to_input", True)), metadata=metadata,
+        state.get("threshold", fill), int(k) if k is not None and kind not in ("jumprelu", "standard") else None,
+        bool(config.get("apply_b_dec_to_input", True)), metadata=metadata,
     )  # fmt: skip
+
+
+def _check_tensors(kind: str, state: Mapping[str, Tensor], where: str) -> None:
+    wanted = KINDS[kind].weights
+    if lost := sorted(set(wanted) - set(state)):
+        raise ModelError(f"{where}: {WEIGHTS} lacks {', '.join(lost)}; copy the dictionary again.")
+    m, d = state["W_dec"].shape
+    shapes = {"W_enc": (d, m), "b_enc": (m,), "W_dec": (m, d), "b_dec": (d,), "threshold": (m,)}
+    if wrong := [n for n in wanted if tuple(state[n].shape) != shapes[n]]:
+        raise ModelError(f"{where}: {wrong[0]} has shape {tuple(state[wrong[0]].shape)}, not {shapes[wrong[0]]}.")
+
+
+def _ungated(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A gated encoder as one with thresholds; its two paths share their directions, so nothing is lost.
+
+    Active where u + b_gate > 0, with value relu(u exp(r) + b_mag): where z = u exp(r) + b_mag exceeds
+    b_mag - b_gate exp(r), and 0.
+    """
+    scale = state["r_mag"].exp()
+    threshold = (state["b_mag"] - state["b_gate"] * scale).clamp(min=0)
+    kept = {name: state[name] for name in ("W_dec", "b_dec")}
+    return kept | {"W_enc": state["W_enc"] * scale, "b_enc": state["b_mag"], "threshold": threshold}
 
 
 def foreign(sae: Any) -> Dictionary:
@@ -271,12 +176,12 @@ def import_sae_lens() -> Any:
 def write_folder(
     folder: str | Path, dictionary: Dictionary, *, dtype: str = "float32", extra: Mapping[str, str] | None = None
 ) -> None:
-    """Write a plain dictionary as a sae-lens folder, whole or not at all.
+    """Write a dictionary of any kind of ours as a sae-lens folder, whole or not at all.
 
     Parameters
     ----------
     folder : replaced if it exists
-    dictionary : topk, jumprelu or standard
+    dictionary : of any kind but `sae_lens`
     dtype : of the two matrices on disk, `float32` or `float16` (half the size; read back as float32)
     extra : further text files, name -> content
     """
@@ -285,9 +190,12 @@ def write_folder(
         temporary.mkdir()
         (temporary / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
         (temporary / WEIGHTS).write_bytes(safetensors.torch.save(state))
+        if name := KINDS[dictionary.kind].parts:
+            parts = {n: value.cpu().contiguous() for n, value in dictionary.parts.items()}
+            (temporary / name).write_bytes(safetensors.torch.save(parts))
         (temporary / CARD).write_text(json.dumps(dictionary.card, indent=1), encoding="utf-8")
-        for name, content in (extra or {}).items():
-            (temporary / name).write_text(content, encoding="utf-8")
+        for file, content in (extra or {}).items():
+            (temporary / file).write_text(content, encoding="utf-8")
         if dictionary.density is not None:
             buffer = io.BytesIO()
             np.save(buffer, np.asarray(dictionary.density, dtype=np.float32))
@@ -302,11 +210,15 @@ def as_stored(dictionary: Dictionary, dtype: str) -> Dictionary:
 
 
 def folder_content(dictionary: Dictionary, dtype: str = "float32") -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """`cfg.json` and the tensors of a plain dictionary, as sae-lens wants them."""
-    if dictionary.kind not in PLAIN:
+    """`cfg.json` and the tensors of a dictionary, as sae-lens wants them."""
+    kind = KINDS[dictionary.kind]
+    if not kind.architecture:
         raise ModelError(f"a dictionary of kind '{dictionary.kind}' is saved with sae-lens, not here.")
+    own = {} if dictionary.kind in PLAIN else {ENCODER: dictionary.kind}
+    own |= {"k": dictionary.k} if kind.architecture == "matching_pursuit" and dictionary.k else {}
+    own |= {"co_adapted": True} if dictionary.kind == "interaction" else {}
     config = {
-        "architecture": dictionary.kind,
+        "architecture": kind.architecture,
         "d_in": dictionary.d_in,
         "d_sae": dictionary.n_features,
         "dtype": "float32",
@@ -315,20 +227,23 @@ def folder_content(dictionary: Dictionary, dtype: str = "float32") -> tuple[dict
         "normalize_activations": "none",
         "reshape_activations": "none",
         # without this key sae-lens takes the folder for one of its versions before 6 and drops the metadata
-        "metadata": {"sae_lens_version": version("sae-lens"), **dictionary.metadata},
+        "metadata": {"sae_lens_version": version("sae-lens"), **dictionary.metadata, **own},
     }
-    if dictionary.kind == "topk":
-        config |= {"k": dictionary.k, "rescale_acts_by_decoder_norm": False}
+    config |= _settings_of(kind.architecture, dictionary.k)
     matrix = torch.float16 if dtype == "float16" else torch.float32
-    state = {
-        "W_enc": dictionary.W_enc.t().cpu().to(matrix).contiguous(),
-        "b_enc": dictionary.b_enc.cpu().contiguous(),
-        "W_dec": dictionary.W_dec.cpu().to(matrix).contiguous(),
-        "b_dec": dictionary.b_dec.cpu().contiguous(),
-    }
-    if dictionary.kind == "jumprelu":
-        state["threshold"] = dictionary.threshold.cpu().contiguous()
-    return config, state
+    state = {name: getattr(dictionary, name).cpu().contiguous() for name in kind.weights}
+    if "W_enc" in state:
+        state["W_enc"] = state["W_enc"].t().to(matrix).contiguous()
+    return config, state | {"W_dec": state["W_dec"].to(matrix)}
+
+
+def _settings_of(architecture: str, k: int | None) -> dict[str, Any]:
+    """What only one architecture of sae-lens has."""
+    if architecture == "topk":
+        return {"k": k, "rescale_acts_by_decoder_norm": False}
+    if architecture == "matching_pursuit":
+        return {"residual_threshold": 0.0, "max_iterations": k, "stop_on_duplicate_support": False}
+    return {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

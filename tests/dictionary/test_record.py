@@ -48,7 +48,7 @@ def test_read_folder_agrees_with_what_sae_lens_saves(lens, tmp_path, kind):
         features = theirs.encode(X)
         assert_close(torch.from_numpy(ours.encode(X).toarray()), features, rtol=1e-5, atol=1e-5)
         assert_close(ours.reconstruct(X), theirs.decode(features), rtol=1e-5, atol=1e-5)
-    assert ours.kind == ("sae_lens" if kind == "Gated" else ours.kind)
+    assert ours.kind == ("topk" if kind == "TopK" else "standard" if kind == "Standard" else "jumprelu")
 
 
 def test_read_folder_folds_a_rescaled_topk(lens, tmp_path):
@@ -78,7 +78,7 @@ def test_encode_invariant_to_chunks(make_dictionary, monkeypatch):
     """How many rows are held at once changes nothing but rounding."""
     made = make_dictionary("topk")
     whole = made.encode(X)
-    monkeypatch.setattr("neurosae.dictionary.record.CELLS", 64 * 7)
+    monkeypatch.setattr("neurosae.dictionary.kinds.CELLS", 64 * 7)
     assert abs(made.encode(X) - whole).max() < 1e-5
 
 
