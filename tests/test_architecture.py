@@ -25,19 +25,22 @@ LAYERS = """
 0  errors spec.words
 1  spec.fields spec.files spec.frames
 2  spec.load spec.effects spec.sites spec.results
-3  spec.blocks spec.design
+3  spec.blocks spec.design spec.positions
 3  spec.planning
 4  spec.maps spec.parametric spec.choices design.regions design.units design.weights
 5  spec.analysis design.regressors design.levels design.expand design.confounds extraction.sites extraction.tokens
+4  extraction.trie
 5  extraction.packing
 5  design.orthogonal
 6  dictionary.pursuit dictionary.products dictionary.topk
 7  dictionary.kinds
 6  spec.editor design.exchange design.check_report design.cautions design.token_checks extraction.source
-6  extraction.cells extraction.responses
+6  extraction.cells extraction.responses extraction.passes
+7  extraction.firing extraction.selftest extraction.budget
+8  extraction.model
 7  extraction.collapse extraction.shifts
 8  extraction.align extraction.views
-7  design.model_checks extraction.store extraction.archive extraction.model
+7  design.model_checks extraction.store extraction.archive
 8  stats.kernels stats.effects stats.moderation stats.nuisance stats.multiplicity dictionary.record dictionary.texts
 8  stats.scores design.checks
 8  stats.noncentral stats.pattern
@@ -46,7 +49,8 @@ LAYERS = """
 9  dictionary.stream extraction.shard
 9  stats.products stats.crossfit_kernels
 10 stats.glm stats.hurdle_kernels
-10 stats.flips stats.units stats.resample dictionary.checkpoint dictionary.evaluate extraction.run
+10 stats.flips stats.units stats.resample dictionary.checkpoint dictionary.evaluate extraction.record
+11 extraction.run
 10 stats.conjunctions
 11 stats.mixed stats.levels stats.hurdle
 11 stats.adjusted stats.projection stats.chains stats.lanes stats.length dictionary.train stats.worlds
@@ -55,7 +59,7 @@ LAYERS = """
 12 stats.subjects stats.intervals stats.statistics stats.geometry dictionary.load
 13 stats.parametric_models
 13 stats.family stats.rsa
-14 stats.rows stats.heights
+14 stats.rows stats.heights stats.asked
 15 stats.map_rows
 15 stats.contrast report.style report.wording report.references report.stored
 15 report.directions
@@ -83,14 +87,17 @@ RANK = {name: int(line.split()[0]) for line in LAYERS.strip().splitlines() for n
 
 # Third parties that are heavy, or that only one part of the house should know.
 ONLY = {
-    "torch": ["extraction.model", "extraction.shard", "dictionary.*"],
+    "torch": [
+        *("extraction.model", "extraction.passes", "extraction.firing", "extraction.selftest", "extraction.budget"),
+        *("extraction.shard", "dictionary.*"),
+    ],
     "transformer_lens": ["extraction.model"],
     "transformers": ["extraction.model"],
     "huggingface_hub": ["extraction.source"],
     "sae_lens": ["dictionary.*"],
     "tokenizers": ["extraction.tokens"],
     "safetensors": ["dictionary.*"],
-    "anndata": ["extraction.responses", "extraction.store", "extraction.archive"],
+    "anndata": ["extraction.*"],
     "zarr": ["extraction.store", "extraction.archive"],
     "numba": ["stats.*"],
     "rsatoolbox": ["stats.rsa", "stats.rdm"],
@@ -213,7 +220,7 @@ def test_literals_equal_registries():
     aligned = import_module("neurosae.extraction.align").ALIGNMENTS
     assert set(get_args(Positions.model_fields["align"].annotation)) == set(aligned)
     assert set(get_args(Positions.model_fields["tokens"].annotation)) == set(
-        import_module("neurosae.extraction.responses").COLLAPSE
+        import_module("neurosae.extraction.collapse").COLLAPSE
     )
     assert set(get_args(Statistic)) == set(import_module("neurosae.stats.statistics").STATISTICS)
     assert set(get_args(Correction)) == set(import_module("neurosae.stats.family").CORRECTIONS)

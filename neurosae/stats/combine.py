@@ -21,7 +21,8 @@ from scipy import special
 from neurosae.errors import DataError, choose
 from neurosae.spec.blocks import CombinationBlock, ConjunctionBlock, Inference
 from neurosae.spec.results import Tested, as_results, check_results, counted_p, directed
-from neurosae.stats.contrast import Asked, _cells, _many, named_effects, responses_by_site, settings_of
+from neurosae.stats.asked import Asked, named_effects, read_block, responses_by_site, settings_of
+from neurosae.stats.contrast import cells_of
 from neurosae.stats.family import Cell, negated, relabel_cells
 from neurosae.stats.flips import Columns, each_tile, maxima, take
 from neurosae.stats.lanes import lane_values, lane_z
@@ -40,17 +41,11 @@ LOG_2 = float(np.log(2.0))
 
 def run(responses: Mapping[str, AnnData], ask: Any, *, study: Any, earlier: Mapping[str, Tested], rng: Any) -> Tested:
     """One block of `tests:` with `test: combination` or `test: conjunction`."""
-    spec = study.spec
-    test = next((name for name, block in spec.tests.items() if block is ask), ask.test)
-    sites = {site: choose("site", site, responses) for site in ask.sites or responses}
-    effects = {name: choose("effect", name, spec.effects) for name in _many(ask.effect)}
-    changed = {key: getattr(ask, key) for key in ("statistic", "correction", "alternative")}
-    settings = spec.inference.model_copy(update={key: value for key, value in changed.items() if value is not None})
-    asked = Asked(test, effects, _many(ask.region), ask.split)
+    asked, sites, settings = read_block(ask, study, responses)
     if isinstance(ask, ConjunctionBlock):
-        return infer_conjunction(sites, asked, settings, seed=spec.seed)
+        return infer_conjunction(sites, asked, settings, seed=study.spec.seed)
     assert isinstance(ask, CombinationBlock)
-    return infer_combination(sites, asked, (ask.over, ask.how), inference=settings, seed=spec.seed)
+    return infer_combination(sites, asked, (ask.over, ask.how), inference=settings, seed=study.spec.seed)
 
 
 def combine(
@@ -120,7 +115,7 @@ def infer_combination(
 ) -> Tested:
     """Combine over rule[0] (position, region, effect, site) by rule[1] (fisher, stouffer, tippett)."""
     over, how = choose("part", rule[0], dict(zip(OVER, OVER, strict=True))), choose("combination", rule[1], COMBINED)
-    cells, silent = _cells(sites, asked, inference)
+    cells, silent = cells_of(sites, asked, inference)
     if not cells:
         raise DataError("no feature can be tested in any part; choose another region or split.")
     ready = [STATISTICS[inference.statistic](cell.data, cell.kept) for cell in cells]

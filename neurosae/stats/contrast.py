@@ -7,38 +7,35 @@ relabellings of whole items (`flips`) -> corrected p (`family`) -> one row per f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 from tqdm import tqdm
 
-from neurosae.errors import DataError, NeurosaeError, choose
+from neurosae.errors import DataError, choose
 from neurosae.extraction.responses import design_of
 from neurosae.spec.blocks import ContrastBlock, Inference
-from neurosae.spec.design import Design
-from neurosae.spec.effects import omnibus, sloped
 from neurosae.spec.results import Tested, check_results
-from neurosae.stats.adjusted import adjusted, explained
+from neurosae.stats.adjusted import explained
+from neurosae.stats.asked import (
+    Asked,
+    features_from_earlier,
+    named_effects,
+    place_data,
+    positions_in,
+    read_block,
+    responses_by_site,
+    settings_of,
+)
 from neurosae.stats.family import Cell, Place, infer, relabelled
 from neurosae.stats.relabel import flips, labels, levels, permutations, signs, within
 from neurosae.stats.rows import feature_rows, inactive_rows, join_rows, top_features
 from neurosae.stats.statistics import STATISTICS
-from neurosae.stats.units import AnnData, ItemData, item_data
+from neurosae.stats.units import AnnData, ItemData
 
 __all__ = ["STATISTICS", "contrast", "null_rate", "run"]
-
-
-class Asked(NamedTuple):
-    """What is tested: name of the test, effects by name, regions, split, and the features of each site (None = all)."""
-
-    test: str
-    effects: dict[str, Mapping[str, Any]]
-    regions: tuple[str, ...]
-    split: str
-    features: dict[str, np.ndarray] | None = None
-    set_name: str | None = None
 
 
 def contrast(
@@ -116,22 +113,18 @@ def contrast(
     wanted = None if chosen is None else {site: np.unique(np.asarray(f, dtype=int)) for site, f in chosen.items()}
     regions = (region,) if isinstance(region, str) else tuple(region)
     asked = Asked("contrast", effects, regions, split, wanted, None if wanted is None else "chosen features")
-    return _run(sites, asked, settings_of(inference), seed=seed, top=0).table
+    return run_family(sites, asked, settings_of(inference), seed=seed, top=0).table
 
 
 def run(
     responses: Mapping[str, AnnData], ask: ContrastBlock, *, study: Any, earlier: Mapping[str, Tested], rng: Any
 ) -> Tested:
     """One block of `tests:` with `test: contrast`; all its effects, regions, positions and sites are one family."""
-    spec = study.spec
-    test = next((name for name, block in spec.tests.items() if block is ask), ask.test)
-    sites = {site: choose("site", site, responses) for site in ask.sites or responses}
-    effects = {name: choose("effect", name, spec.effects) for name in _many(ask.effect)}
-    changed = {key: getattr(ask, key) for key in ("statistic", "correction", "alternative")}
-    settings = spec.inference.model_copy(update={key: value for key, value in changed.items() if value is not None})
-    features, name = (None, None) if ask.features is None else _from_earlier(ask, sites, earlier)
-    asked = Asked(test, effects, _many(ask.region), ask.split, features, name)
-    return _run(sites, asked, settings, seed=spec.seed, top=spec.report.top_features)
+    asked, sites, settings = read_block(ask, study, responses)
+    if ask.features is not None:
+        features, name = features_from_earlier(ask, sites, earlier)
+        asked = asked._replace(features=features, set_name=name)
+    return run_family(sites, asked, settings, seed=study.spec.seed, top=study.spec.report.top_features)
 
 
 def null_rate(
@@ -166,7 +159,7 @@ def null_rate(
     sites = responses_by_site(responses)
     regions = (region,) if isinstance(region, str) else tuple(region)
     settings = settings_of(inference).model_copy(update={"intervals": "marginal"})
-    cells, _ = _cells(sites, Asked("null", named_effects(effect), regions, split), settings)
+    cells, _ = cells_of(sites, Asked("null", named_effects(effect), regions, split), settings)
     if not cells:
         raise DataError("no feature can be tested here, so there is no error rate; choose another region or split.")
     rejecting = 0
@@ -197,8 +190,9 @@ def _shuffled(data: ItemData, number: int, *, seed: int) -> ItemData:
     return relabelled(data, None, labels(drawn, number, 1)[0].astype(int))
 
 
-def _run(sites: Mapping[str, AnnData], asked: Asked, inference: Inference, *, seed: int, top: int) -> Tested:
-    cells, silent = _cells(sites, asked, inference)
+def run_family(sites: Mapping[str, AnnData], asked: Asked, inference: Inference, *, seed: int, top: int) -> Tested:
+    """Test all features of all effects, sites, regions and positions as one family."""
+    cells, silent = cells_of(sites, asked, inference)
     outcomes, null = infer(cells, inference, seed=seed, split=asked.split)
     family = _family_words(asked, sites)
     n_family = sum(len(cell.kept) for cell in cells)
@@ -208,7 +202,7 @@ def _run(sites: Mapping[str, AnnData], asked: Asked, inference: Inference, *, se
     return Tested(check_results(table, sizes), null, top_features(cells, outcomes, top=top))
 
 
-def _cells(sites: Mapping[str, AnnData], asked: Asked, inference: Inference) -> tuple[list[Cell], list[pd.DataFrame]]:
+def cells_of(sites: Mapping[str, AnnData], asked: Asked, inference: Inference) -> tuple[list[Cell], list[pd.DataFrame]]:
     """Everything to be tested, and the rows of what cannot be."""
     cells, silent = [], []
     for effect, weights in asked.effects.items():
@@ -218,7 +212,7 @@ def _cells(sites: Mapping[str, AnnData], asked: Asked, inference: Inference) -> 
                 for position in positions_in(adata, region):
                     place = Place(asked.test, effect, site, region, position, asked.split, asked.set_name)
                     wanted = _wanted(adata, asked, site)
-                    data = _data(adata, design, weights, place=place, inference=inference)
+                    data = place_data(adata, design, weights, place=place, inference=inference)
                     if isinstance(data, str):
                         silent.append(inactive_rows(place, n_features=len(wanted), reason=data))
                         continue
@@ -227,46 +221,6 @@ def _cells(sites: Mapping[str, AnnData], asked: Asked, inference: Inference) -> 
                     if len(kept):
                         cells.append(Cell(place, data, kept))
     return cells, silent
-
-
-def positions_in(adata: AnnData, region: str) -> list[int]:
-    regions = {str(r): None for r in adata.obs["region"].unique()}
-    choose("region of these responses", region, regions)
-    found = adata.obs.loc[(adata.obs["region"] == region).to_numpy(), "position"]
-    return sorted({int(p) for p in found}, key=lambda p: (abs(p), p))
-
-
-def _data(
-    adata: AnnData, design: Design, effect: Mapping[str, Any], *, place: Place, inference: Inference
-) -> ItemData | str:
-    """The item data, or why there is none; other positions than 0 may be missing in some stimuli."""
-    try:
-        return cell_data(adata, design, effect, place=place, inference=inference)
-    except DataError as error:
-        if place.position == 0:
-            raise
-        return str(error)
-
-
-def cell_data(
-    adata: AnnData, design: Design, effect: Mapping[str, Any], *, place: Place, inference: Inference
-) -> ItemData:
-    """The item data of one effect at one place, nuisance regressed out where asked for; refused for too few items."""
-    where = {"region": place.region, "position": place.position, "split": place.split}
-    flips_only = bool(inference.nuisance) and omnibus(effect) is None and sloped(effect) is None
-    data = adjusted(item_data(adata, design, effect, **where, flips_only=flips_only), inference.nuisance)
-    _refuse_few(data, inference, place)
-    return data
-
-
-def _refuse_few(data: ItemData, inference: Inference, place: Place) -> None:
-    p_min = data.exchange.p_min / (1 if inference.alternative == "two-sided" or data.exchange.kind != "flip" else 2)
-    if p_min > inference.alpha:
-        what = "sign flips" if data.exchange.kind == "flip" else "label permutations"
-        raise DataError(
-            f"{data.n} items in split '{place.split}' allow {data.exchange.n_relabellings} {what}; the smallest "
-            f"{inference.alternative} p is {p_min:.3g}, above alpha {inference.alpha:g}. Use at least 6 items."
-        )
 
 
 def _wanted(adata: AnnData, asked: Asked, site: str) -> np.ndarray:
@@ -303,63 +257,7 @@ def _sort_out(
     return kept, rows
 
 
-def _from_earlier(ask: ContrastBlock, sites: Mapping[str, AnnData], earlier: Mapping[str, Tested]):
-    """Features chosen by an earlier test on other items: per site by |value|, ties by feature index."""
-    choice = ask.features
-    assert choice is not None
-    table = choose("earlier test", choice.from_, earlier).table
-    if set(table["split"].dropna()) & {ask.split}:
-        raise DataError(
-            f"features would be chosen and tested on the same items (split: {ask.split}). "
-            f"Set `split: localizer` on '{choice.from_}'."
-        )
-    table = table[table["status"] == "ok"].assign(size=lambda t: -t["value"].abs()).sort_values(["size", "feature"])
-    chosen = {site: table[table["site"] == site].drop_duplicates("feature").head(choice.top) for site in sites}
-    for site, rows in chosen.items():
-        if not len(rows):
-            raise DataError(f"'{choice.from_}' has no tested feature at site '{site}'; run it on that site too.")
-    features = {site: np.sort(rows["feature"].to_numpy(dtype=int)) for site, rows in chosen.items()}
-    return features, f"{choice.from_} top {choice.top}"
-
-
 def _family_words(asked: Asked, sites: Mapping[str, AnnData]) -> str:
     what = "all testable features" if asked.set_name is None else f"testable features of {asked.set_name}"
     where = f"regions {', '.join(asked.regions)}" + f"; sites {', '.join(sites)}"
     return f"{what} x positions of test {asked.test}: effects {', '.join(asked.effects)}; {where}"
-
-
-def named_effects(effect: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """{name: effect} as it is; one bare effect is named after its factors."""
-    bare = not all(
-        isinstance(v, Mapping) and any(isinstance(x, Mapping | str) for x in v.values()) for v in effect.values()
-    )
-    return {":".join(effect): effect} if bare else dict(effect)
-
-
-def responses_by_site(responses: AnnData | Mapping[str, AnnData]) -> dict[str, AnnData]:
-    """Responses by site; a single AnnData carries its site's name in the index of its features, `site/feature`."""
-    if isinstance(responses, Mapping):
-        if not responses:
-            raise DataError("there are no responses; give an AnnData of one site, or {site: AnnData}.")
-        return dict(responses)
-    return {str(responses.var_names[0]).rpartition("/")[0]: responses}
-
-
-def _many(names: str | Sequence[str]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
-def settings_of(inference: Mapping[str, Any] | Inference | None) -> Inference:
-    if isinstance(inference, Inference):
-        return inference
-    try:
-        return Inference.model_validate(dict(inference or {}))
-    except ValueError as error:
-        if isinstance(error, NeurosaeError):
-            raise
-        raise DataError(f"inference: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    details = getattr(error, "errors", lambda: [])()
-    return f"{'.'.join(map(str, details[0]['loc']))}: {details[0]['msg']}" if details else str(error)

@@ -14,14 +14,13 @@ from neurosae.extraction.responses import design_of
 from neurosae.spec.blocks import Inference
 from neurosae.spec.choices import CROSS_FITTED
 from neurosae.spec.results import Tested, as_results, check_results, counted_p, directed
-from neurosae.stats.contrast import _data, positions_in
+from neurosae.stats.asked import Asked, place_data, positions_in
 from neurosae.stats.crossfit import CrossFit, Rule, cross_fit
 from neurosae.stats.family import Place
 from neurosae.stats.flips import to_z
 from neurosae.stats.multiplicity import CORRECTIONS, monte_carlo_interval, step_down
 from neurosae.stats.relabel import Relabelling, flips, permutations
 from neurosae.stats.rows import join_rows
-from neurosae.stats.sets import Asked
 from neurosae.stats.units import AnnData, ItemData
 
 
@@ -78,7 +77,7 @@ def _cells(
                 for position in positions_in(adata, region):
                     name = f"cross-fit top {rule.top}"
                     place = Place(asked.test, effect, site, region, position, asked.split, name)
-                    data = _data(adata, design_of(adata), weights, place=place, inference=inference)
+                    data = place_data(adata, design_of(adata), weights, place=place, inference=inference)
                     if isinstance(data, ItemData):
                         kept = np.flatnonzero(np.diff(data.D.indptr) >= inference.min_informative)
                         if len(kept):

@@ -19,7 +19,7 @@ from scipy import stats
 from neurosae.errors import DataError, choose
 from neurosae.extraction.responses import design_of
 from neurosae.spec.results import as_results, check_results
-from neurosae.stats.contrast import responses_by_site
+from neurosae.stats.asked import responses_by_site
 from neurosae.stats.effects import FEW
 from neurosae.stats.multiplicity import CORRECTIONS
 from neurosae.stats.tails import flip_p

@@ -19,7 +19,7 @@ from neurosae.extraction.responses import build_responses, design_of, provenance
 from neurosae.spec.blocks import AXES, Inference, MapBlock
 from neurosae.spec.results import Tested, check_results
 from neurosae.stats.adjusted import explained
-from neurosae.stats.contrast import cell_data, named_effects, positions_in, responses_by_site, settings_of
+from neurosae.stats.asked import cell_data, named_effects, positions_in, responses_by_site, settings_of
 from neurosae.stats.family import Cell, Place
 from neurosae.stats.heights import MAPS, Nodes, infer_map
 from neurosae.stats.map_rows import Told, cell_row, cluster_row, map_table, silent_row

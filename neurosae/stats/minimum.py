@@ -16,7 +16,8 @@ import pandas as pd
 from neurosae.errors import DataError
 from neurosae.spec.blocks import Inference
 from neurosae.spec.results import Tested, as_results, check_results, directed
-from neurosae.stats.contrast import Asked, _run, named_effects, responses_by_site, settings_of
+from neurosae.stats.asked import Asked, named_effects, responses_by_site, settings_of
+from neurosae.stats.contrast import run_family
 from neurosae.stats.multiplicity import CORRECTIONS, bb
 from neurosae.stats.units import AnnData
 
@@ -80,7 +81,7 @@ def infer_conjunction(sites: Mapping[str, AnnData], asked: Asked, inference: Inf
     """The conjunction of all effects asked for, at every site, region and position."""
     if len(asked.effects) < 2:
         raise DataError("a conjunction needs two effects or more; use contrast for one.")
-    made = _run(sites, asked, inference, seed=seed, top=0)
+    made = run_family(sites, asked, inference, seed=seed, top=0)
     parts = [_weakest(rows, list(asked.effects), inference=inference) for _, rows in made.table.groupby(PLACES)]
     table = stacked(parts)
     tested = table["p_unc"].notna().to_numpy()

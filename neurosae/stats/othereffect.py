@@ -22,8 +22,9 @@ from neurosae.design.orthogonal import inner_product
 from neurosae.errors import DataError
 from neurosae.extraction.responses import design_of
 from neurosae.spec.blocks import Inference, RegionChoice
-from neurosae.stats.contrast import contrast, named_effects
-from neurosae.stats.sets import Asked, FeatureSet, described, top_rows
+from neurosae.stats.asked import Asked, named_effects
+from neurosae.stats.contrast import contrast
+from neurosae.stats.sets import FeatureSet, described, top_rows
 from neurosae.stats.tails import flip_p
 from neurosae.stats.units import AnnData, ItemData, item_data
 

@@ -16,11 +16,19 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from neurosae.errors import DataError, choose
+from neurosae.errors import DataError
 from neurosae.extraction.responses import build_responses, design_of, provenance_of, take_rows
 from neurosae.spec.blocks import Inference, PairsBlock
 from neurosae.spec.results import Tested, as_results, check_results
-from neurosae.stats.contrast import _data, _many, named_effects, positions_in, responses_by_site, settings_of
+from neurosae.stats.asked import (
+    many,
+    named_effects,
+    place_data,
+    positions_in,
+    read_block,
+    responses_by_site,
+    settings_of,
+)
 from neurosae.stats.family import Cell, Outcome, Place, infer
 from neurosae.stats.products import Products, pair_products
 from neurosae.stats.rows import feature_rows, join_rows
@@ -108,7 +116,7 @@ def pairs(
     >>> found[found.p_corr <= 0.05].set.tolist()[0], int(found.n_features.sum())
     ('0 x 1', 190)
     """
-    asked = Asked("pairs", named_effects(effect), _many(region), split, least)
+    asked = Asked("pairs", named_effects(effect), many(region), split, least)
     if least < 2:
         raise DataError(f"least is {least}; a pair needs at least 2 stimuli in which both features fire.")
     return _run(responses_by_site(responses), asked, settings_of(inference), seed=seed).table
@@ -118,13 +126,9 @@ def run(
     responses: Mapping[str, AnnData], ask: PairsBlock, *, study: Any, earlier: Mapping[str, Tested], rng: Any
 ) -> Tested:
     """One block of `tests:` with `test: pairs`; extras: `pairs`, value and p of every tested pair."""
-    spec = study.spec
-    test = next((name for name, block in spec.tests.items() if block is ask), ask.test)
-    sites = {site: choose("site", site, responses) for site in ask.sites or responses}
-    effects = {name: choose("effect", name, spec.effects) for name in _many(ask.effect)}
-    changed = {key: getattr(ask, key) for key in ("statistic", "correction", "alternative")}
-    settings = spec.inference.model_copy(update={key: value for key, value in changed.items() if value is not None})
-    return _run(sites, Asked(test, effects, _many(ask.region), ask.split, ask.least), settings, seed=spec.seed)
+    found, sites, settings = read_block(ask, study, responses)
+    asked = Asked(found.test, found.effects, found.regions, found.split, ask.least)
+    return _run(sites, asked, settings, seed=study.spec.seed)
 
 
 def _run(sites: Mapping[str, AnnData], asked: Asked, inference: Inference, *, seed: int) -> Tested:
@@ -186,7 +190,7 @@ def _place(
     m = adata.n_vars
     n_pairs = m * (m - 1) // 2
     silent = [(n_pairs - products.n_coactive, "dead", "the two features never fire in the same stimulus")]
-    data = _data(responses, design_of(adata), asked.effects[place.effect], place=place, inference=inference)
+    data = place_data(responses, design_of(adata), asked.effects[place.effect], place=place, inference=inference)
     if isinstance(data, str):
         return None, [_silent(place, n_pairs, "failed", note=data)]
     informative = np.diff(data.D.indptr)

@@ -27,7 +27,8 @@ from neurosae.errors import DataError, NeurosaeError, SpecError, choose
 from neurosae.extraction.responses import design_of
 from neurosae.spec.blocks import Inference, ParametricBlock
 from neurosae.spec.results import Tested, as_results, check_results
-from neurosae.stats.contrast import _from_earlier, contrast, named_effects, positions_in, responses_by_site
+from neurosae.stats.asked import features_from_earlier, many, named_effects, positions_in, responses_by_site
+from neurosae.stats.contrast import contrast
 from neurosae.stats.layout import Layout, layout
 from neurosae.stats.multiplicity import CORRECTIONS
 from neurosae.stats.parametric_models import MODELS, Numbers
@@ -126,8 +127,7 @@ def run(
     test = next((name for name, block in spec.tests.items() if block is ask), ask.test)
     sites = {site: choose("site", site, responses) for site in ask.sites or responses}
     effects = {name: choose("effect", name, spec.effects) for name in ask.effect}
-    choice: Any = ask
-    features, name = (None, None) if ask.features is None else _from_earlier(choice, sites, earlier)
+    features, name = (None, None) if ask.features is None else features_from_earlier(ask, sites, earlier)
     return _run(sites, Asked(test, ask, effects, spec.inference, features, name, spec.seed))
 
 
@@ -203,7 +203,7 @@ def _unrelabelled(
     tables, block = [], asked.block
     for site, adata in sites.items():
         made = compile_effect(design_of(adata), dict(asked.effects[effect]))
-        for region in _many(block.region):
+        for region in many(block.region):
             for position in positions_in(adata, region):
                 where = (region, position, block.split)
                 rows = layout(adata, design_of(adata), asked.effects[effect], rows="cells", where=where)
@@ -310,14 +310,10 @@ def _corrected(table: pd.DataFrame, asked: Asked, sites: Mapping[str, Any]) -> p
     correct = CORRECTIONS[block.correction]
     assert correct is not None
     what = "all testable features" if asked.set_name is None else f"testable features of {asked.set_name}"
-    where = f"regions {', '.join(_many(block.region))}; sites {', '.join(sites)}"
+    where = f"regions {', '.join(many(block.region))}; sites {', '.join(sites)}"
     family = f"{what} x positions of test {asked.name}: effects {', '.join(asked.effects)}; {where}; {block.model}"
     known = {"test": asked.name, "kind": "parametric", "family": family, "n_family": m, "p_adjust": block.correction}
     columns: dict[str, Any] = {str(name): table[name].array for name in table} | known
     made = as_results(columns | {"p_corr": correct(p)}, n_rows=len(table))
     sizes = {} if asked.features is not None else {site: adata.n_vars for site, adata in sites.items()}
     return check_results(made.reset_index(drop=True), sizes)
-
-
-def _many(names: str | Sequence[str]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)

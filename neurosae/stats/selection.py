@@ -22,12 +22,12 @@ import pandas as pd
 from neurosae.errors import DataError, choose
 from neurosae.spec.blocks import Inference, RegionChoice, RoiBlock
 from neurosae.spec.results import Tested
+from neurosae.stats.asked import Asked, named_effects, read_block, responses_by_site, settings_of
 from neurosae.stats.communities import coactivation_communities, decoder_clusters, reference_activations
-from neurosae.stats.contrast import named_effects, responses_by_site, settings_of
 from neurosae.stats.crossfit import Rule
 from neurosae.stats.crosstest import test_cross_fitted
 from neurosae.stats.othereffect import chosen_by_other_effect
-from neurosae.stats.sets import Asked, FeatureSet, described, plain, test_sets, top_rows
+from neurosae.stats.sets import FeatureSet, described, plain, test_sets, top_rows
 from neurosae.stats.units import AnnData
 
 WAYS = ("from", "cross_fit", "clusters", "orthogonal", "all")
@@ -119,12 +119,7 @@ def run(
 ) -> Tested:
     """One block of `tests:` with `test: roi`; extras: `chosen`, the features of every set."""
     spec, choice = study.spec, ask.features
-    test = next((name for name, block in spec.tests.items() if block is ask), ask.test)
-    sites = {site: choose("site", site, responses) for site in ask.sites or responses}
-    effects = {name: choose("effect", name, spec.effects) for name in ask.effect}
-    changed = {key: getattr(ask, key) for key in ("statistic", "correction", "alternative")}
-    settings = spec.inference.model_copy(update={key: value for key, value in changed.items() if value is not None})
-    asked = Asked(test, effects, tuple(ask.region), ask.split)
+    asked, sites, settings = read_block(ask, study, responses)
     if choice.clusters is None:
         source: Any = earlier[choice.from_].table if choice.from_ else spec.effects.get(choice.orthogonal or "")
         return _chosen(sites, asked, settings, choice=choice, source=source, seed=spec.seed)

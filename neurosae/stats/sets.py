@@ -17,7 +17,8 @@ from neurosae.errors import DataError
 from neurosae.extraction.responses import build_responses, design_of, provenance_of
 from neurosae.spec.blocks import Inference, RegionChoice
 from neurosae.spec.results import Tested, check_results
-from neurosae.stats import contrast as single
+from neurosae.stats.asked import Asked
+from neurosae.stats.contrast import run_family
 from neurosae.stats.units import AnnData
 
 
@@ -27,15 +28,6 @@ class FeatureSet(NamedTuple):
     columns: np.ndarray
     signs: np.ndarray
     note: str = ""
-
-
-class Asked(NamedTuple):
-    """What is tested: name of the test, effects by name, regions, split."""
-
-    test: str
-    effects: dict[str, Mapping[str, Any]]
-    regions: tuple[str, ...]
-    split: str
 
 
 Sets: TypeAlias = Mapping[str, Mapping[str, Mapping[str, FeatureSet]]]
@@ -100,8 +92,7 @@ def test_sets(sites: Mapping[str, AnnData], asked: Asked, inference: Inference, 
     """Test every set at every site, region and position as one family; extras: `chosen`, the features of each set."""
     made = {site: set_responses(adata, sets[site]) for site, adata in sites.items()}
     names = {site: list(dict.fromkeys(name for by in sets[site].values() for name in by)) for site in sites}
-    question = single.Asked(asked.test, asked.effects, asked.regions, asked.split)
-    tested = single._run(made, question, inference, seed=seed, top=max(map(len, names.values())))
+    tested = run_family(made, asked, inference, seed=seed, top=max(map(len, names.values())))
     table = _named(tested.table, sets, names)
     chosen = [
         {"site": site, "region": region, "set": name, "fold": -1, "sign": one.signs}
