@@ -134,8 +134,16 @@ def _responses(study: Study) -> dict[str, Any]:
             study.stimuli, model, dictionaries, positions=positions, store=study.out, mapper=study.mapper
         )
         remember_responses(study, responses, dictionaries)
-    responses = ns.align(responses, positions.align, window=positions.window)
-    return ns.collapse(responses, positions.tokens)
+    return at_positions(responses, positions)
+
+
+def at_positions(responses: dict[str, Any], positions: Any) -> dict[str, Any]:
+    """Stored responses, aligned and collapsed as `positions:` asks."""
+    aligned = ns.align(
+        responses, positions.align, window=positions.window, max_shift=positions.max_shift,
+        shift_unit=positions.shift_unit, reference=positions.reference or None,
+    )  # fmt: skip
+    return ns.collapse(aligned, positions.tokens, length_match=positions.length_match)
 
 
 def test_study(study: Study) -> pd.DataFrame:
@@ -297,8 +305,7 @@ def power_study(study: Study) -> pd.DataFrame:
         stored = unchanged_responses(study) if ask.noise == "pilot" else None
         source = study.design
         if stored is not None:
-            stored = ns.align(stored, spec.positions.align, window=spec.positions.window)
-            source = ns.collapse(stored, spec.positions.tokens)[ask.site or next(iter(stored))]
+            source = at_positions(stored, spec.positions)[ask.site or next(iter(stored))]
         say(study, f"power: {effect} at {settings.region}, noise from {'stored' if stored else 'simulated'} responses")
         table = ns.power(source, spec.effects[effect], settings=settings, inference=spec.inference, seed=spec.seed)
         ns.write_table(study.folder / "power.csv", table.set_index("method"))

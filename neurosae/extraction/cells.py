@@ -110,7 +110,9 @@ def _cells_of(
         tokens = region_tokens(encoded, (int(start), int(end)), where=where, allow_straddle=asked.allow_straddle)
         wanted.append((region, tokens))
         if asked.align in {"start", "end"}:
-            window |= _window(tokens, asked.window) - set(tokens.tolist())
+            window |= _window(tokens[[0, -1]], asked.window) - set(tokens.tolist())
+        elif asked.align in {"xcorr", "reference", "dtw"}:  # locked to the last token
+            window |= _window(tokens[[-1]], asked.window) - set(tokens.tolist())
     if asked.align == "middle_out":
         wanted.append((WHOLE, np.arange(first, stop)))
     if window := {t for t in window if first <= t < stop}:
@@ -119,9 +121,9 @@ def _cells_of(
     return [(row, name, int(t), len(tokens), encoded.pieces[t], n) for name, tokens in wanted for t in tokens]
 
 
-def _window(tokens: np.ndarray, window: Sequence[int] | None) -> set[int]:
+def _window(borders: np.ndarray, window: Sequence[int] | None) -> set[int]:
     low, high = window or (0, 0)
-    return {int(edge) + k for edge in (tokens[0], tokens[-1]) for k in range(low, high + 1)}
+    return {int(edge) + k for edge in borders for k in range(low, high + 1)}
 
 
 def _targets(

@@ -115,7 +115,7 @@ def extract(
 def _wanted(positions: Positions | Mapping[str, Any] | None, stimuli: pd.DataFrame) -> Wanted:
     asked = as_record(positions, Positions, name="positions")
     regions = asked.regions or tuple(c.removesuffix("_start") for c in stimuli.columns if c.endswith("_start"))
-    return Wanted(tuple(regions), asked.align, asked.window, asked.keep_x, asked.allow_straddle)
+    return Wanted(tuple(regions), asked.align, asked.reach, asked.keep_x, asked.allow_straddle)
 
 
 def _with_bos(model: LanguageModel, dictionaries: Mapping[str, Any]) -> tuple[LanguageModel, Tokenizer]:

@@ -33,19 +33,18 @@ from neurosae.spec.blocks import (
 from neurosae.spec.choices import choice_problems, family_problems, nuisance_problems, regression_problems
 from neurosae.spec.design import Design, load_design, region_names
 from neurosae.spec.effects import effect_problems, shape_problems
-from neurosae.spec.fields import Bool, Count, FileName, IntPair, Natural, OneOrMore, Strict, Text, fail, fail_all
+from neurosae.spec.fields import Count, FileName, Natural, Strict, Text, fail, fail_all
 from neurosae.spec.load import is_file, load_yaml, similar_file
 from neurosae.spec.maps import map_problems
 from neurosae.spec.parametric import parametric_problems
 from neurosae.spec.planning import Power, power_problems
+from neurosae.spec.positions import WHOLE, Positions
 from neurosae.spec.sites import DictionaryBlock, ModelBlock, Site, StudyPath, TrainBlock
 from neurosae.spec.words import Problem, Where, describe, short
 
 SCHEMA = "neurosae/analysis/1"
 COLUMNS = ("n_tokens", "position", "norm", "surprisal", "logit_diff")
 """Numbers that every stimulus or response has, for model RDMs."""
-WHOLE = "all"
-"""The region of middle-out alignment: the whole text."""
 
 __all__ = [
     "Analysis",
@@ -64,40 +63,6 @@ __all__ = [
     "TrainBlock",
     "load_analysis",
 ]
-
-
-class Positions(Strict):
-    """Which tokens are kept, what their positions mean, and how several tokens become one response."""
-
-    regions: OneOrMore | None = None
-    """Regions whose tokens leave the model; left out, those that the tests name."""
-    align: Literal["region", "start", "end", "middle_out"] = "region"
-    """What position 0 is: last token of the region, its start or end (always both), or the middle of the text."""
-    window: IntPair | None = None
-    """First and last position around start and end, [-2, 2]."""
-    single_lock: Bool = False
-    """Allow a test to use only one of <region>@start and <region>@end."""
-    tokens: Literal["last", "first", "mean", "max", "sum", "all"] = "last"
-    """How the tokens of a region become one response; all keeps them apart."""
-    frames: Literal["mean"] = "mean"
-    """Frames are averaged within items before any test."""
-    keep_x: Bool = False
-    """Also store the raw stream."""
-    allow_straddle: Bool = False
-    """Accept a token that lies across the border of a region."""
-
-    @property
-    def locked(self) -> bool:
-        """Whether regions come as pairs, <region>@start and <region>@end."""
-        return self.align in ("start", "end")
-
-    @model_validator(mode="after")
-    def _check(self) -> Positions:
-        if self.window is not None and not self.locked:
-            fail("window", text=f"has no meaning with align: {self.align}; use align: start or end.")
-        if self.window is not None and self.window[0] > self.window[1]:
-            fail("window", text=f"{list(self.window)} ends before it begins; write [first, last].")
-        return self
 
 
 class Report(Strict):
@@ -256,6 +221,11 @@ def _regions(block: Any) -> tuple[str, ...]:
 def _own_problems(analysis: Analysis) -> Iterator[Problem]:
     positions = analysis.positions
     several = positions.window is not None or positions.align == "middle_out"
+    if positions.align == "dtw" and analysis.tests:
+        text = "dtw warps positions, for figures only; no test is valid on them, use region, start or end for tests."
+        yield ("positions", "align"), text
+    for site in positions.reference:
+        yield from _site_problems(site, analysis.sites, ("positions", "reference"))
     if several and "tokens" not in positions.model_fields_set:
         yield ("positions",), "asks for several positions; say what becomes of them: `tokens: all` keeps them apart."
     if analysis.tests and analysis.design is None:

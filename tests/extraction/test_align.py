@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from numpy.testing import assert_array_equal
+import scipy.sparse as sp
+from numpy.testing import assert_allclose, assert_array_equal
 
 from neurosae.errors import DataError
 from neurosae.extraction.align import align
-from neurosae.extraction.responses import provenance_of
+from neurosae.extraction.responses import design_of, item_cells, provenance_of
 from neurosae.extraction.run import extract
 
 
@@ -90,3 +91,109 @@ def test_align_moves_no_activation(toy_stimuli, toy_model, tiny):
     at = [raw.obs_names.get_loc(name.split("@verb")[0]) for name in out.obs_names]
     assert_array_equal(out.X.toarray(), raw.X[at].toarray())
     assert raw.obs.equals(before)
+
+
+# --- data-driven rules ----------------------------------------------------------------------------------------------
+
+WINDOW = [-3, 1]
+
+
+def planted(toy_stimuli, toy_model, tiny, *, rule="xcorr", shift_of=None, max_shift=2):
+    """Responses whose features 5 and 6 fire once per text, at the verb's end plus a planted shift."""
+    asked = {"align": "xcorr", "window": WINDOW, "max_shift": 2, "tokens": "all"}
+    raw = extracted(toy_stimuli, toy_model, tiny(), **asked)
+    ends = raw.obs[raw.obs["region"] == "verb"].groupby("stimulus", observed=True)["token_index"].max()
+    names = list(dict.fromkeys(raw.obs["stimulus"]))
+    shift = {name: (i % 5) - 3 if shift_of is None else shift_of(name) for i, name in enumerate(names)}
+    shift = {name: max(-2, min(s, 0)) for name, s in shift.items()}  # frame a ends with the verb
+    offset = raw.obs["token_index"] - raw.obs["stimulus"].map(ends).astype(int)
+    peak = offset.to_numpy() == raw.obs["stimulus"].map(shift).astype(int).to_numpy()
+    X = np.full(raw.shape, 0.0, dtype=np.float32)
+    X[:, 5] = 3.0 * peak
+    X[:, 6] = 1.0 * peak + 0.1
+    raw.X = sp.csr_matrix(X)
+    return raw, shift
+
+
+def test_xcorr_recovers_planted_shifts(toy_stimuli, toy_model, tiny):
+    """Peaks at different tokens come to lie at one position; every row says its shift; the warning is there."""
+    raw, shift = planted(toy_stimuli, toy_model, tiny)
+    out = align(raw, "xcorr", window=WINDOW, max_shift=2)
+    obs = out.obs.assign(value=out.X[:, 5].toarray().ravel())
+    assert set(obs["region"]) == {"verb"}
+    assert obs["position"].between(*WINDOW).all()
+    peaks = obs[obs["value"] > 0].set_index("stimulus")
+    assert peaks["position"].nunique() == 1  # all at one place, where the template has its own
+    moved = peaks["shift"] - peaks.index.map(shift).astype(int)
+    assert moved.nunique() == 1
+    said = provenance_of(out)["warnings"]
+    assert any(w.startswith("xcorr (exploratory): peak height, latency and shape") for w in said)
+    assert provenance_of(out)["alignment"]["max_shift"] == 2
+
+
+def test_item_shifts_are_equal_within_items(toy_stimuli, toy_model, tiny):
+    """shift_unit: item moves all cells and frames of an item alike."""
+    raw, _ = planted(toy_stimuli, toy_model, tiny)
+    out = align(raw, "xcorr", window=WINDOW, max_shift=2, shift_unit="item")
+    assert (out.obs.groupby("item", observed=True)["shift"].nunique() == 1).all()
+    by_stimulus = align(raw, "xcorr", window=WINDOW, max_shift=2)
+    assert (by_stimulus.obs.groupby("item", observed=True)["shift"].nunique() > 1).any()
+
+
+def test_reference_features_set_the_shifts_and_leave(toy_stimuli, toy_model, tiny):
+    """Only the reference features count, at their own site; no test can use them afterwards."""
+    raw, shift = planted(toy_stimuli, toy_model, tiny)
+    noisy = raw.copy()
+    X = noisy.X.toarray()
+    X[:, 7] = np.random.default_rng(0).random(len(X)) * 50  # would set the shifts of xcorr
+    noisy.X = sp.csr_matrix(X.astype(np.float32))
+    out = align({"s": noisy, "t": raw}, "reference", window=WINDOW, max_shift=2, reference={"s": [5, 6]})
+    moved = out["s"].obs["shift"] - out["s"].obs["stimulus"].map(shift).astype(int)
+    assert moved.nunique() == 1
+    assert not {5, 6} & set(out["s"].var["feature"])
+    assert {5, 6} <= set(out["t"].var["feature"])
+    assert_array_equal(out["t"].obs["shift"].to_numpy(), out["s"].obs["shift"].to_numpy())
+    assert any("features 5, 6 of s, which are left out of every test" in w for w in provenance_of(out["t"])["warnings"])
+
+
+def test_shifts_are_blind_to_conditions(toy_stimuli, toy_model, tiny):
+    """Labels may be permuted: no shift changes. A part of the conditions is refused."""
+    raw, _ = planted(toy_stimuli, toy_model, tiny)
+    other = raw.copy()
+    other.obs["number"] = other.obs["number"].cat.rename_categories({"sg": "pl", "pl": "sg"})
+    first, second = (align(x, "xcorr", window=WINDOW, max_shift=2).obs["shift"].to_numpy() for x in (raw, other))
+    assert_array_equal(first, second)
+    part = raw[(raw.obs["number"] == "sg").to_numpy()].copy()
+    with pytest.raises(DataError, match="xcorr needs all conditions at once, but number has no pl here"):
+        align(part, "xcorr", window=WINDOW, max_shift=2)
+
+
+def test_dtw_warps_and_forbids_inference(toy_stimuli, toy_model, tiny):
+    """Every position is the mean of the tokens that the path matches; tests refuse the result."""
+    raw, _ = planted(toy_stimuli, toy_model, tiny)
+    out = align(raw, "dtw", window=WINDOW)
+    spread = out.obs.assign(value=out.X[:, 5].toarray().ravel()).groupby("position")["value"].mean()
+    plain = align(raw, "xcorr", window=WINDOW, max_shift=0)
+    before = plain.obs.assign(value=plain.X[:, 5].toarray().ravel()).groupby("position")["value"].mean()
+    assert spread.max() > before.max()
+    assert out.X[:, 6].min() > 0.09  # a mean of tokens, not a sum and not an empty row
+    with pytest.raises(DataError, match=r"warped \(align: dtw\), for figures only"):
+        item_cells(out, design_of(out), region="verb")
+
+
+def test_data_driven_rules_refuse(toy_stimuli, toy_model, tiny):
+    """What is missing is named with its remedy."""
+    raw, _ = planted(toy_stimuli, toy_model, tiny)
+    with pytest.raises(DataError, match=r"token -6 from the end of region 'verb' was not extracted; extract with"):
+        align(raw, "xcorr", window=(-3, 1), max_shift=3)
+    with pytest.raises(DataError, match="feature 4 of site 's' is active nowhere"):
+        align({"s": raw}, "reference", window=WINDOW, max_shift=2, reference={"s": [5, 4]})
+    with pytest.raises(DataError, match="there is no feature 999; features run from 0 to 95"):
+        align({"s": raw}, "reference", window=WINDOW, max_shift=2, reference={"s": [999]})
+    with pytest.raises(DataError, match="unknown site 'late'"):
+        align({"s": raw}, "reference", window=WINDOW, max_shift=2, reference={"late": [5]})
+    with pytest.raises(DataError, match="xcorr takes no reference features"):
+        align({"s": raw}, "xcorr", window=WINDOW, max_shift=2, reference={"s": [5]})
+    with pytest.raises(DataError, match="a window of 2 positions is too short"):
+        align(raw, "xcorr", window=(0, 1), max_shift=1)
+    assert_allclose(align(raw, "region").X.sum(), raw[(raw.obs["region"] != "@window").to_numpy()].X.sum(), rtol=1e-5)
