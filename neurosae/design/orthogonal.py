@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from neurosae.design.weights import Effect
 from neurosae.spec.words import Problem
 
@@ -17,12 +19,18 @@ from neurosae.spec.words import Problem
 def inner_product(first: Effect, second: Effect, counts: Mapping[tuple[str, ...], float]) -> float:
     """c1'(X'X)^-1 c2 of two effects over the cells: the sum over cells of weight x weight / number of items.
 
+    Of all levels of a factor at once every contrast counts; the largest product is given.
+
     Parameters
     ----------
     counts : number of items in each cell
     """
-    pairs = zip(first.cells, first.weights, second.weights, strict=True)
-    return float(sum(v * w / counts[cell] for cell, v, w in pairs if v and w))
+
+    def product(v: np.ndarray, w: np.ndarray) -> float:
+        pairs = zip(first.cells, v, w, strict=True)
+        return float(sum(a * b / counts[cell] for cell, a, b in pairs if a and b))
+
+    return max((product(v, w) for v in first.rows for w in second.rows), key=abs)
 
 
 def choice_by_other_effect(

@@ -119,7 +119,7 @@ def infer_combination(
     if not cells:
         raise DataError("no feature can be tested in any part; choose another region or split.")
     ready = [STATISTICS[inference.statistic](cell.data, cell.kept) for cell in cells]
-    settings = _settings(inference, cells, unsigned=any(r.columns.how.negate is None for r in ready))
+    settings = _settings(inference, cells, unsigned=any(r.columns.how.negate is None for r in ready), how=rule[1])
     relabellings, columns = relabel_cells(cells, ready, settings, seed=seed, split=asked.split)
     groups: dict[tuple[Any, ...], list[int]] = {}
     for k, cell in enumerate(cells):
@@ -144,12 +144,16 @@ def infer_combination(
     return Tested(check_results(table, sizes), null.astype(np.float32), {})
 
 
-def _settings(inference: Inference, cells: Sequence[Cell], *, unsigned: bool) -> Inference:
+def _settings(inference: Inference, cells: Sequence[Cell], *, unsigned: bool, how: str) -> Inference:
     """The rules of the relabelling; what cannot be combined is refused."""
     if inference.statistic == "mean":
         raise DataError("statistic mean has no p of its own that could be combined; use t or moderated_t.")
     if unsigned and inference.alternative != "two-sided":
         raise DataError(f"{inference.statistic} has no sign; combine it with alternative: two-sided.")
+    if unsigned and how == "stouffer":
+        raise DataError(
+            f"stouffer adds up parts of one direction, and {inference.statistic} has none; use fisher or tippett."
+        )
     if inference.correction == "stepdown":
         raise DataError("stepdown is not made for combined parts; use correction maxT.")
     n = inference.n_permutations

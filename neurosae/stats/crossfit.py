@@ -25,7 +25,7 @@ from neurosae.stats.crossfit_kernels import Choice, Groups, Sparse, deal_items, 
 from neurosae.stats.kernels import sort_keys
 from neurosae.stats.moderation import fit_prior
 from neurosae.stats.relabel import SPLITS, Relabelling, labels, signs
-from neurosae.stats.units import ItemData
+from neurosae.stats.units import ItemData, activity
 
 TILE = 64
 FOLDS = 3  # purpose of the random stream that orders items before they are dealt into folds
@@ -153,6 +153,11 @@ def _refuse_few(data: ItemData, rule: Rule) -> None:
             "cross_fit repeats its choice inside sign flips of items or permutations of their labels, and this effect "
             "has neither; choose features on localizer items, {from: test, top: n}."
         )
+    if data.omnibus:
+        raise DataError(
+            f"cross_fit chooses features by the size of one contrast, and {data.effect.words} is none; write weights "
+            "of levels, or choose features on localizer items, {from: test, top: n}."
+        )
     if rule.folds < 2 or data.n < 2 * rule.folds:
         raise DataError(f"{data.n} items cannot be cut into {rule.folds} folds; use 2 folds or more, of 2 items each.")
     if data.codes is not None and (least := int(np.bincount(data.codes).min())) < rule.folds:
@@ -174,10 +179,6 @@ def _both(D: sp.csc_matrix) -> Sparse:
     return Sparse(*columns, R.indptr.astype(np.int64), R.indices.astype(np.int64), R.data)
 
 
-def _activity(data: ItemData, kept: np.ndarray) -> np.ndarray:
-    return np.log(np.maximum(np.asarray(data.Y.mean(axis=0)).ravel()[kept], 1e-300))
-
-
 def _flip_choice(data: ItemData, D: sp.csc_matrix, kept: np.ndarray, *, fold: np.ndarray, rule: Rule) -> Choice:
     """Scales of the training contrasts, fold by fold; functions of squares alone, which no flip changes."""
     m, squares = len(kept), sp.csc_matrix(D).power(2)
@@ -187,10 +188,10 @@ def _flip_choice(data: ItemData, D: sp.csc_matrix, kept: np.ndarray, *, fold: np
         return Choice(rule.top, DIRECTIONS[rule.direction], np.where(inside > 0, 1.0, np.inf), prior)
     scale = inside
     if rule.statistic == "moderated_t":
-        activity, scale = _activity(data, kept), np.empty_like(inside)
+        trend, scale = activity(data, kept), np.empty_like(inside)
         for q, row in enumerate(inside):
             n = int((fold != q).sum())
-            d0, s02 = fit_prior(row / n, n, activity)
+            d0, s02 = fit_prior(row / n, n, trend)
             scale[q] = s02 if np.isinf(d0) else row + d0 * s02
     return Choice(rule.top, DIRECTIONS[rule.direction], np.where(inside > 0, scale, np.inf), prior)
 
@@ -203,7 +204,7 @@ def _group_choice(data: ItemData, D: sp.csc_matrix, kept: np.ndarray, *, rule: R
         a, b = b, a
     elif rule.statistic == "moderated_t":
         total, squares = np.asarray(D.sum(axis=0)).ravel(), np.asarray(D.power(2).sum(axis=0)).ravel()
-        d0, s02 = fit_prior(np.maximum(squares - total**2 / n, 0) / (n - 1), n - 1, _activity(data, kept))
+        d0, s02 = fit_prior(np.maximum(squares - total**2 / n, 0) / (n - 1), n - 1, activity(data, kept))
         a, b = (np.zeros((1, m)), s02[None].copy()) if np.isinf(d0) else (a, d0 * s02[None])
     return Choice(rule.top, DIRECTIONS[rule.direction], a, np.ascontiguousarray(b))
 

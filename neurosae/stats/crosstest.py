@@ -79,7 +79,7 @@ def _cells(
                     place = Place(asked.test, effect, site, region, position, asked.split, name)
                     data = place_data(adata, design_of(adata), weights, place=place, inference=inference)
                     if isinstance(data, ItemData):
-                        kept = np.flatnonzero(np.diff(data.D.indptr) >= inference.min_informative)
+                        kept = np.flatnonzero(data.informative >= inference.min_informative)
                         if len(kept):
                             cells.append(Cell(place, data, kept))
                             continue

@@ -29,7 +29,7 @@ from neurosae.stats.flips import Columns, flip_columns, group_columns, maxima, t
 from neurosae.stats.lanes import lane_values
 from neurosae.stats.moderation import fit_prior
 from neurosae.stats.relabel import SPLITS, Relabelling
-from neurosae.stats.units import ItemData, firing
+from neurosae.stats.units import ItemData, activity, firing
 
 BOOTSTRAP = 2  # purpose of the random stream that draws items
 DRAWS = 2_000
@@ -58,9 +58,10 @@ def make_intervals(pieces: Sequence[Piece], kind: str, *, level: float = 0.95) -
     Raises
     ------
     DataError
-        The effect permutes levels inside items, where there is no contrast of two sides to give an interval.
+        The effect permutes levels inside items or compares all levels at once, where there is no contrast of two
+        sides to give an interval.
     """
-    if any(piece.relabelling.kind == "within" for piece in pieces):
+    if any(piece.relabelling.kind == "within" or piece.data.omnibus for piece in pieces):
         raise DataError(f"intervals: {kind} needs a contrast whose items are flipped or labelled; use marginal.")
     if kind == "simultaneous":
         return _simultaneous(pieces, level=level)
@@ -81,13 +82,12 @@ class Centred(NamedTuple):
 def centred(data: ItemData, kept: np.ndarray) -> Centred:
     """Contrasts minus their mean, or residuals from group means, with the variance shrunk as in the moderated t."""
     D = data.D[:, kept].toarray()
-    activity = np.log(np.maximum(np.asarray(data.Y.mean(axis=0)).ravel()[kept], 1e-300))
-    n = data.n
+    trend, n = activity(data, kept), data.n
     if data.codes is None:
         estimate = D.mean(axis=0)
         E = D - estimate
         square = (E**2).sum(axis=0)
-        d0, s02 = fit_prior(square / (n - 1), n - 1, activity)
+        d0, s02 = fit_prior(square / (n - 1), n - 1, trend)
         flat, df = np.isinf(d0), np.inf if np.isinf(d0) else n - 1 + d0
         shrunk = s02 if flat else (square + d0 * s02) / df
         scale = np.sqrt(n * (s02 if flat else square + d0 * s02))
@@ -99,7 +99,7 @@ def centred(data: ItemData, kept: np.ndarray) -> Centred:
     E = D - means[codes]
     within = np.stack([(E[codes == c] ** 2).sum(axis=0) for c in range(len(weights))])
     dof = n - len(weights)
-    d0, s02 = fit_prior(within.sum(axis=0) / dof, dof, activity)
+    d0, s02 = fit_prior(within.sum(axis=0) / dof, dof, trend)
     infinite, pooled = np.isinf(d0), len(set(counts.tolist())) == 1
     part = (weights**2 / counts)[:, None]
     if infinite:

@@ -33,7 +33,7 @@ class Layout(NamedTuple):
 
     Y : CSC (N, m);  X : (N, K), named;  weights : (K,), the effect
     unit, frame : (N,), numbers of the unit and of the frame of each row (frame 0 where frames are averaged)
-    n_units, n_frames : how many there are;  activity : (m,) mean response in the rows
+    n_units, n_frames : how many there are;  activity : (m,) mean size of the responses in the rows
     is_between : the effect compares groups of items;  is_difference : the datum is a contrast within items
     dropped : what could not be used, in words
     """
@@ -109,7 +109,7 @@ def layout(adata: Any, design: Design, effect: Mapping[str, Any], *, rows: str, 
         frame=frame,
         n_units=len(np.unique(own)),
         n_frames=len(frames) if apart else found.n_frames,
-        activity=np.asarray(table.X.mean(axis=0)).ravel(),
+        activity=np.asarray(abs(table.X).mean(axis=0)).ravel(),
         is_between=exchange is not None and exchange.groups is not None,
         is_difference=exchange is None or abs(_within_sum(design, made, exchange)) < 1e-9,
         dropped=f"{n_dropped} item x frame dropped: incomplete" if n_dropped else "",

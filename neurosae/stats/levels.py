@@ -38,7 +38,7 @@ from neurosae.stats.level_kernels import (
 )
 from neurosae.stats.moderation import fit_prior
 from neurosae.stats.relabel import Relabelling, labels, levels
-from neurosae.stats.units import ItemData
+from neurosae.stats.units import ItemData, activity
 
 
 def compares_levels(data: ItemData) -> bool:
@@ -150,11 +150,6 @@ def aligned_ranks(Y: sp.csc_matrix, K: int) -> sp.csc_matrix:
     out = sp.csc_matrix((made.ravel(), (rows.ravel(), np.repeat(col, K))), shape=shape)
     out.eliminate_zeros()
     return out
-
-
-def activity(data: ItemData, kept: np.ndarray) -> np.ndarray:
-    """Log mean response, the covariate of the prior's trend; no relabelling changes it."""
-    return np.log(np.maximum(np.asarray(data.Y.mean(axis=0)).ravel()[kept], 1e-300))
 
 
 def _orthonormal(K: int) -> np.ndarray:

@@ -51,7 +51,7 @@ def conjunction(
     DataFrame
         The results schema, one row per feature that was tested for every effect. `estimate`, `effsize` and the
         interval are those of the weakest effect, named in `x_weakest`; `x_same_sign` says whether all effects have the
-        same direction.
+        same direction, NA for statistics without one.
 
     Notes
     -----
@@ -119,7 +119,9 @@ def _weakest(rows: pd.DataFrame, effects: Sequence[str], *, inference: Inference
     for column in largest:
         best[column] = largest[column].to_numpy()
     signs = full["value"].transform(np.sign).groupby(full["feature"]).nunique().reindex(best["feature"])
-    best["x_same_sign"] = pd.array((signs == 1).to_numpy(), dtype="boolean")
+    unsigned = full["x_df1"].notna().any() if "x_df1" in full else False
+    same = [pd.NA] * len(best) if unsigned or inference.statistic == "hurdle" else (signs == 1).to_numpy()
+    best["x_same_sign"] = pd.array(same, dtype="boolean")
     best["x_weakest"] = best["effect"]
     best["n_informative"] = by["n_informative"].min().reindex(best["feature"]).to_numpy()
     best["stat"] = "minimum " + best["stat"]

@@ -80,13 +80,19 @@ def _verified(
     """What was verified, in words, or a refusal."""
     region, split, by, of = place
     design = design_of(adata)
-    one, two = (item_data(adata, design, e, region=region, split=split) for e in (chooser, tested))
+    one, two = (item_data(adata, design, e, region=region, split=split, flips_only=False) for e in (chooser, tested))
     counts = np.bincount(one.row_cell, minlength=len(one.cells))
     product = inner_product(one.effect, two.effect, dict(zip(one.cells, counts.tolist(), strict=True)))
     if abs(product) > 1e-12:
         raise DataError(
             f"'{by}' is not orthogonal to '{of}' on these cells, c1'(X'X)^-1 c2 = {product:.3g}: the choice "
             "would favour the tested effect. Choose features on localizer items, or by {'cross_fit': {'top': 50}}."
+        )
+    if (levels := two.exchange.levels) is not None and (levels.name == "cells" or levels.name in one.effect.factors):
+        raise DataError(
+            f"'{of}' is tested by exchanging the {'cells' if levels.name == 'cells' else f'levels of {levels.name}'} "
+            f"inside items, which changes '{by}' too, so the choice would have to be repeated; choose features on "
+            "localizer items."
         )
     if one.names != two.names:
         raise DataError(

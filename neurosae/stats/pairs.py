@@ -193,7 +193,7 @@ def _place(
     data = place_data(responses, design_of(adata), asked.effects[place.effect], place=place, inference=inference)
     if isinstance(data, str):
         return None, [_silent(place, n_pairs, "failed", note=data)]
-    informative = np.diff(data.D.indptr)
+    informative = data.informative
     kept = np.flatnonzero(informative >= inference.min_informative)
     rare, few = products.n_coactive - len(informative), len(informative) - len(kept)
     words = [f"{rare:,} fire together in fewer than {asked.least} stimuli"] if rare else []

@@ -27,7 +27,7 @@ from neurosae.stats.hurdle import hurdle
 from neurosae.stats.levels import compares_levels, of_levels
 from neurosae.stats.moderation import fit_prior
 from neurosae.stats.projection import regression
-from neurosae.stats.units import ItemData
+from neurosae.stats.units import ItemData, activity
 
 
 def _mean(data: ItemData, kept: np.ndarray) -> Ready:
@@ -60,17 +60,17 @@ def _moderated(data: ItemData, kept: np.ndarray) -> Ready:
     if data.beside is not None:
         return regression(data, kept, "moderated_t")
     D, n = _columns(data.D, kept), data.n
-    activity = np.log(np.maximum(np.asarray(data.Y.mean(axis=0)).ravel()[kept], 1e-300))
+    trend = activity(data, kept)
     if data.codes is not None:
         mode, total = _mode(data), np.asarray(D.sum(axis=0)).ravel()
-        d0, s02 = fit_prior(np.maximum(_squares(D) - total**2 / n, 0) / (n - 1), n - 1, activity)
+        d0, s02 = fit_prior(np.maximum(_squares(D) - total**2 / n, 0) / (n - 1), n - 1, trend)
         shrink = np.column_stack(
             [np.full(len(kept), -1.0), s02] if np.isinf(d0) else [np.full(len(kept), d0), d0 * s02]
         )
         name = "moderated_t" if mode == 1 else "moderated_welch_t"
         return Ready(_grouped(data, D, mode=mode, shrink=shrink), None, name, d0)
     q = _squares(D)
-    d0, s02 = fit_prior(q / n, n, activity)
+    d0, s02 = fit_prior(q / n, n, trend)
     if np.isinf(d0):
         return Ready(flip_columns(D, scale=np.sqrt(n * s02), df=np.inf), D, "moderated_t", d0)
     return Ready(flip_columns(D, scale=np.sqrt(n * (q + d0 * s02)), df=n - 1 + d0), D, "moderated_t", d0)

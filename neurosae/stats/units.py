@@ -239,6 +239,15 @@ def _dropped(dropped: pd.DataFrame, others: int) -> str:
     return "; ".join(words + ([f"{others} items belong to no cell of the effect"] if others else []))
 
 
+def activity(data: ItemData, kept: np.ndarray) -> np.ndarray:
+    """Log mean size of the responses (m,), the covariate of a prior's trend; no relabelling changes it.
+
+    Activations are not negative, so their size is themselves; signed responses would cancel in a plain mean.
+    """
+    size = np.asarray(abs(data.Y).mean(axis=0)).ravel()[kept]
+    return np.log(np.maximum(size, 1e-300))
+
+
 def firing(data: ItemData, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Mean response over the + and the - cells of every unit, then the share that fires there; dense (n, m) each.
 

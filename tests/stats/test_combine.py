@@ -6,6 +6,7 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 from numpy.testing import assert_allclose
@@ -13,8 +14,10 @@ from scipy import stats
 
 from neurosae.errors import DataError
 from neurosae.spec.blocks import TESTS, Inference
+from neurosae.spec.design import Design
 from neurosae.spec.results import stack
 from neurosae.stats.combine import COMBINED, Part, combine, combined_maxima, run
+from neurosae.stats.contrast import contrast
 from neurosae.stats.flips import flip_columns
 from neurosae.stats.minimum import conjunction
 from neurosae.stats.relabel import flips
@@ -169,3 +172,30 @@ def test_blocks_of_a_study_agree_with_the_functions(kind, more):
     assert tested.null_max.shape == (200,)
     joined = stack({"mine": tested, "again": tested._replace(table=tested.table.assign(test="again"))})
     assert len(joined) == 2 * len(known)
+
+
+def test_levels_that_change_places_agree_with_their_parts():
+    """A part whose levels change places keeps its own relabellings: one part alone has the p of the contrast, and the
+    minimum of two the larger of both."""
+    levels = ["low", "mid", "high"]
+    factors = {"dose": {"levels": levels, "values": {"low": 0, "mid": 1, "high": 2}}}
+    items = {f"w{i}": {"w": {d: f"w{i}{d}" for d in levels}} for i in range(12)}
+    parts = {"factors": factors, "frames": {"f": "It {w:dose} was"}, "items": items}
+    design = Design.model_validate({"schema": "neurosae/design/1", "name": "dose", **parts})
+    fake = simulate(design, n_features=12, density=0.6, effects={"dose": 2}, seed=2)
+    region, how = str(fake.obs["region"].iloc[0]), {"statistic": "t", "n_permutations": 400, "correction": "none"}
+    peak, every = {"dose": {"low": -1, "mid": 2, "high": -1}}, {"dose": "all"}
+    alone = {}
+    for name, effect in {"peak": peak, "all": every}.items():
+        table = contrast(fake, effect, region=region, inference=how, seed=1)
+        alone[name] = table[table["status"] == "ok"].set_index("feature")["p_unc"]
+        assert set(table["p_method"].dropna()) == {"permutations"}
+        found = combine(fake, {name: effect}, region=region, over="effect", inference=how, seed=1)
+        found = found[found["status"] == "ok"].set_index("feature")["p_unc"]
+        assert_allclose(found, alone[name], atol=1e-12)
+    both = conjunction(fake, {"peak": peak, "all": every}, region=region, inference=how, seed=1)
+    both = both[both["status"] == "ok"].set_index("feature")
+    assert_allclose(both["p_unc"], pd.concat(alone, axis=1).loc[both.index].max(axis=1))
+    assert "x_same_sign" not in both
+    with pytest.raises(DataError, match="stouffer adds up parts of one direction"):
+        combine(fake, {"peak": peak, "all": every}, region=region, over="effect", how="stouffer", inference=how, seed=1)

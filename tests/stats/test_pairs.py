@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import scipy.stats
 from numpy.testing import assert_allclose
 
@@ -139,3 +140,37 @@ def test_pairs_refuse_a_single_shared_stimulus():
     """One stimulus is no pair that fires together."""
     with pytest.raises(DataError, match="at least 2 stimuli"):
         pairs(fake(), INTERACTION, region="end", least=1, seed=0)
+
+
+def test_pairs_of_levels_that_change_places_agree_with_the_dense_products():
+    """A contrast without mirror image and all levels: the p of each pair is that of its product as a single feature.
+
+    A pair whose contrast is 0 in the data but not under relabelling is tested: the filter counts items whose levels
+    differ, which no exchange of levels changes.
+    """
+    levels = ["low", "mid", "high"]
+    words = {f"w{i}": {"w": {d: f"w{i}{d}" for d in levels}} for i in range(10)}
+    factors, frames = {"dose": {"levels": levels, "values": {"low": 0, "mid": 1, "high": 2}}}, {"f": "It {w:dose} was"}
+    parts = {"schema": "neurosae/design/1", "name": "dose", "factors": factors, "frames": frames, "items": words}
+    adata = simulate(Design.model_validate(parts), n_features=5, density=0.8, seed=3)
+    X = adata.X.toarray()
+    level = adata.obs["dose"].astype(str).to_numpy()
+    X[:, 0] = 1.0
+    X[:, 1] = np.select([level == "low", level == "mid"], [2.0, 2.0], 2.0) + (level == "low") - (level == "high")
+    adata.X = sp.csr_matrix(X)
+    first, second = np.triu_indices(5, 1)
+    products = build_responses(
+        sp.csr_matrix(X[:, first] * X[:, second]), adata.obs,
+        adata.var.iloc[np.zeros(10, int)].assign(feature=np.arange(10)).set_index(np.arange(10).astype(str)),
+        design=design_of(adata), provenance={},
+    )  # fmt: skip
+    region, how = str(adata.obs["region"].iloc[0]), {"statistic": "t", "n_permutations": 500}
+    for effect in ({"dose": {"low": -1, "mid": 2, "high": -1}}, {"dose": "all"}):
+        found = pairs(adata, effect, region=region, inference=how, seed=1)
+        single = contrast({"s": products}, effect, region=region, inference=how, seed=1)
+        assert set(found["p_method"].dropna()) == {"permutations"}
+        rows = found[found["x_first"].notna()]
+        names = [f"{a} x {b}" for a, b in zip(first, second, strict=True)]
+        known = single[single["feature"].notna()].set_index("feature")["p_corr"].rename(index=dict(enumerate(names)))
+        assert len(rows) == 10
+        assert_allclose(rows.set_index("set")["p_corr"], known.loc[rows["set"]], rtol=1e-12)

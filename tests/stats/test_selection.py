@@ -210,3 +210,50 @@ def test_roi_invariant_to_feature_order_and_to_other_sets():
               inference={"statistic": "t"}, seed=3)  # fmt: skip
     assert_allclose(two["p_unc"].iloc[0], one["p_unc"].iloc[0])
     assert isinstance(two, pd.DataFrame)
+
+
+LEVELS = {"peak": {"dose": {"low": -1, "mid": 2, "high": -1}}, "all": {"dose": "all"}}
+
+
+@pytest.mark.parametrize("effect", LEVELS)
+@pytest.mark.parametrize("between", [False, True])
+def test_roi_exchanges_levels_or_refuses(effect, between):
+    """Every choice with effects whose levels change places: the mean of a set is tested as one feature, by the same
+    relabellings; a choice that these would have to repeat is refused."""
+    fake, region = dosed(between=between)
+    how, ask = {"n_permutations": 300, "statistic": "t"}, LEVELS[effect]
+    mean = {"s": as_feature(fake, range(6))}
+    known = contrast(mean, ask, region=region, inference=how, seed=1).iloc[0]
+    for features in ({"first": range(6)}, {"all": True}):
+        found = roi(fake, ask, features=features, region=region, inference=how, seed=1).iloc[0]
+        assert found["p_method"] == "permutations"
+        assert "all" in features or found["p_corr"] == known["p_corr"]
+    far = {"dose": {"low": -1, "mid": 0, "high": 1}}
+    chosen = {"orthogonal": far if effect == "peak" else {"dose": "quadratic"}, "top": 3}
+    with pytest.raises(DataError, match=r"changes 'dose' too|use different items|not orthogonal"):
+        roi(fake, ask, features=chosen, region=region, inference=how, seed=1)
+    crossing = {"cross_fit": {"folds": 2, "top": 3}}
+    if between and effect == "peak":
+        assert roi(fake, ask, features=crossing, region=region, inference=how, seed=1).iloc[0]["n_perm"] == 300
+    else:
+        with pytest.raises(DataError, match="cross_fit"):
+            roi(fake, ask, features=crossing, region=region, inference=how, seed=1)
+
+
+def dosed(*, between):
+    """Three levels, within items or between them."""
+    levels, n = ["low", "mid", "high"], 24 if between else 12
+    factor = {"levels": levels, "values": {"low": 0, "mid": 1, "high": 2}, "varies": "between" if between else "within"}
+    items = {f"w{i}": {"w": {d: f"w{i}{d}" for d in levels}} for i in range(n)}
+    if between:
+        items = {f"w{i}": {"dose": levels[i % 3], "w": f"w{i}"} for i in range(n)}
+    frames = {"f": f"It {'{w}' if between else '{w:dose}'} was"}
+    parts = {"schema": "neurosae/design/1", "name": "dose", "factors": {"dose": factor}, "frames": frames}
+    fake = simulate(Design.model_validate(parts | {"items": items}), n_features=20, density=0.5, seed=2)
+    return fake, str(fake.obs["region"].iloc[0])
+
+
+def as_feature(adata, members):
+    """Responses whose one feature is the mean of some."""
+    X = sp.csr_matrix(adata.X[:, list(members)].toarray().astype(float).mean(axis=1, keepdims=True))
+    return build_responses(X, adata.obs, adata.var.iloc[:1], design=design_of(adata), provenance={})
