@@ -29,19 +29,21 @@ LAYERS = """
 3  spec.planning
 4  spec.maps spec.parametric spec.choices design.regions design.units design.weights
 5  spec.analysis design.regressors design.levels design.expand design.confounds extraction.sites extraction.tokens
-4  extraction.trie
+4  extraction.trie extraction.slow_tokens
 5  extraction.packing
 5  design.orthogonal
 6  dictionary.pursuit dictionary.products dictionary.topk
 7  dictionary.kinds
 6  spec.editor design.exchange design.check_report design.cautions design.token_checks extraction.source
 6  extraction.cells extraction.responses extraction.passes
-7  extraction.firing extraction.selftest extraction.budget
+7  extraction.firing extraction.selftest extraction.budget extraction.boot
 8  extraction.model
-7  extraction.collapse extraction.shifts
+7  extraction.collapse extraction.shifts extraction.signed
 8  extraction.align extraction.views
 7  design.model_checks extraction.store extraction.archive
 8  stats.kernels stats.effects stats.moderation stats.nuisance stats.multiplicity dictionary.record dictionary.texts
+7  dictionary.settings dictionary.revival
+8  dictionary.watch dictionary.budget
 8  stats.scores design.checks
 8  stats.noncentral stats.pattern
 9  stats.glm_kernels stats.mixed_kernels stats.layout
@@ -49,6 +51,7 @@ LAYERS = """
 9  dictionary.stream extraction.shard
 9  stats.products stats.crossfit_kernels
 10 stats.glm stats.hurdle_kernels
+10 dictionary.architectures dictionary.plan dictionary.rows
 10 stats.flips stats.units stats.resample dictionary.checkpoint dictionary.evaluate extraction.record
 11 extraction.run
 10 stats.conjunctions
@@ -56,7 +59,9 @@ LAYERS = """
 11 stats.adjusted stats.projection stats.chains stats.lanes stats.length dictionary.train stats.worlds
 11 stats.plasmode stats.crossfit stats.communities
 12 stats.crossed
-12 stats.subjects stats.intervals stats.statistics stats.geometry dictionary.load
+12 stats.subjects stats.intervals stats.statistics stats.geometry dictionary.alternatives
+13 dictionary.load
+8  dictionary.decompositions
 13 stats.parametric_models
 13 stats.family stats.rsa
 14 stats.rows stats.heights stats.asked
@@ -88,11 +93,11 @@ RANK = {name: int(line.split()[0]) for line in LAYERS.strip().splitlines() for n
 # Third parties that are heavy, or that only one part of the house should know.
 ONLY = {
     "torch": [
-        *("extraction.model", "extraction.passes", "extraction.firing", "extraction.selftest", "extraction.budget"),
+        *("extraction.model", "extraction.boot", "extraction.passes", "extraction.firing", "extraction.selftest", "extraction.budget"),
         *("extraction.shard", "dictionary.*"),
     ],
-    "transformer_lens": ["extraction.model"],
-    "transformers": ["extraction.model"],
+    "transformer_lens": ["extraction.boot"],
+    "transformers": ["extraction.boot"],
     "huggingface_hub": ["extraction.source"],
     "sae_lens": ["dictionary.*"],
     "tokenizers": ["extraction.tokens"],

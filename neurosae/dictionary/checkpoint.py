@@ -18,13 +18,14 @@ from neurosae.spec.files import write_atomic
 
 
 class Running(NamedTuple):
-    """A learner with the centring of its site and the rows of its log."""
+    """A learner with the centring of its site, the rows of its log, and how far the mean lies from the origin."""
 
     learner: Learner
     hook: str
     mean: Tensor
     scale: float
     log: list[dict[str, Any]]
+    gamma: float
 
 
 class Checkpoint(NamedTuple):
@@ -42,7 +43,8 @@ def write_checkpoint(checkpoint: Checkpoint, runs: Mapping[str, Running], step: 
     """Keep everything that the next step depends on, in one file, whole or not at all."""
     tensors: dict[str, Tensor] = {}
     for name, run in runs.items():
-        state = run.learner.state() | {"mean": run.mean, "scale": torch.tensor(run.scale, dtype=torch.float64)}
+        numbers = {n: torch.tensor(getattr(run, n), dtype=torch.float64) for n in ("scale", "gamma")}
+        state = run.learner.state() | {"mean": run.mean, **numbers}
         tensors |= {f"{checkpoint.keys[name]}/{n}": value.contiguous() for n, value in state.items()}
     logs = {checkpoint.keys[name]: run.log for name, run in runs.items()}
     record = json.dumps({"step": step, "logs": logs})

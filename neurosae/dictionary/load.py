@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from neurosae.dictionary.alternatives import fit_site
 from neurosae.dictionary.evaluate import reconstruction, reference_contexts
 from neurosae.dictionary.record import (
     Dictionary,
@@ -38,6 +39,7 @@ EMBEDDED = Path(__file__).resolve().parent.parent / "embedded"
 REFERENCE = 2_048  # tokens of the fit check
 NO_FIT, POOR_FIT, SUSPECT = 0.9, 0.5, 0.3  # FVU that is refused; announced; tried under the other weights mode
 KEPT = 0.5  # share of the explained variance on its card that a dictionary must reach here
+PARTIAL = ("random", "diff_means")  # decompositions that do not set out to reconstruct
 L0_ANNOUNCED, L0_REFUSED = 2.0, 5.0  # largest factor between L0 here and on its card
 
 
@@ -47,19 +49,22 @@ def load_dictionary(
     *,
     store: str | Path | None = None,
     texts: Sequence[str] | None = None,
+    stimuli: Any = None,
     where: str = "",
 ) -> Dictionary:
-    """Load, or train, the dictionary of a site and check that it fits the model.
+    """Load, train or fit the dictionary of a site and check that it fits the model.
 
     Parameters
     ----------
     site : `{"hook": name, "dictionary": {...}}`, or such a block of an analysis. The dictionary is one of
         `embedded: name` (shipped with the package), `path: folder` (sae-lens format), `release:` and `id:` (published;
         the only kind that may use the network), `train: {...}` (trained on the site's `texts`, else on text that the
-        model writes, and kept in `store`), `neurons: true` (the raw stream, each dimension as two signs)
+        model writes, and kept in `store`), `fit: {...}` (another decomposition, likewise), `neurons: true`
+        (the raw stream, each dimension as two signs)
     model : LanguageModel
-    store : folder of all studies, for `train`
+    store : folder of all studies, for `train` and `fit`
     texts : reference text of the fit check; without, 2,048 tokens that the model writes itself
+    stimuli : for `fit: {kind: diff_means}`, whose directions come from the localizer items
     where : name of the site, for messages
 
     Returns
@@ -88,7 +93,8 @@ def load_dictionary(
         kind = next((name for name in DICTIONARIES if block.get(name)), None)
         if kind is None:
             raise ModelError(unknown("dictionary", ", ".join(block) or "none", DICTIONARIES))
-        found = DICTIONARIES[kind](Ask(block, model, hook, Path(store) if store is not None else None, where or hook))
+        place = Path(store) if store is not None else None
+        found = DICTIONARIES[kind](Ask(block, model, hook, place, where or hook, stimuli))
         if kind == "neurons" and texts is None:  # exact whatever the text, so none is written for it
             exact = {"fvu_here": 0.0, "l0_here": float(found.d_in), "n_tokens": 0}
             return replace(found, fit=exact | {"fvu_card": None, "l0_card": None, "warnings": ()})
@@ -111,13 +117,14 @@ def _parts(site: Mapping[str, Any] | Any) -> tuple[str, dict[str, Any]]:
 
 
 class Ask(NamedTuple):
-    """What a site asks for: its dictionary block, the model, its hook point, the folder of all studies, its name."""
+    """What a site asks for: its dictionary block, the model, hook point, folder of all studies, name, the stimuli."""
 
     block: Mapping[str, Any]
     model: Any
     hook: str
     store: Path | None
     name: str
+    stimuli: Any = None
 
 
 def _embedded(ask: Ask) -> Dictionary:
@@ -185,8 +192,13 @@ def train_sites(
             place = Path(store) / "_store" / "dictionaries"
             full = make_site(model, {**ask, "out": place / "new"}).settings
             folders[name] = place / training_key(model, read, hook=ask["hook"], settings=full)[:12]
-        train_dictionaries(model, read, {name: {**ask, "out": folders[name]} for name, ask in group.items()})
+        asked = {name: {**ask, "out": folders[name]} for name, ask in group.items()}
+        train_dictionaries(model, read, asked, store=Path(store) / "_store" / "activations")
     return {name: folders[name] for name in sites}
+
+
+def _fit(ask: Ask) -> Dictionary:
+    return fit_site(ask.hook, ask.block["fit"], ask.model, store=ask.store, stimuli=ask.stimuli)
 
 
 def _neurons(ask: Ask) -> Dictionary:
@@ -198,6 +210,7 @@ DICTIONARIES: dict[str, Callable[[Ask], Dictionary]] = {
     "path": _path,
     "release": _release,
     "train": _train,
+    "fit": _fit,
     "neurons": _neurons,
 }
 
@@ -290,7 +303,7 @@ def _suggest_weights(dictionary: Dictionary, model: Any, texts: Sequence[str], *
 def _refuse(dictionary: Dictionary, here: Mapping[str, float], card: Mapping[str, float | None]) -> None:
     remedy = "it does not belong to this model, hook point or dtype; use one that was trained for it."
     lost = here["fvu"] > NO_FIT or (card["fvu"] is not None and 1 - here["fvu"] < KEPT * (1 - card["fvu"]))
-    if lost:
+    if lost and dictionary.metadata.get("fitted") not in PARTIAL:
         claim = "" if card["fvu"] is None else f" (its card says {card['fvu']:.1%})"
         raise ModelError(
             f"the dictionary leaves {here['fvu']:.1%} of the variance at {dictionary.hook} unexplained{claim}: {remedy}"

@@ -10,17 +10,21 @@ same number of threads).
 
 from __future__ import annotations
 
-import json
+import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 from tqdm.auto import tqdm
 
+from neurosae.dictionary.architectures import LEARNERS
+from neurosae.dictionary.budget import Clock, require_budget, threads_for, using_threads
 from neurosae.dictionary.checkpoint import Checkpoint, Running, read_checkpoint, tensors_of, write_checkpoint
 from neurosae.dictionary.evaluate import (
     density_histogram,
@@ -29,32 +33,42 @@ from neurosae.dictionary.evaluate import (
     reconstruction,
     reference_contexts,
 )
-from neurosae.dictionary.learn import LEARNERS, Settings, recalibrate, settings_of
-from neurosae.dictionary.record import CONFIG, Dictionary, as_stored, read_folder, write_folder
-from neurosae.dictionary.stream import BUFFER, Block, batches, context_rows, hook_width, plan_blocks
-from neurosae.dictionary.texts import Contexts, make_contexts, sample_texts, take_rows
-from neurosae.errors import DataError, ModelError, StoreError
-from neurosae.extraction.sites import check_hook
-from neurosae.spec.files import content_hash, require_space, require_writable, write_atomic
+from neurosae.dictionary.learn import Report, recalibrate
+from neurosae.dictionary.plan import (
+    Data,
+    Site,
+    as_dict,
+    facts_of_run,
+    is_done,
+    make_site,
+    own_texts,
+    split_documents,
+    stream_of,
+    training_key,
+)
+from neurosae.dictionary.record import Dictionary, as_stored, read_folder, write_folder
+from neurosae.dictionary.rows import Place, cached_batches, cached_rows, first_rows
+from neurosae.dictionary.settings import BY_BATCH, Settings
+from neurosae.dictionary.stream import BUFFER, batches, context_rows, plan_blocks
+from neurosae.dictionary.texts import Contexts, take_rows
+from neurosae.dictionary.watch import (
+    dead_words,
+    diagnosis,
+    far_words,
+    is_looked_at,
+    moments,
+    offset_words,
+    spike_words,
+)
 
-TRAIN_VERSION = 1  # raised whenever the same settings would give other numbers
-HELD_OUT = 0.05, 500  # share of the documents kept for validation, and the number that suffices
+__all__ = ["make_site", "train_dictionaries", "train_dictionary", "training_key"]
+
 REFERENCE = 100_000  # training rows on which densities are counted
 EVALUATED = 20_000  # held-out tokens for the card
 CURVE = 2_048  # held-out tokens for the curve
 PATIENCE = 60.0  # seconds of work that a killed run may lose; when a checkpoint is written changes no number
-SAMPLED = 500_000  # tokens that the model writes when no text is given
 LOG = "training.csv"
 NOT_HELD_OUT = {"hook", "n_features", "dead", "n_dead", "density_bound", "share_dense"}
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where a dictionary is trained, how, and the folder that it is saved to."""
-
-    hook: str
-    settings: Settings
-    out: Path
 
 
 def train_dictionary(
@@ -86,7 +100,7 @@ def train_dictionary(
     made = train_dictionaries(
         model,
         texts,
-        {"dictionary": {"hook": hook, "out": out, **_as_dict(settings)}},
+        {"dictionary": {"hook": hook, "out": out, **as_dict(settings)}},
         checkpoint_every=checkpoint_every,
     )
     return made["dictionary"]
@@ -98,16 +112,19 @@ def train_dictionaries(
     sites: Mapping[str, Mapping[str, Any]],
     *,
     checkpoint_every: int | None = None,
+    store: str | Path | None = None,
 ) -> dict[str, Dictionary]:
-    """Train the dictionaries of several sites; sites with the same stream are read from the model in one pass.
+    """Train several dictionaries; those with the same stream of activations are trained in one pass over the text.
 
     Parameters
     ----------
     model : LanguageModel
     texts : documents; None for text that the model writes itself (temperature 1, seeded)
     sites : for each name `hook`, `out` (the folder to save to) and settings as in `Settings`; sites that agree in
-        `n_tokens`, `batch`, `seed` and `context` share a pass, and every dictionary is the same as if trained alone
+        `n_tokens`, `batch`, `order`, `context` and `cache` share a pass, whatever their hook points, widths, seeds and
+        architectures, and every dictionary is the same as if trained alone
     checkpoint_every : steps between checkpoints; default after every minute of work
+    store : folder of the activations that `cache` keeps; default `activations` beside the first `out`
 
     Returns
     -------
@@ -116,56 +133,40 @@ def train_dictionaries(
     Raises
     ------
     ModelError, DataError
-        If a hook point or setting does not exist, or the texts are too short.
+        If a hook point or setting does not exist, the texts are too short, or memory does not suffice.
     StoreError
         If a folder holds another dictionary, or nothing can be written there.
     """
     asked = {name: make_site(model, ask) for name, ask in sites.items()}
     groups: dict[tuple[Any, ...], dict[str, Site]] = {}
     for name, site in asked.items():
-        s = site.settings
-        groups.setdefault((s.n_tokens, s.batch, s.seed, s.context), {})[name] = site
+        groups.setdefault(stream_of(site.settings), {})[name] = site
     made: dict[str, Dictionary] = {}
     for group in groups.values():
-        made |= _train_group(model, texts, group, checkpoint_every=checkpoint_every)
+        folder = Path(store) if store is not None else next(iter(group.values())).out.parent / "activations"
+        made |= _train_group(model, texts, group, checkpoint_every=checkpoint_every, store=folder)
     return {name: made[name] for name in sites}
-
-
-def _as_dict(settings: Mapping[str, Any] | Any) -> dict[str, Any]:
-    if isinstance(settings, Mapping):
-        return dict(settings)
-    return settings.model_dump(exclude_none=True) if hasattr(settings, "model_dump") else dict(settings)
-
-
-def make_site(model: Any, ask: Mapping[str, Any]) -> Site:
-    """A site with every setting filled in; refused here when it cannot be trained or saved."""
-    ask = {name: value for name, value in ask.items() if name != "texts"}
-    hook, out = ask.pop("hook"), Path(ask.pop("out"))
-    check_hook(hook, model.hooks)
-    width = hook_width(model, hook)
-    settings = settings_of(ask, width)
-    require_writable(out.parent)
-    require_space(out.parent, 8 * 4 * width * settings.d_sae)
-    return Site(hook, settings, out)
 
 
 # --- one pass -------------------------------------------------------------------------------------------------------
 
 
 def _train_group(
-    model: Any, texts: Sequence[str] | None, sites: Mapping[str, Site], *, checkpoint_every: int | None
+    model: Any, texts: Sequence[str] | None, sites: Mapping[str, Site], *, checkpoint_every: int | None, store: Path
 ) -> dict[str, Dictionary]:
     first = next(iter(sites.values()))
-    facts = _facts(model, texts, first.settings)
+    facts = facts_of_run(model, texts, first.settings)
     keys = {name: training_key(model, texts, hook=site.hook, settings=site.settings) for name, site in sites.items()}
-    left = {name: site for name, site in sites.items() if not _is_done(site.out, keys[name])}
+    left = {name: site for name, site in sites.items() if not is_done(site.out, keys[name])}
     if left:
         kept = first.out.with_name(f"{first.out.name}.part.safetensors")
         written = first.out.with_name(f"{first.out.name}.samples.json")
-        documents = list(texts) if texts is not None else _own_texts(model, first.settings, facts, path=written)
-        data = _split(model, documents, first.settings)
+        documents = list(texts) if texts is not None else own_texts(model, first.settings, facts, path=written)
+        data = split_documents(model, documents, first.settings)
+        s = first.settings
+        place = Place(store, s.cache, {**facts, "order": s.order, "context": s.context, "n_tokens": s.n_tokens})
         checkpoint = Checkpoint(kept, {n: keys[n] for n in left}, checkpoint_every)
-        finished = _learn(model, data, left, checkpoint=checkpoint)
+        finished = _learn(model, data, left, checkpoint=checkpoint, place=place)
         for name, (dictionary, card, log) in finished.items():
             stored = _described(dictionary, facts | card | {"key": keys[name]}, left[name].settings)
             write_folder(left[name].out, stored, dtype=left[name].settings.dtype, extra={LOG: log})
@@ -174,111 +175,77 @@ def _train_group(
     return {name: read_folder(site.out, device=model.device) for name, site in sites.items()}
 
 
-def _n_steps(settings: Settings) -> int:
-    return settings.n_tokens // settings.batch
-
-
-def _facts(model: Any, texts: Sequence[str] | None, settings: Settings) -> dict[str, Any]:
-    """What a dictionary depends on besides its own settings."""
-    if model.tokens is None:
-        raise ModelError(f"{model.name} has no tokenizer, so no text can be given to it.")
-    if texts is not None and len(texts) < 2:
-        raise DataError(f"training needs at least 2 documents, one of them held out, but there are {len(texts)}.")
-    known = {n: model.provenance.get(n) for n in ("weights_hash", "weights", "tokenizer_hash")}
-    if texts is None:
-        source = {"sampled_tokens": min(settings.n_tokens, SAMPLED), "sampled_seed": settings.seed}
-    else:
-        source = {"text_hash": content_hash(*texts), "n_training_documents": len(texts)}
-    return {
-        "model_name": model.name,
-        **known,
-        "model_dtype": model.dtype,
-        "prefix": list(model.tokens.prefix),
-        **source,
-    }
-
-
-def training_key(model: Any, texts: Sequence[str] | None, *, hook: str, settings: Settings) -> str:
-    """Hash of everything that the numbers of a trained dictionary depend on."""
-    return content_hash(TRAIN_VERSION, _facts(model, texts, settings), hook, asdict(settings))
-
-
-def _is_done(out: Path, key: str) -> bool:
-    """Whether this very dictionary is there; anything else in the folder is never overwritten."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    stored = read_folder(out).metadata.get("key") if (out / CONFIG).is_file() else None
-    if stored != key:
-        raise StoreError(f"{out} exists and holds something else than this training; choose another folder.")
-    return True
-
-
-def _own_texts(model: Any, settings: Settings, facts: Mapping[str, Any], *, path: Path) -> list[str]:
-    """The model's own samples, kept beside the checkpoint so that a resumed run need not write them again."""
-    key = content_hash(dict(facts))
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["key"] == key:
-            return stored["texts"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    texts = sample_texts(
-        model, facts["sampled_tokens"], seed=settings.seed, length=settings.context, purpose="its training text"
-    )
-    write_atomic(path, json.dumps({"key": key, "texts": texts}))
-    return texts
-
-
-class Data(NamedTuple):
-    """Contexts to learn from, and documents kept aside."""
-
-    train: Contexts
-    held_out: list[str]
-
-
-def _split(model: Any, texts: Sequence[str], settings: Settings) -> Data:
-    distinct = list(dict.fromkeys(texts))
-    if len(distinct) < 2:
-        raise DataError("training needs at least 2 different documents, one of them held out; give more text.")
-    order = np.random.default_rng([settings.seed, 0]).permutation(len(distinct))
-    n_held = min(max(round(HELD_OUT[0] * len(distinct)), 1), HELD_OUT[1])
-    held_out = [distinct[i] for i in order[:n_held]]
-    aside = set(held_out)
-    train = [text for text in texts if text not in aside]
-    contexts = make_contexts(model.tokens, train, length=min(settings.context, model.n_ctx))
-    filled = [i for i, n in enumerate(contexts.n_rows) if n]
-    return Data(
-        contexts._replace(ids=[contexts.ids[i] for i in filled], documents=contexts.documents[filled]), held_out
-    )
-
-
 Finished = tuple[Dictionary, dict[str, Any], str]
 
 
-def _learn(model: Any, data: Data, sites: Mapping[str, Site], *, checkpoint: Checkpoint) -> dict[str, Finished]:
+class Source(NamedTuple):
+    """Where batches come from: rows for mean and scale, and batches from a step on."""
+
+    first: Callable[[], dict[str, Tensor]]
+    batches: Callable[[int], Iterator[dict[str, Tensor]]]
+
+
+def _source(model: Any, data: Data, hooks: list[str], *, s: Settings, place: Place) -> Source:
+    """Activations kept in a file, or straight from the model."""
+    n_steps = s.n_tokens // s.batch
+    if s.cache:
+        rows = cached_rows(model, take_rows(data.train, s.n_tokens, seed=s.order), hooks, place=place)
+        ask = {"batch": s.batch, "seed": s.order, "n_steps": n_steps}
+        return Source(lambda: first_rows(rows, seed=s.order), lambda start: cached_batches(rows, **ask, start=start))
+    blocks = plan_blocks(data.train.n_rows, batch=s.batch, n_steps=n_steps, seed=s.order)
+    ask = {"hooks": hooks, "batch": s.batch, "seed": s.order}
+    return Source(
+        lambda: context_rows(model, data.train, blocks[0].contexts, hooks=hooks),
+        lambda start: batches(model, data.train, blocks, **ask, start=start),
+    )
+
+
+def _learn(
+    model: Any, data: Data, sites: Mapping[str, Site], *, checkpoint: Checkpoint, place: Place
+) -> dict[str, Finished]:
     s = next(iter(sites.values())).settings
-    n_steps, hooks = _n_steps(s), list(dict.fromkeys(site.hook for site in sites.values()))
-    blocks = plan_blocks(data.train.n_rows, batch=s.batch, n_steps=n_steps, seed=s.seed)
-    runs, start = _begin(model, data, sites, checkpoint=checkpoint, first=blocks[0])
-    held_out = reference_contexts(model, data.held_out, n_tokens=CURVE, seed=s.seed, length=s.context)
+    n_steps, hooks = s.n_tokens // s.batch, list(dict.fromkeys(site.hook for site in sites.values()))
+    needed = require_budget([(one.settings, one.d) for one in sites.values()], out=place.folder, device=model.device)
+    source = _source(model, data, hooks, s=s, place=place)
+    runs, start = _begin(source, sites, checkpoint=checkpoint, device=model.device)
+    held_out = reference_contexts(model, data.held_out, n_tokens=CURVE, seed=s.order, length=s.context)
     held_rows = context_rows(model, held_out, np.arange(len(held_out.ids)), hooks=hooks)
-    stream = batches(model, data.train, blocks, hooks=hooks, batch=s.batch, seed=s.seed, start=start)
-    title, since = f"train {', '.join(sites)}", time.monotonic()
+    title, since, clock = f"train {', '.join(sites)}", time.monotonic(), Clock(n_steps, start, needed)
     with tqdm(total=n_steps * s.batch, initial=start * s.batch, desc=title, unit="tok", unit_scale=True) as bar:
-        for step, batch in zip(range(start, n_steps), stream, strict=False):
-            for run in runs.values():
-                report = run.learner.step((batch[run.hook] - run.mean) / run.scale, step)
+        for step, batch in zip(range(start, n_steps), source.batches(start), strict=False):
+            for name, run in runs.items():
+                with using_threads(threads_for(run.learner.settings, run.learner.d, device=model.device)):
+                    report = run.learner.step((batch[run.hook] - run.mean) / run.scale, step)
                 if report is not None:
                     bar.set_postfix(loss=f"{report.loss:.3g}", fvu=f"{report.fvu:.3f}", dead=f"{report.dead:.1%}")
-                    row = {"step": step, "tokens": (step + 1) * s.batch, **report._asdict(), "fvu_held_out": np.nan}
-                    if len(run.log) % 5 == 4 or step == n_steps - 1:
-                        row["fvu_held_out"] = reconstruction(_so_far(run), held_rows[run.hook])[0]["fvu"]
-                    run.log.append(row)
+                    _note(name, run, report, step=step, held_out=held_rows[run.hook])
             bar.update(s.batch)
+            clock.tick(step)
             if _is_due(checkpoint, step + 1, since):
                 write_checkpoint(checkpoint, runs, step + 1)
                 since = time.monotonic()
     return _finish(model, data, sites, runs=runs)
+
+
+def _note(name: str, run: Running, report: Report, *, step: int, held_out: Tensor) -> None:
+    """A row of the curve, and a warning where most features are dead."""
+    s, n_steps = run.learner.settings, run.learner.n_steps
+    row = {"step": step, "tokens": (step + 1) * s.batch, **report._asdict(), "fvu_held_out": np.nan}
+    if len(run.log) % 5 == 4 or step == n_steps - 1:
+        row["fvu_held_out"] = reconstruction(_so_far(run), held_out)[0]["fvu"]
+    run.log.append(row)
+    if is_looked_at(run.log, s, n_steps=n_steps):
+        _warn(name, dead_words(report.dead, step, settings=s, n_steps=n_steps))
+
+
+def _say(name: str, sentence: str) -> None:
+    """A line beside the progress bar."""
+    tqdm.write(f"{name}: {sentence}", file=sys.stderr)
+
+
+def _warn(name: str, sentence: str) -> None:
+    if sentence:
+        warnings.warn(f"{name}: {sentence}", UserWarning, stacklevel=2)
 
 
 def _is_due(checkpoint: Checkpoint, n_done: int, since: float) -> bool:
@@ -292,26 +259,25 @@ def _so_far(run: Running) -> Dictionary:
 
 
 def _begin(
-    model: Any, data: Data, sites: Mapping[str, Site], *, checkpoint: Checkpoint, first: Block
+    source: Source, sites: Mapping[str, Site], *, checkpoint: Checkpoint, device: str
 ) -> tuple[dict[str, Running], int]:
-    """Fresh learners with mean and scale from the first block; or all of it from the checkpoint."""
+    """Fresh learners with mean and scale from the first rows; or all of it from the checkpoint."""
     tensors, record = read_checkpoint(checkpoint)
-    hooks = list(dict.fromkeys(site.hook for site in sites.values()))
-    rows = {} if record else context_rows(model, data.train, first.contexts, hooks=hooks)
+    rows = {} if record else source.first()
     runs: dict[str, Running] = {}
     for name, site in sites.items():
         stored = tensors_of(tensors, checkpoint.keys[name])
         if record:
-            mean, scale = stored.pop("mean"), float(stored.pop("scale"))
+            mean, scale, gamma = stored.pop("mean"), float(stored.pop("scale")), float(stored.pop("gamma"))
         else:
-            mean = rows[site.hook].double().mean(0).float()
-            scale = float((rows[site.hook] - mean).double().square().mean().sqrt())
-        if not scale > 0:
-            raise ModelError(f"{site.hook}: all activations are equal; there is nothing to learn.")
-        learner = LEARNERS[site.settings.architecture](site.settings, len(mean), device=model.device)
+            mean, scale, gamma = moments(rows[site.hook], site.settings, where=site.hook)
+            _say(name, f"|mean| / |standard deviation| = {gamma:.3g}. {far_words(gamma)}".strip())
+            _warn(name, offset_words(gamma, center=site.settings.center))
+        learner = LEARNERS[site.settings.architecture](site.settings, len(mean), device=device)
         if record:
             learner.restore(stored)
-        runs[name] = Running(learner, site.hook, mean, scale, record["logs"][checkpoint.keys[name]] if record else [])
+        log = record["logs"][checkpoint.keys[name]] if record else []
+        runs[name] = Running(learner, site.hook, mean, scale, log, gamma)
     return runs, record["step"] if record else 0
 
 
@@ -321,16 +287,17 @@ def _finish(model: Any, data: Data, sites: Mapping[str, Site], *, runs: Mapping[
     cards: dict[str, dict[str, Any]] = {}
     made: dict[str, Dictionary] = {}
     for name, run in runs.items():
-        spread = run.scale * len(run.mean) ** 0.5
-        cards[name] = {"hook": run.hook, "gamma": float(run.mean.norm()) / spread, "scale": run.scale}
+        own = sites[name].settings
+        cards[name] = {"hook": run.hook, "scale": run.scale, **diagnosis(run.gamma, run.log, settings=own)}
+        _warn(name, spike_words(cards[name]["loss_spikes"], run.learner.n_steps))
         made[name] = _so_far(run)
-        if sites[name].settings.architecture == "batchtopk":
-            made[name], cards[name]["recalibrated"] = _recalibrated(model, data, made[name], s=sites[name].settings)
+        if own.architecture in BY_BATCH and own.recalibrate:
+            made[name], cards[name]["recalibrated"] = _recalibrated(model, data, made[name], s=own)
         made[name] = as_stored(made[name], sites[name].settings.dtype)
-    counts, n_rows = _count_active(model, data.train, made, seed=s.seed)
+    counts, n_rows = _count_active(model, data.train, made, seed=s.order)
     finished: dict[str, Finished] = {}
     for name, dictionary in made.items():
-        row = evaluate_dictionary(dictionary, model, data.held_out, n_tokens=EVALUATED, seed=s.seed).iloc[0]
+        row = evaluate_dictionary(dictionary, model, data.held_out, n_tokens=EVALUATED, seed=s.order).iloc[0]
         density = counts[name] / n_rows
         scores = {str(n): v.item() if hasattr(v, "item") else v for n, v in row.items() if n not in NOT_HELD_OUT}
         scores |= {**never_active(counts[name], n_rows), "n_reference": n_rows, "densities": density_histogram(density)}
@@ -341,7 +308,7 @@ def _finish(model: Any, data: Data, sites: Mapping[str, Site], *, runs: Mapping[
 
 def _recalibrated(model: Any, data: Data, dictionary: Dictionary, *, s: Settings) -> tuple[Dictionary, dict[str, Any]]:
     """On rows that were not used for training; L0 and FVU before and after."""
-    contexts = reference_contexts(model, data.held_out, n_tokens=EVALUATED, seed=s.seed + 1, length=s.context)
+    contexts = reference_contexts(model, data.held_out, n_tokens=EVALUATED, seed=s.order + 1, length=s.context)
     x = context_rows(model, contexts, np.arange(len(contexts.ids)), hooks=[dictionary.hook])[dictionary.hook]
     after = recalibrate(dictionary, x, s.k)
     record = {}
@@ -373,9 +340,12 @@ def _described(dictionary: Dictionary, card: dict[str, Any], settings: Settings)
         "model_name": card["model_name"], "model_hash": card["weights_hash"], "weights_mode": card["weights"],
         "tokenizer_hash": card["tokenizer_hash"], "hook_name": dictionary.hook, "prepend_bos": bool(card["prefix"]),
         "context_size": settings.context, "recipe": asdict(settings), "key": card["key"],
-        "centring": "mean and root mean square of the training rows, folded into the weights",
+        "centring": "mean and root mean square of the training rows, folded into the weights" if settings.center
+        else "none",
         "text": {n: card[n] for n in card if n.startswith(("text_", "sampled_", "n_training_documents"))},
         "fvu": card["fvu"], "l0": card["l0"],
     }  # fmt: skip
     clean = {n: None if isinstance(v, float) and np.isnan(v) else v for n, v in card.items()}
-    return replace(dictionary, metadata=metadata, card=clean | {"settings": asdict(settings)})
+    return replace(
+        dictionary, metadata={**dictionary.metadata, **metadata}, card=clean | {"settings": asdict(settings)}
+    )

@@ -7,7 +7,9 @@ import torch
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
-from neurosae.dictionary.learn import LEARNERS, fold, recalibrate, settings_of
+from neurosae.dictionary.architectures import LEARNERS
+from neurosae.dictionary.learn import fold, recalibrate
+from neurosae.dictionary.settings import settings_of
 from neurosae.errors import ModelError
 
 D, TRUE = 32, 64

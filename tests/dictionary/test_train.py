@@ -115,7 +115,7 @@ def test_own_samples_are_the_default(toy, tmp_path):
     """Without text the model writes it; the record says so, and a second call reuses the folder."""
     settings = SMALL | {"n_tokens": 2400}
     made = train_dictionary(toy, None, hook=HOOK, out=tmp_path / "d", settings=settings)
-    assert made.metadata["text"] == {"sampled_tokens": 2400, "sampled_seed": 1}
+    assert made.metadata["text"] == {"sampled_tokens": 2400, "sampled_seed": 0}
     before = (tmp_path / "d" / "cfg.json").stat().st_mtime_ns
     again = train_dictionary(toy, None, hook=HOOK, out=tmp_path / "d", settings=settings)
     assert again.hash == made.hash
@@ -161,10 +161,10 @@ def test_train_refuses(toy, toy_texts, tmp_path):
 
 def test_held_out_documents_are_never_trained_on(toy, toy_texts):
     """The split is by document, and a document that occurs twice is on one side only."""
-    from neurosae.dictionary.learn import settings_of
-    from neurosae.dictionary.train import _split
+    from neurosae.dictionary.plan import split_documents
+    from neurosae.dictionary.settings import settings_of
 
-    data = _split(toy, toy_texts + toy_texts[:60], settings_of(SMALL, 16))
+    data = split_documents(toy, toy_texts + toy_texts[:60], settings_of(SMALL, 16))
     trained = {bytes(ids[1:].astype(np.uint8)) for ids in data.train.ids}
     bytes_of = {toy.tokens.backend.encode(text, add_special_tokens=False).ids.__str__() for text in data.held_out}
     assert len(data.held_out) == 6

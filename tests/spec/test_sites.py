@@ -56,11 +56,30 @@ def test_site_refuses_other_hook_points(point):
 
 def test_train_block_agrees_with_trainer():
     """Architectures and settings of the schema are those that the trainer knows."""
-    learn = pytest.importorskip("neurosae.dictionary.learn")
-    assert set(TrainBlock.model_fields["architecture"].annotation.__args__) == set(learn.LEARNERS)
-    assert set(TrainBlock.model_fields) - {"texts"} <= set(learn.Settings.__dataclass_fields__)
-    for name in ("architecture", "k", "seed"):
-        assert TrainBlock.model_fields[name].default == learn.Settings.__dataclass_fields__[name].default
+    ours = pytest.importorskip("neurosae.dictionary.settings")
+    assert set(TrainBlock.model_fields["architecture"].annotation.__args__) == set(ours.ARCHITECTURES)
+    fields = ours.Settings.__dataclass_fields__
+    assert set(TrainBlock.model_fields) - {"texts"} == set(fields) - {"dtype"}
+    for name, field in TrainBlock.model_fields.items():
+        if name not in ("texts", "n_tokens", "context") and field.default is not None:  # None: filled in later
+            assert field.default == fields[name].default
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"k0": 4}, "falls from k0 to k"),
+        ({"widths": (16, 64)}, "belong to matryoshka"),
+        ({"architecture": "matryoshka", "d_sae": 64, "widths": (64, 32)}, "must rise"),
+        ({"architecture": "gated", "scale": False}, "assumes scaled rows"),
+        ({"warm_up": 0.9}, "more than all steps"),
+        ({"anneal": 1.5}, "less than or equal to 1"),
+    ],
+)
+def test_train_block_refuses(changes, message):
+    """What would parse and then do something else is refused where it is written."""
+    with pytest.raises(ValidationError, match=message):
+        TrainBlock.model_validate({"n_tokens": 1000, **changes})
 
 
 def test_study_path_refuses_an_absolute_path_inside_the_study(tmp_path):
