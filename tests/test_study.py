@@ -250,3 +250,22 @@ def test_summarize_breaks_ties_by_size_and_names_what_failed():
     tested, described = (ns.summarize(as_results(shared | fit | {"p_corr": p})).splitlines()[1] for p in (0.01, np.nan))
     assert tested.endswith("1    yes  cosine cov 0.8, p_corr 0.01, ceiling 0.9")
     assert described.endswith("0      0  cosine cov 0.8, described, not tested, ceiling 0.9")
+
+
+def test_reference_features_align_and_are_not_tested(study):
+    """From YAML to the report: the features that set the shifts have no row of their own, and are named."""
+    asked = (
+        "{regions: [pre_verb], align: reference, window: [-2, 0], max_shift: 1, tokens: all, "
+        "reference: {early: [3, 8]}}"
+    )
+    text = study[0].read_text().replace("{regions: [noun, pre_verb]}", asked)
+    one = "tests:\n  screen: {test: contrast, effect: number, region: pre_verb, split: localizer}\n"
+    study[0].write_text(text.partition("tests:")[0] + one)
+    table = ns.run_analysis(*study)
+    rows = table[table["feature"].notna()]
+    early, late = (set(rows.loc[rows["site"] == site, "feature"].astype(int)) for site in ("early", "late"))
+    assert not {3, 8} & early
+    assert {3, 8} <= late
+    assert set(rows["position"].dropna()) == {-2, -1, 0}
+    report = (study[1] / "number" / "report.html").read_text()
+    assert "shifts come from features 3, 8 of early, which are left out of every test" in report

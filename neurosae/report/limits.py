@@ -65,6 +65,11 @@ def limits(study: Study) -> list[str]:
         "region",
     ):
         out.append("Positions are aligned by rule, and no claim about onset is made.")
+    if section(study.analysis, "positions").get("align") in ("xcorr", "reference"):
+        out.append(
+            "Shifts that were found in the responses sharpen any course, that of noise too: contrasts between "
+            "conditions stand, the height, latency and shape of a peak are exploratory."
+        )
     if not design.partition:
         out.append(
             "There is no localizer split: effect sizes of features that were chosen on the same items are optimistic."

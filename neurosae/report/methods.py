@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -72,7 +73,31 @@ def model(study: Study) -> Iterator[str]:
     )
     regions = distinct(study.results["region"])
     if regions:
-        yield f"Responses were taken at {plural(len(regions), 'region')} ({', '.join(regions)}), {collapse} of each."
+        cut = ", each region cut to its shortest length" if positions.get("length_match") else ""
+        places = f"{plural(len(regions), 'region')} ({', '.join(regions)})"
+        yield f"Responses were taken at {places}, {collapse} of each{cut}."
+    yield from _alignment(positions)
+
+
+def _alignment(positions: Mapping[str, Any]) -> Iterator[str]:
+    """What position 0 is, where a study says more than the default."""
+    rule, window = str(positions.get("align", "region")), positions.get("window")
+    span = f", positions {window[0]} to {window[1]}" if isinstance(window, list | tuple) else ""
+    if rule in ("start", "end"):
+        yield f"Positions count from the first and from the last token of each region{span}; both are reported."
+    elif rule == "middle_out":
+        yield "Positions count from the middle token of each text, an index that depends on whether its length is odd."
+    elif rule in ("xcorr", "reference"):
+        each = "item, all of its stimuli alike," if positions.get("shift_unit") == "item" else "stimulus"
+        named = section(positions, "reference")
+        features = "; ".join(f"{', '.join(map(str, f))} of {site}" for site, f in named.items())
+        course = f"the features {features}, which were left out of every test" if named else "all features"
+        yield (
+            f"Positions count from the last token of each region{span}. Each {each} was moved by at most "
+            f"{positions.get('max_shift', 3)} tokens, to the largest cross-correlation of the summed activation of "
+            f"{course} with one template, its mean over all stimuli of all conditions; the shifts do not look at "
+            "conditions."
+        )
 
 
 def contrast_methods(study: Study, rows: pd.DataFrame) -> Iterator[str]:

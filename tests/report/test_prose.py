@@ -137,6 +137,31 @@ def test_methods_carry_the_numbers_of_the_study(study):
         assert words in text, words
 
 
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (
+            {"align": "end", "window": [-2, 2]},
+            "from the first and from the last token of each region, positions -2 to 2",
+        ),
+        ({"align": "middle_out"}, "depends on whether its length is odd"),
+        ({"align": "xcorr", "window": [-4, 1], "max_shift": 2}, "Each stimulus was moved by at most 2 tokens"),
+        ({"align": "xcorr", "window": [-4, 1], "shift_unit": "item"}, "Each item, all of its stimuli alike, was moved"),
+        (
+            {"align": "reference", "reference": {"late": [3, 8]}},
+            "the features 3, 8 of late, which were left out of every",
+        ),
+        ({"tokens": "sum", "length_match": True}, "each region cut to its shortest length"),
+    ],
+)
+def test_methods_say_how_positions_were_made(study, asked, words):
+    """Every rule of alignment is in the methods; what is exploratory is among the limits."""
+    changed = dataclasses.replace(study, analysis={**study.analysis, "positions": asked})
+    assert words in " ".join(methods_text(changed)[0])
+    said = any("the height, latency and shape of a peak are exploratory" in line for line in limits(changed))
+    assert said == (asked.get("align") in ("xcorr", "reference"))
+
+
 def test_methods_number_references_in_order(study):
     """Citations count up from 1, every reference is cited, and each link is a plain one."""
     paragraphs, references = methods_text(study)
