@@ -276,7 +276,13 @@ def _pilot(source: Any, effect: Mapping[str, Any], plan: Power, *, seed: int) ->
         return _simulated(source, effect, plan, seed=seed)
     region = _region(plan, list(dict.fromkeys(source.obs["region"].astype(str))))
     data = item_data(source, design_of(source), effect, region=region)
-    return join_pilots([pilot_of(data)]), f"responses of {data.n} items at {region}, their effect removed"
+    words = f"responses of {data.n} items at {region}, their effect removed{_flipped(data)}"
+    return join_pilots([pilot_of(data)]), words
+
+
+def _flipped(data: ItemData) -> str:
+    """What the reader must know where studies are drawn and tested by flips that the design does not make exact."""
+    return "" if data.exchange.exact else "; approximate: + and - cells change sides, which the test itself does not do"
 
 
 def _region(plan: Power, regions: Sequence[str]) -> str:
@@ -298,9 +304,9 @@ def _simulated(design: Design, effect: Mapping[str, Any], plan: Power, *, seed: 
             regions=(region,),
             seed=int(rng.integers(2**32)),
         )
-        parts.append(pilot_of(item_data(made, design, effect, region=region)))
+        parts.append(pilot_of(data := item_data(made, design, effect, region=region)))
     low, high = plan.densities
-    return join_pilots(parts), f"simulated, densities {low:g} to {high:g}"
+    return join_pilots(parts), f"simulated, densities {low:g} to {high:g}{_flipped(data)}"
 
 
 # ------------------------------------------------------------------ without simulation, and what to do

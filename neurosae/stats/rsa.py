@@ -271,7 +271,7 @@ def _test_columns(
         "p_unc": length.p,
         "p_corr": p[model, key],
         "p_adjust": "maxT" if n_models == 1 else "maxT+holm",
-        "p_method": "exact" if test.relabelling.exhaustive else how,
+        "p_method": ("exact" if test.relabelling.exhaustive else how) if exchange.exact else f"{how} (approximate)",
         "family": one_model if n_models == 1 else f"{one_model}, then Holm over its {n_models} models",
         "n_family": len(p),
         "unit": exchange.unit,

@@ -186,18 +186,6 @@ def _check_complete(items: np.ndarray, *, region: str) -> None:
         raise DataError(f"region '{region}': some items lack cells of the effect; every item must have all of them.")
 
 
-def _at_levels(
-    Y: sp.csr_matrix, row_item: np.ndarray, row_cell: np.ndarray, *, exchange: Exchange, order: np.ndarray
-) -> sp.csc_matrix:
-    """Value of every unit at every level that changes places, one row each."""
-    levels, size = exchange.levels, np.bincount(exchange.units)
-    assert levels is not None
-    level, unit = levels.of_cell[order][row_cell], exchange.units[row_item]
-    share = levels.datum[order][row_cell] * exchange.scale[row_item] / size[unit]
-    used = level >= 0
-    return _sums(Y, np.where(used, unit * levels.n + level, 0), np.where(used, share, 0), n_rows=len(size) * levels.n)
-
-
 def _spread(levels: sp.csc_matrix, n: int) -> sp.csc_matrix:
     """Root of every unit's sum of squares around its mean (n, m); 0 where its levels are equal up to rounding."""
     n_rows, n_features = levels.shape  # pyright: ignore[reportGeneralTypeIssues]

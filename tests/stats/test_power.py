@@ -11,6 +11,7 @@ from scipy import stats
 from statsmodels.stats.power import TTestIndPower, TTestPower
 
 from neurosae.errors import DataError
+from neurosae.spec.design import Design
 from neurosae.stats.noncentral import analytic_power, items_needed
 from neurosae.stats.pattern import contrast_length, group_length, reached_share
 from neurosae.stats.plasmode import (
@@ -24,6 +25,7 @@ from neurosae.stats.plasmode import (
     pilot_of,
 )
 from neurosae.stats.power import discovery_rate, power, recommend, share_interval
+from neurosae.stats.rsa import rsa
 from neurosae.stats.simulate import Firing, Planted, example_design, simulate
 from neurosae.stats.units import item_data
 
@@ -248,3 +250,21 @@ def test_power_refuses_what_it_cannot_plan():
     two.obs["region"] = ["noun", "verb"] * 8
     with pytest.raises(DataError, match=r"2 regions, noun, verb; name one"):
         power(two, NUMBER, seed=0)
+
+
+def test_flips_without_a_mirror_image_are_called_approximate():
+    """2 / -1 / -1: studies are drawn by exchanging + and - cells, and an RSA flips its contrast; both say so."""
+    levels = ["low", "mid", "high"]
+    parts = {"factors": {"dose": levels}, "frames": {"f": "It {w:dose} was"}}
+    items = {f"w{i}": {"w": {d: f"w{i}{d}" for d in levels}} for i in range(10)}
+    design = Design.model_validate({"schema": "neurosae/design/1", "name": "dose", **parts, "items": items})
+    fake = simulate(design, n_features=20, density=0.5, seed=1)
+    region, settings = str(fake.obs["region"].iloc[0]), {"n_sets": 2, "n_permutations": 50, "methods": ("maxT",)}
+    for mid, approximate in ((2, True), (0, False)):
+        effect = {"dose": {"low": -1, "mid": mid, "high": -1 if mid else 1}}
+        for source in (fake, design):
+            curve = power(source, effect, smallest={"density": 0.4}, n_items=[10], settings=settings, seed=0)
+            assert curve["noise"].str.contains("approximate").all() == approximate
+        models = {"dose": effect}
+        rows = rsa(fake, conditions=["dose"], models=models, region=region, seed=1)
+        assert rows["p_method"].str.contains("approximate").all() == approximate
