@@ -37,6 +37,7 @@ class Wanted:
     window: tuple[int, int] | None
     keep_x: bool
     allow_straddle: bool
+    scores: bool = True
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,22 @@ def plan_cells(
         target=_targets(stimuli, tokenizer, coded, slot=target_slot),
         regions=tuple(label for label in labels if (rows["region"] == label).any()),
     )
+
+
+def cut_ids(cells: Cells, *, is_causal: bool, is_scored: bool) -> list[np.ndarray]:
+    """The ids of every stimulus up to the last token that is wanted or scored, if later tokens cannot matter.
+
+    Parameters
+    ----------
+    is_causal : whether later tokens leave earlier vectors alone; if not, nothing is cut
+    is_scored : whether the token that predicts the target is needed too
+    """
+    if not is_causal:
+        return cells.ids
+    last = cells.rows.groupby("row")["token_index"].max().reindex(range(len(cells.ids)), fill_value=0).to_numpy()
+    if is_scored:
+        last = np.maximum(last, cells.target["at"].to_numpy())
+    return [ids[: stop + 1] for ids, stop in zip(cells.ids, last.tolist(), strict=True)]
 
 
 def _cells_of(

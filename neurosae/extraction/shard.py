@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -17,28 +17,43 @@ import scipy.sparse as sp
 import torch
 
 from neurosae.errors import ModelError, StoreError
+from neurosae.extraction.budget import CHUNK_BYTES
 from neurosae.extraction.cells import Cells
-from neurosae.extraction.model import LanguageModel, hooked_pass, logits_of
-from neurosae.extraction.packing import length_buckets, pad
+from neurosae.extraction.packing import Packed, Packing, batches, pack
+from neurosae.extraction.passes import LanguageModel, hooked_pass, logits_of, precision
 from neurosae.extraction.store import read_shard, shard_path, write_shard
 
 SHARD = 256  # stimuli
-CHUNK_BYTES = 256 * 2**20  # of a dense block of activations or logits
 Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Work:
-    """What every shard needs to know; `folder` is None where nothing is stored, `tick` moves a progress bar."""
+    """What every shard needs to know.
+
+    Attributes
+    ----------
+    ids : token ids of every stimulus, cut after the last that is wanted
+    scales : {hook point: the hook point that gives the scale of the next normalisation, None where there is none}
+    keep_x, scores : whether the raw stream is kept; whether surprisal and logit_diff are computed
+    packing, batch_tokens : how stimuli share forward passes, and how many ids one holds
+    folder : None where nothing is stored
+    digest : ties what is stored to its key
+    tick : told of the tokens of every finished batch, and of the rows and columns of the pass that read them
+    """
 
     model: LanguageModel
     dictionaries: Mapping[str, Any]
     cells: Cells
+    ids: list[np.ndarray]
+    scales: Mapping[str, str | None]
     keep_x: bool
+    scores: bool
+    packing: Packing
     batch_tokens: int
     folder: Path | None
     digest: str
-    tick: Callable[[int], Any] | None = None
+    tick: Callable[[int, int, int], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,12 +67,14 @@ class Shard:
 
 
 @dataclass
-class _Cellwise:
-    """Vectors and scores of one batch, in the order of its cells."""
+class _Batch:
+    """What one batch gave: per node (a token that several stimuli may share), per cell the node, per stimulus."""
 
-    cells: np.ndarray
     x: dict[str, np.ndarray]
+    scale: dict[str, np.ndarray]
     surprisal: np.ndarray
+    cells: np.ndarray
+    node: np.ndarray
     stimuli: np.ndarray
     logit_diff: np.ndarray
 
@@ -66,19 +83,18 @@ def run_shard(work: Work, number: int) -> Shard:
     """Compute one shard, or find it stored; with a folder, its arrays are written and not handed back."""
     stimuli = np.arange(number * SHARD, min((number + 1) * SHARD, len(work.cells.ids)))
     if work.folder is not None and all(_read(work, site, number) is not None for site in work.dictionaries):
-        _tick(work, sum(len(work.cells.ids[i]) for i in stimuli))
+        _tick(work, stimuli, (0, 0))
         return Shard(number, None, 0, 0)
     rows = work.cells.rows[np.isin(work.cells.rows["row"], stimuli)]
     unique = rows.drop_duplicates(["row", "token_index"]).reset_index(drop=True)
-    batches, halved = _forward(work, stimuli, unique)
-    order = np.concatenate([b.cells for b in batches])
-    back = _inverse(rows, unique)
-    common = _row_columns(work, rows, batches=batches, back=back)
+    done, halved = _forward(work, stimuli, unique)
+    node = _node_of_rows(rows, unique, done)
+    common = _row_columns(work, rows, done=done, node=node)
     sites = {}
     for site, dictionary in work.dictionaries.items():
-        x = np.concatenate([b.x[dictionary.hook] for b in batches])[np.argsort(order)]
-        sites[site] = common | _encoded(dictionary, x, back, keep_x=work.keep_x)
-    tokens = sum(len(work.cells.ids[i]) for i in stimuli)
+        x, scale = (np.concatenate([part[dictionary.hook] for part in parts]) for parts in _by_hook(done))
+        sites[site] = common | {"ln_scale": scale[node]} | _encoded(dictionary, x, node, keep_x=work.keep_x)
+    tokens = sum(len(work.ids[i]) for i in stimuli)
     if work.folder is None:
         return Shard(number, sites, tokens, halved)
     for site, arrays in sites.items():
@@ -99,28 +115,35 @@ def _read(work: Work, site: str, number: int) -> Arrays | None:
     return read_shard(shard_path(work.folder or Path(), site, number), digest=work.digest)
 
 
-def _tick(work: Work, n_tokens: int) -> None:
+def _tick(work: Work, stimuli: np.ndarray, shape: tuple[int, int]) -> None:
     if work.tick is not None:
-        work.tick(n_tokens)
+        work.tick(sum(len(work.ids[i]) for i in stimuli), *shape)
 
 
-def _inverse(rows: pd.DataFrame, unique: pd.DataFrame) -> np.ndarray:
-    """For each row the number of its cell: a token of two regions is one cell."""
+def _by_hook(done: list[_Batch]) -> tuple[list[dict[str, np.ndarray]], list[dict[str, np.ndarray]]]:
+    return [batch.x for batch in done], [batch.scale for batch in done]
+
+
+def _node_of_rows(rows: pd.DataFrame, unique: pd.DataFrame, done: list[_Batch]) -> np.ndarray:
+    """For each row its node among those of all batches; a token of two regions is one cell, and cells share nodes."""
+    starts = np.cumsum([0, *(len(batch.surprisal) for batch in done)])
+    node = np.empty(len(unique), dtype=np.int64)
+    for start, batch in zip(starts, done, strict=False):
+        node[batch.cells] = batch.node + start
     at = {pair: i for i, pair in enumerate(zip(unique["row"], unique["token_index"], strict=True))}
-    return np.array([at[pair] for pair in zip(rows["row"], rows["token_index"], strict=True)], dtype=np.int64)
+    cells = [at[pair] for pair in zip(rows["row"], rows["token_index"], strict=True)]
+    return node[np.array(cells, dtype=np.int64)]
 
 
-def _row_columns(work: Work, rows: pd.DataFrame, *, batches: list[_Cellwise], back: np.ndarray) -> Arrays:
+def _row_columns(work: Work, rows: pd.DataFrame, *, done: list[_Batch], node: np.ndarray) -> Arrays:
     """Columns that all sites share."""
-    order = np.argsort(np.concatenate([b.cells for b in batches]))
-    surprisal = np.concatenate([b.surprisal for b in batches])[order]
-    stimuli = np.concatenate([b.stimuli for b in batches])
-    difference = dict(zip(stimuli, np.concatenate([b.logit_diff for b in batches]), strict=True))
+    stimuli = np.concatenate([batch.stimuli for batch in done])
+    difference = dict(zip(stimuli, np.concatenate([batch.logit_diff for batch in done]), strict=True))
     codes = {label: i for i, label in enumerate(work.cells.regions)}
     out = {name: rows[name].to_numpy(dtype=np.int32) for name in ("row", "token_index", "n_tokens", "stimulus_tokens")}
     out["token"] = rows["token"].to_numpy(dtype=str)
     out["region"] = rows["region"].map(codes).to_numpy(dtype=np.int16)
-    out["surprisal"] = surprisal[back]
+    out["surprisal"] = np.concatenate([batch.surprisal for batch in done])[node]
     out["logit_diff"] = np.array([difference[row] for row in rows["row"]], dtype=np.float32)
     return out
 
@@ -128,38 +151,36 @@ def _row_columns(work: Work, rows: pd.DataFrame, *, batches: list[_Cellwise], ba
 # --- through the model ----------------------------------------------------------------------------------------------
 
 
-def _forward(work: Work, stimuli: np.ndarray, unique: pd.DataFrame) -> tuple[list[_Cellwise], int]:
+def _forward(work: Work, stimuli: np.ndarray, unique: pd.DataFrame) -> tuple[list[_Batch], int]:
     """All batches of a shard; where memory runs out a batch is halved, which moves numbers by rounding only."""
     by_stimulus = cast(dict[int, np.ndarray], unique.groupby("row").indices)
-    stop = [_length(work, i, unique["token_index"].to_numpy()[by_stimulus.get(i, [])]) for i in stimuli]
-    todo = [stimuli[batch] for batch in length_buckets(stop, work.batch_tokens)][::-1]
-    cut = dict(zip(stimuli.tolist(), stop, strict=True))
-    done: list[_Cellwise] = []
+    sequences, most = [work.ids[i] for i in stimuli], work.model.max_nodes
+    todo = [stimuli[batch] for batch in batches(sequences, work.packing, work.batch_tokens, max_nodes=most)][::-1]
+    done: list[_Batch] = []
     halved = 0
-    while todo:
-        batch = todo.pop()
-        try:
-            done.append(_batch(work, batch, unique, by_stimulus=by_stimulus, cut=cut))
-            _tick(work, sum(len(work.cells.ids[i]) for i in batch))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(batch) == 1:
-                raise ModelError(
-                    f"one text of {cut[int(batch[0])]} tokens does not fit into the memory of {work.model.device}; "
-                    "use another device, a smaller model, or dtype: bfloat16."
-                ) from error
+    with precision(work.model):  # around all batches: the weights are rounded once
+        while todo:
+            batch = todo.pop()
+            try:
+                packed = pack([work.ids[i] for i in batch], work.packing, max_nodes=most)
+                done.append(_batch(work, batch, unique, by_stimulus=by_stimulus, packed=packed))
+                _tick(work, batch, (packed.ids.shape[0], packed.ids.shape[1]))
+                continue
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(batch) == 1:
+                    raise ModelError(
+                        f"one text of {len(work.ids[batch[0]])} tokens does not fit into the memory of "
+                        f"{work.model.device}; use another device, a smaller model, or dtype: bfloat16."
+                    ) from error
+            # the error is gone by now, and with it the tensors that its frames held
+            if torch.device(work.model.device).type == "cuda":
+                torch.cuda.empty_cache()
             halved += 1
             half = len(batch) // 2
             todo += [batch[half:], batch[:half]]
     return done, halved
-
-
-def _length(work: Work, stimulus: int, tokens: np.ndarray) -> int:
-    """Where a stimulus may be cut: after its last wanted token, if later tokens cannot matter."""
-    if not work.model.is_causal:
-        return len(work.cells.ids[stimulus])
-    return max([1, int(work.cells.target["at"].iloc[stimulus]) + 1, *(tokens + 1).tolist()])
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -169,29 +190,68 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _batch(
-    work: Work, batch: np.ndarray, unique: pd.DataFrame, *, by_stimulus: Mapping[int, np.ndarray], cut: dict[int, int]
-) -> _Cellwise:
+    work: Work,
+    batch: np.ndarray,
+    unique: pd.DataFrame,
+    *,
+    by_stimulus: Mapping[int, np.ndarray],
+    packed: Packed,
+) -> _Batch:
     model, hooks = work.model, list(dict.fromkeys(d.hook for d in work.dictionaries.values()))
-    ids, mask = pad([work.cells.ids[i][: cut[i]] for i in batch.tolist()])
     cells = np.concatenate([np.asarray(by_stimulus.get(i, []), dtype=np.int64) for i in batch.tolist()])
-    place = {stimulus: line for line, stimulus in enumerate(batch.tolist())}
-    rows = unique["row"].map(place).to_numpy()[cells].astype(np.int64)
-    cols = unique["token_index"].to_numpy()[cells].astype(np.int64)
+    line = np.repeat(np.arange(len(batch)), [len(by_stimulus.get(i, [])) for i in batch.tolist()])
+    places, node = _nodes(packed, line, unique["token_index"].to_numpy()[cells])
     target = work.cells.target.iloc[batch]
-    scored = np.flatnonzero(target["at"].to_numpy() >= 0) if model.has_head else np.zeros(0, dtype=np.int64)
-    before = np.flatnonzero(cols > 0) if model.has_head else np.zeros(0, dtype=np.int64)
-    all_rows = np.concatenate([rows, rows[before], scored])
-    all_cols = np.concatenate([cols, cols[before] - 1, target["at"].to_numpy()[scored]])
-    wanted = [*hooks, model.last_hook] if len(before) + len(scored) else hooks
-    found = hooked_pass(model, ids, mask, hooks=wanted, rows=all_rows, cols=all_cols)
-    surprisal = np.full(len(cells), np.nan, dtype=np.float32)
+    scoring = work.scores and model.has_head
+    before = np.flatnonzero(places.previous >= 0) if scoring else np.zeros(0, dtype=np.int64)
+    scored = np.flatnonzero(target["at"].to_numpy() >= 0) if scoring else np.zeros(0, dtype=np.int64)
+    at = [int(packed.paths[i][target["at"].iloc[i]]) for i in scored]
+    found = hooked_pass(
+        model,
+        packed.ids,
+        packed.mask,
+        hooks=list(dict.fromkeys([*hooks, *filter(None, work.scales.values()), *[model.last_hook] * scoring])),
+        rows=np.concatenate([places.row, places.row[before], packed.row[scored]]),
+        cols=np.concatenate([places.col, places.previous[before], np.array(at, dtype=np.int64)]),
+        positions=packed.positions,
+    )
+    n = len(places.row)
+    surprisal = np.full(n, np.nan, dtype=np.float32)
     difference = np.full(len(batch), np.nan, dtype=np.float32)
-    if len(before) + len(scored):
-        heads = found[model.last_hook][len(cells) :]
-        surprisal[before] = _surprisal(model, heads[: len(before)], ids[rows[before], cols[before]])
-        pairs = target[["target", "foil"]].to_numpy()[scored]
-        difference[scored] = _logit_diff(model, heads[len(before) :], pairs)
-    return _Cellwise(cells, {h: as_numpy(found[h][: len(cells)]) for h in hooks}, surprisal, batch, difference)
+    if scoring:
+        heads = found[model.last_hook][n:]
+        ids = packed.ids[places.row[before], places.col[before]]
+        surprisal[before] = _surprisal(model, heads[: len(before)], ids)
+        difference[scored] = _logit_diff(model, heads[len(before) :], target[["target", "foil"]].to_numpy()[scored])
+    x = {hook: as_numpy(found[hook][:n]) for hook in hooks}
+    scale = {hook: _scale(found, work.scales[hook], n) for hook in hooks}
+    return _Batch(x, scale, surprisal, cells, node, batch, difference)
+
+
+class _Places(NamedTuple):
+    """Where the wanted nodes of a batch are, and the column of the token before each (-1: none)."""
+
+    row: np.ndarray
+    col: np.ndarray
+    previous: np.ndarray
+
+
+def _nodes(packed: Packed, line: np.ndarray, token: np.ndarray) -> tuple[_Places, np.ndarray]:
+    """The distinct nodes of some cells (sequence, token index), and the node of each cell."""
+    row = packed.row[line]
+    pairs = list(zip(line.tolist(), token.tolist(), strict=True))
+    col = np.array([packed.paths[i][t] for i, t in pairs], dtype=np.int64)
+    previous = np.array([packed.paths[i][t - 1] if t else -1 for i, t in pairs], dtype=np.int64)
+    key = row * packed.ids.shape[1] + col
+    _, first, node = np.unique(key, return_index=True, return_inverse=True)
+    return _Places(row[first], col[first], previous[first]), node.reshape(-1)
+
+
+def _scale(found: Mapping[str, torch.Tensor], hook: str | None, n: int) -> np.ndarray:
+    """Scale of the next normalisation at n nodes; not a number where nothing normalises after."""
+    if hook is None:
+        return np.full(n, np.nan, dtype=np.float32)
+    return as_numpy(found[hook][:n, 0])
 
 
 def _chunks(n: int, width: int) -> list[slice]:
@@ -229,7 +289,7 @@ def as_numpy(values: Any) -> np.ndarray:
     return np.asarray(values, dtype=np.float32)
 
 
-def _encoded(dictionary: Any, x: np.ndarray, back: np.ndarray, *, keep_x: bool) -> Arrays:
+def _encoded(dictionary: Any, x: np.ndarray, node: np.ndarray, *, keep_x: bool) -> Arrays:
     """Sparse activations of the rows, and what describes each: norm, active features, reconstruction error."""
     place = dictionary.W_dec.device
     blocks, errors = [sp.csr_matrix((0, dictionary.n_features), dtype=np.float32)], [np.zeros(0, dtype=np.float32)]
@@ -241,15 +301,15 @@ def _encoded(dictionary: Any, x: np.ndarray, back: np.ndarray, *, keep_x: bool) 
             block.sort_indices()
             blocks.append(block)
             errors.append(as_numpy((tensor - dictionary.decode(block).to(place)).norm(dim=1)))
-    X = sp.csr_matrix(sp.csr_matrix(sp.vstack(blocks, format="csr"))[back])
+    X = sp.csr_matrix(sp.csr_matrix(sp.vstack(blocks, format="csr"))[node])
     X.sort_indices()
     out = {
         "data": X.data,
         "indices": X.indices.astype(np.int32),
         "indptr": X.indptr.astype(np.int64),
-        "norm": np.linalg.norm(x, axis=1).astype(np.float32)[back],
+        "norm": np.linalg.norm(x, axis=1).astype(np.float32)[node],
         "n_active": np.diff(X.indptr).astype(np.int32),
         "sum_active": np.asarray(X.sum(axis=1), dtype=np.float32).ravel(),
-        "recon_error": np.concatenate(errors)[back],
+        "recon_error": np.concatenate(errors)[node],
     }
-    return out | ({"x": x[back]} if keep_x else {})
+    return out | ({"x": x[node]} if keep_x else {})

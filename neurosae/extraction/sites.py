@@ -6,6 +6,7 @@ against the model's own list before anything runs, because the model itself acce
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from typing import TypeVar
@@ -18,6 +19,8 @@ IN_BLOCK = (
     "attn.hook_z",
 )  # fmt: skip
 READABLE = re.compile(r"hook_embed|blocks\.\d+\.(" + "|".join(map(re.escape, IN_BLOCK)) + ")")
+PAIRWISE = ("hook_pattern", "hook_attn_scores")  # a number per pair of tokens
+UNUSED = ("hook_result", "hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in", "hook_attn_in")
 
 
 def expand_hook(site: str, hook: str, n_layers: int) -> dict[str, str]:
@@ -62,14 +65,38 @@ def canonical_hooks(hooks: Mapping[str, T]) -> dict[str, str]:
     return {name: first[id(point)] for name, point in hooks.items()}
 
 
+def split_head(hook: str) -> tuple[str, int | None]:
+    """A hook point, and the head that is read of it: all where none is named.
+
+    Examples
+    --------
+    >>> split_head("blocks.2.attn.hook_z.h3"), split_head("blocks.2.attn.hook_z")
+    (('blocks.2.attn.hook_z', 3), ('blocks.2.attn.hook_z', None))
+    """
+    found = re.fullmatch(r"(.+)\.h(\d+)", hook)
+    return (found[1], int(found[2])) if found else (hook, None)
+
+
 def check_hook(hook: str, known: Mapping[str, str], *, where: str = "hook") -> str:
     """Refuse a hook point that the model does not have, or that gives no vector per token; returns it unchanged."""
-    readable = [name for name in known if READABLE.fullmatch(name)]
-    if hook not in known:
-        same = [name for name in readable if hook_layer(name) == hook_layer(hook)]
-        raise ModelError(f"{where}: " + unknown("hook point", hook, same or readable[:8]))
-    if hook not in readable:
+    point = split_head(hook)[0]
+    if point not in known:
+        same = [name for name in known if hook_layer(name) == hook_layer(point)]
+        raise ModelError(f"{where}: " + unknown("hook point", point, _nearest(point, same or list(known))))
+    if point.endswith(PAIRWISE):
         raise ModelError(
-            f"{where}: hook point '{hook}' is not one that gives a vector per token; use {', '.join(IN_BLOCK)}."
+            f"{where}: hook point '{point}' is not one that gives a vector per token; use {', '.join(IN_BLOCK)}."
+        )
+    if point.endswith(UNUSED):
+        raise ModelError(
+            f"{where}: hook point '{point}' is switched off in this model; use blocks.N.attn.hook_z for heads, or "
+            "blocks.N.hook_resid_pre and hook_resid_mid for what attention and MLP read."
         )
     return hook
+
+
+def _nearest(hook: str, names: list[str]) -> list[str]:
+    """The names to suggest from, the usual ones first: an alias is as good as a canonical name."""
+    usual = [name for name in names if READABLE.fullmatch(name)]
+    close = difflib.get_close_matches(hook, usual, n=1, cutoff=0.8)
+    return usual if close or len(names) < 8 else difflib.get_close_matches(hook, names, n=8, cutoff=0.0)

@@ -32,10 +32,10 @@ from neurosae.extraction.responses import KEY, build_responses, row_names
 from neurosae.spec.design import Design
 from neurosae.spec.files import atomic_path, content_hash, write_atomic
 
-EXTRACTION_VERSION = 1  # raise by hand whenever the same inputs may give other numbers
+EXTRACTION_VERSION = 2  # raise by hand whenever the same inputs may give other numbers
 NOT_JOINED = {"text", "target", "foil"}
 CELL_NUMBERS = ("row", "token_index", "n_tokens", "stimulus_tokens")
-NUMBERS = ("norm", "surprisal", "logit_diff", "n_active", "sum_active", "recon_error")
+NUMBERS = ("norm", "ln_scale", "surprisal", "logit_diff", "n_active", "sum_active", "recon_error")
 
 
 def responses_key(
@@ -62,6 +62,7 @@ def responses_key(
         "align": asked.align,
         "window": list(asked.window) if asked.window else None,
         "keep_x": bool(asked.keep_x),
+        "scores": bool(asked.scores),
         "allow_straddle": bool(asked.allow_straddle),
         "model": {name: model.provenance[name] for name in ("weights_hash", "weights", "tokenizer_hash", "dtype")},
         "specials": [list(model.tokens.prefix), list(model.tokens.suffix)],

@@ -7,6 +7,7 @@ token belongs to it if its own characters, stripped of white space, overlap the 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -19,8 +20,10 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from neurosae.errors import DataError, ModelError
+from neurosae.extraction.slow_tokens import SlowBackend
 
 Bos = Literal["auto", "true", "false"] | bool
+Backend = tokenizers.Tokenizer | SlowBackend
 BLANK = "\u2581"  # the sentencepiece sign for a blank; alone it is a piece without characters of its own
 
 
@@ -38,7 +41,7 @@ class Tokenizer:
     hash : sha256 of the tokenizer's definition, the specials excluded
     """
 
-    backend: tokenizers.Tokenizer
+    backend: Backend
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
     habit: tuple[int, ...]
@@ -83,12 +86,27 @@ def load_tokenizer(folder: str | Path, *, bos: Bos = "auto") -> Tokenizer:
     return make_tokenizer(backend, bos_token=_bos_token(Path(folder)), bos=bos)
 
 
-def make_tokenizer(backend: tokenizers.Tokenizer, *, bos_token: str | None = None, bos: Bos = "auto") -> Tokenizer:
+def tokenizer_in_memory(tokenizer: Any, *, bos: Bos = "auto") -> Tokenizer:
+    """Wrap a tokenizer object of `tokenizers` or transformers; it is copied, never changed.
+
+    A tokenizer without a fast backend is read by decoding ever longer beginnings of a text.
+    """
+    if isinstance(tokenizer, tokenizers.Tokenizer):
+        return make_tokenizer(tokenizer, bos=bos)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    word = getattr(tokenizer, "bos_token", None)
+    if not isinstance(backend, tokenizers.Tokenizer):
+        return make_tokenizer(SlowBackend(copy.deepcopy(tokenizer)), bos_token=word, bos=bos)
+    return make_tokenizer(backend, bos_token=word, bos=bos)
+
+
+def make_tokenizer(backend: Backend, *, bos_token: str | None = None, bos: Bos = "auto") -> Tokenizer:
     """Wrap a fast tokenizer (copied first); `bos_token` names its BOS where its habit does not show it."""
     definition = backend.to_str()
-    backend = tokenizers.Tokenizer.from_str(definition)
-    backend.no_truncation()
-    backend.no_padding()
+    if isinstance(backend, tokenizers.Tokenizer):
+        backend = tokenizers.Tokenizer.from_str(definition)
+        backend.no_truncation()
+        backend.no_padding()
     prefix, suffix = _habit(backend)
     bos_id = backend.token_to_id(bos_token) if bos_token else None
     if bos_id is None and prefix:
@@ -120,7 +138,7 @@ def byte_tokenizer(*, bos: Bos = "auto") -> Tokenizer:
     return make_tokenizer(backend, bos_token="<bos>", bos=True if rule == "auto" else bos)
 
 
-def _habit(backend: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _habit(backend: Backend) -> tuple[tuple[int, ...], tuple[int, ...]]:
     plain = backend.encode("a", add_special_tokens=False).ids
     full = backend.encode("a", add_special_tokens=True).ids
     extra = len(full) - len(plain)
@@ -151,6 +169,27 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoded]:
     ([0, 0, 2, 2, 2], [0, 1, 2, 3, 3])
     """
     return [_encoded(tokenizer, text, e) for text, e in zip(texts, _encodings(tokenizer, texts), strict=True)]
+
+
+def encode_ids(tokenizer: Tokenizer | None, lists: Sequence[Sequence[int]]) -> list[Encoded]:
+    """Token ids in place of texts: what is a character elsewhere is a token here, so regions are ranges of tokens.
+
+    Examples
+    --------
+    >>> text = encode_ids(None, [[7, 9, 4]])[0]
+    >>> text.starts.tolist(), region_tokens(text, (1, 3), where="s").tolist()
+    ([0, 1, 2], [1, 2])
+    """
+    before, after = (tokenizer.prefix, tokenizer.suffix) if tokenizer else ((), ())
+    out = []
+    for given in lists:
+        n, own = len(given), [int(i) for i in given]
+        starts = np.array([*[0] * len(before), *range(n), *[n] * len(after)], dtype=np.int64)
+        ends = np.array([*[0] * len(before), *range(1, n + 1), *[n] * len(after)], dtype=np.int64)
+        names = tuple(tokenizer.backend.id_to_token(i) or str(i) if tokenizer else str(i) for i in own)
+        pieces = (*[""] * len(before), *names, *[""] * len(after))
+        out.append(Encoded(np.array([*before, *own, *after], dtype=np.int64), starts, ends, pieces))
+    return out
 
 
 def token_ids(tokenizer: Tokenizer, texts: Sequence[str], *, specials: bool = True) -> list[list[int]]:

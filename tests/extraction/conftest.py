@@ -113,6 +113,12 @@ def toy_stimuli(toy_design) -> pd.DataFrame:
     return expanded(toy_design)
 
 
+@pytest.fixture
+def toy_settings():
+    """Settings of the toy, a new dict each time."""
+    return dict(TOY)
+
+
 @pytest.fixture(scope="session")
 def toy_model():
     return load_model(TOY, device="cpu")
@@ -188,6 +194,14 @@ def save_checkpoint(folder: Path, family: str) -> Path:
         "llama": lambda: transformers.LlamaForCausalLM(
             transformers.LlamaConfig(**wide, num_key_value_heads=2, max_position_embeddings=64, **common)
         ),
+        "neox": lambda: transformers.GPTNeoXForCausalLM(
+            transformers.GPTNeoXConfig(**wide, max_position_embeddings=64, **common)
+        ),
+        "mistral": lambda: transformers.MistralForCausalLM(
+            transformers.MistralConfig(
+                **wide, num_key_value_heads=2, max_position_embeddings=64, sliding_window=8, **common
+            )
+        ),
         "bert": lambda: transformers.BertForMaskedLM(
             transformers.BertConfig(**wide, max_position_embeddings=64, **common)
         ),
@@ -205,7 +219,7 @@ def save_checkpoint(folder: Path, family: str) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
-    """A function from a family (gpt2, llama, bert) to the folder of a tiny random checkpoint."""
+    """A function from a family (gpt2, llama, neox, mistral, bert) to the folder of a tiny random checkpoint."""
     made: dict[str, Path] = {}
 
     def make(family: str) -> Path:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from neurosae.errors import ModelError
-from neurosae.extraction import model as module
+from neurosae.extraction import packing
 from neurosae.extraction.model import batch_invariance, hooked_pass, load_model, logits_of
 from neurosae.extraction.packing import pad
 from neurosae.extraction.tokens import token_ids
@@ -110,7 +110,7 @@ def test_batch_equals_single(checkpoint, toy_model, family):
 def test_batch_invariance_refuses_an_unmasked_batch(checkpoint, monkeypatch):
     """If the mask did not reach an encoder, the self-test would say so."""
     model = load_model(checkpoint("bert"), device="cpu")
-    monkeypatch.setattr(module, "pad", lambda lists: (pad(lists)[0], pad(lists)[1] * 0 + 1))
+    monkeypatch.setattr(packing, "pad", lambda lists: (pad(lists)[0], pad(lists)[1] * 0 + 1))
     with pytest.raises(ModelError, match=r"other vectors in a batch than alone .* batch_tokens=1, or dtype: float32"):
         batch_invariance(model, token_ids(model.tokens, TEXTS), model.last_hook)
 

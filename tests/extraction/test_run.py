@@ -10,7 +10,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from neurosae.errors import DataError, ModelError, SpecError, StoreError
-from neurosae.extraction import run, shard
+from neurosae.extraction import budget, run, shard
 from neurosae.extraction.model import hooked_pass, load_model
 from neurosae.extraction.responses import provenance_of
 from neurosae.extraction.run import extract
@@ -215,7 +215,7 @@ def test_extract_refuses_before_the_first_batch(ask, tiny, monkeypatch):
         ask(positions={"regions": ["heads"]})
     with pytest.raises(SpecError, match="positions"):
         ask(positions={"region": "head"})
-    monkeypatch.setattr(run, "free_memory", lambda: 1000)
+    monkeypatch.setattr(budget, "free_memory", lambda: 1000)
     with pytest.raises(ModelError, match=r"needs about .* GB of memory .* use fewer regions"):
         ask()
 

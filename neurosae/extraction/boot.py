@@ -1,0 +1,115 @@
+"""Where a model comes from: a checkpoint folder, objects in memory, or the settings of a toy, as a bridge.
+
+Weights that a checkpoint lacks are an error, not a random fill. A `change` may replace the weights before the bridge
+takes them: the random controls do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from neurosae.errors import ModelError
+from neurosae.extraction.source import first_line
+from neurosae.extraction.tokens import byte_tokenizer
+
+Change = Callable[[Any], Any]  # a model of transformers -> one to take in its place
+
+
+def boot_folder(folder: Path, device: torch.device, change: Change | None = None) -> tuple[Any, bool]:
+    """The bridge of a checkpoint, and whether its head was there.
+
+    Raises
+    ------
+    ModelError
+        If the checkpoint is broken or lacks weights below the head.
+    """
+    from transformer_lens.model_bridge import TransformerBridge  # 3 to 11 s: only when a model is loaded
+    from transformer_lens.model_bridge.sources.transformers import get_hf_model_class_for_architecture
+
+    lost: list[str] = []
+
+    class Checked:
+        @staticmethod
+        def from_pretrained(*args: Any, **kwargs: Any) -> Any:
+            architecture = kwargs["config"].architectures[0] if kwargs["config"].architectures else ""
+            auto = cast(Any, get_hf_model_class_for_architecture(architecture))
+            model, info = auto.from_pretrained(*args, output_loading_info=True, **kwargs)
+            lost.extend(sorted(info["missing_keys"]))
+            return change(model) if change else model
+
+    try:
+        with quiet():
+            bridge = TransformerBridge.boot_transformers(str(folder), device=device, model_class=Checked)
+    except Exception as error:  # transformers, safetensors and the bridge each raise their own
+        raise ModelError(
+            f"{folder} cannot be loaded as a language model ({first_line(error)}); "
+            "check config.json and the weight files, or copy the checkpoint again."
+        ) from error
+    trunk = [
+        name for name in lost if not re.match(r"(cls|lm_head|predictions|vocab_projector|vocab_transform)\b", name)
+    ]
+    if trunk:
+        raise ModelError(
+            f"{folder}: the checkpoint lacks {len(trunk)} weights, such as {trunk[0]}; copy the whole checkpoint again."
+        )
+    return bridge, not lost
+
+
+def boot_objects(model: Any, device: torch.device) -> Any:
+    """The bridge of a copy of a model of transformers: the bridge rebuilds what it is given."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    try:
+        own = copy.deepcopy(model).to(device).float()
+        own.set_attn_implementation("eager")  # as for folders: the others give hook points nothing to fire on
+        with quiet():
+            return TransformerBridge.boot_transformers("memory", hf_model=own, tokenizer=_stand_in(), device=device)
+    except Exception as error:
+        raise ModelError(
+            f"this {type(model).__name__} cannot be read ({first_line(error)}); save it with save_pretrained, and "
+            "give the folder."
+        ) from error
+
+
+def _stand_in() -> Any:
+    """A tokenizer for the bridge alone, which asks for one and changes it; ours never passes through the bridge."""
+    import transformers
+
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer().backend)  # a BOS needs a folder
+
+
+def boot_toy(settings: dict[str, Any], device: torch.device) -> Any:
+    """A seeded toy from its settings; no files are read."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    return TransformerBridge.boot_native(settings, device=device)
+
+
+def state_hash(bridge: Any) -> str:
+    """SHA-256 over names and values of all weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(bridge.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Loading bars of transformers are switched off, and back on."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

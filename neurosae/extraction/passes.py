@@ -1,0 +1,166 @@
+"""The one hooked pass: own token ids in, vectors of named hook points out.
+
+A loaded model is a plain record. All hook points are read in one forward pass that keeps the wanted cells alone and
+ends, by an exception, when the last of them has fired; hook points that never fire are an error. Weights stay in
+float32: reduced precision is the autocast of the forward pass, the same on a CPU and on CUDA.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from neurosae.errors import ModelError
+from neurosae.extraction.sites import check_hook, split_head
+from neurosae.extraction.tokens import Tokenizer
+from neurosae.extraction.trie import MAX_NODES
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Whole = Sequence[int] | np.ndarray | torch.Tensor
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A loaded model and what is known about it.
+
+    Attributes
+    ----------
+    bridge : the transformer-lens bridge; only this package's passes and interventions touch it
+    tokens : its tokenizer, None for a toy whose vocabulary is too small for bytes
+    is_causal : measured: later tokens do not change earlier vectors
+    has_head : measured: the unembedding of the last residual stream gives the model's logits
+    packing : asked for: `auto`, `trie` or `buckets`
+    no_trie : why stimuli cannot share the tokens of a common beginning; empty where they can, measured
+    hooks : every known hook name -> canonical name
+    provenance : source, hashes, config, dtype, device, weights mode, BOS rule, versions
+    """
+
+    bridge: Any
+    tokens: Tokenizer | None
+    name: str
+    d_model: int
+    n_layers: int
+    n_ctx: int
+    n_vocab: int
+    is_causal: bool
+    has_head: bool
+    device: str
+    dtype: str
+    hooks: Mapping[str, str]
+    provenance: Mapping[str, Any]
+    packing: str = "auto"
+    no_trie: str = ""
+
+    @property
+    def last_hook(self) -> str:
+        """The residual stream after the last block, which the unembedding reads."""
+        return f"blocks.{self.n_layers - 1}.hook_resid_post"
+
+    @property
+    def max_nodes(self) -> int:
+        """Largest number of nodes of a trie: a row of a batch must not be longer than the context."""
+        return min(MAX_NODES, self.n_ctx)
+
+
+class _Stop(Exception):
+    """Ends a forward pass once the last wanted hook point has fired."""
+
+
+def hooked_pass(
+    model: LanguageModel,
+    ids: Whole,
+    mask: Whole,
+    *,
+    hooks: Sequence[str],
+    rows: Whole,
+    cols: Whole,
+    positions: Whole | None = None,
+) -> dict[str, torch.Tensor]:
+    """One forward pass for all hook points: only the wanted cells are kept, nothing deeper is computed.
+
+    Parameters
+    ----------
+    ids : integers of shape (n_sequences, length)
+    mask : of the same shape, 1 at real tokens, which come first; or bool (n_sequences, length, length), the columns
+        that each column sees, which goes with `positions`
+    hooks : names of hook points; `blocks.2.attn.hook_z.h3` is one head
+    rows, cols : sequence and token index of each wanted cell
+    positions : position of each column in its sequence; left out, the columns themselves
+
+    Returns
+    -------
+    dict of float32 tensors of shape (n_cells, width) on the model's device; heads are flattened
+
+    Raises
+    ------
+    ModelError
+        If a name is unknown, or a hook point never fired.
+    """
+    for name in hooks:
+        check_hook(name, model.hooks)
+    place = torch.device(model.device)
+    tokens, row, col = (torch.as_tensor(a, dtype=torch.long).to(place) for a in (ids, rows, cols))
+    got: dict[str, torch.Tensor] = {}
+    n_wanted = len(set(hooks))
+
+    def keep(name: str) -> Any:
+        head = split_head(name)[1]
+
+        def hook_function(tensor: Any, hook: Any) -> None:
+            _refuse_shape(name, tensor, tokens.shape)
+            cells = tensor[row, col] if head is None else tensor[row, col, head]
+            got[name] = cells.float().flatten(1).clone()  # clone: hooks hand out references
+            if len(got) == n_wanted:
+                raise _Stop
+
+        return hook_function
+
+    pairs = [(split_head(name)[0], keep(name)) for name in dict.fromkeys(hooks)]
+    settings = _settings(model, mask, positions)
+    with torch.inference_mode(), precision(model), contextlib.suppress(_Stop):
+        model.bridge.run_with_hooks(tokens, fwd_hooks=pairs, return_type=None, **settings)
+    if silent := [name for name in hooks if name not in got]:
+        raise ModelError(f"hook points never fired: {', '.join(silent)}; this model does not compute them.")
+    return got
+
+
+def _settings(model: LanguageModel, mask: Whole, positions: Whole | None) -> dict[str, torch.Tensor]:
+    """Mask and positions as the model takes them: what is not seen gets the lowest score there is."""
+    place = torch.device(model.device)
+    if positions is None:
+        return {"attention_mask": torch.as_tensor(mask, dtype=torch.long).to(place)}
+    visible = torch.as_tensor(mask, dtype=torch.bool).to(place)
+    hidden = torch.finfo(DTYPES[model.dtype]).min
+    scores = torch.zeros(visible.shape, device=place).masked_fill(~visible, hidden)[:, None]
+    return {"attention_mask": scores, "position_ids": torch.as_tensor(positions, dtype=torch.long).to(place)}
+
+
+def _refuse_shape(name: str, tensor: Any, shape: torch.Size) -> None:
+    """A hook point is read only where it gives one vector per token, or one per head and token."""
+    found = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else ()
+    head = split_head(name)[1]
+    if found[:2] != tuple(shape) or len(found) not in ((3, 4) if head is None else (4,)):
+        what = "one vector per token" if head is None else "one vector per head and token"
+        raise ModelError(f"hook point '{name}' gives shape {found}, not {what}.")
+    if head is not None and head >= found[2]:
+        raise ModelError(f"hook point '{name}': there are {found[2]} heads, h0 to h{found[2] - 1}.")
+
+
+def precision(model: LanguageModel) -> contextlib.AbstractContextManager[Any]:
+    """Autocast of a model in reduced precision; around several passes, weights are rounded once for all of them."""
+    if model.dtype == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(torch.device(model.device).type, dtype=DTYPES[model.dtype])
+
+
+def logits_of(model: LanguageModel, x: torch.Tensor) -> torch.Tensor:
+    """Logits (n, n_vocab), float32, from vectors of the last residual stream (`model.last_hook`)."""
+    if not model.has_head:
+        raise ModelError(f"{model.name} has no head that predicts the next token; surprisal and targets need one.")
+    with torch.inference_mode(), precision(model):
+        return model.bridge.unembed(model.bridge.ln_final(x)).float()
