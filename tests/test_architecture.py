@@ -32,7 +32,7 @@ LAYERS = """
 4  extraction.trie extraction.slow_tokens
 5  extraction.packing
 5  design.orthogonal
-6  dictionary.pursuit dictionary.products dictionary.topk
+6  dictionary.pursuit dictionary.products dictionary.topk dictionary.encode
 7  dictionary.kinds
 6  spec.editor design.exchange design.check_report design.cautions design.token_checks extraction.source
 6  extraction.cells extraction.responses extraction.passes
@@ -104,7 +104,7 @@ ONLY = {
     "safetensors": ["dictionary.*"],
     "anndata": ["extraction.*"],
     "zarr": ["extraction.store", "extraction.archive"],
-    "numba": ["stats.*"],
+    "numba": ["stats.*", "dictionary.encode"],
     "rsatoolbox": ["stats.rsa", "stats.rdm"],
     "sklearn": ["dictionary.*", "stats.*"],
     "networkx": ["stats.communities"],

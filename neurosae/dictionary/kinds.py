@@ -27,6 +27,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from neurosae.dictionary.encode import Screen, codes_threshold, codes_topk, prepare_screen
 from neurosae.dictionary.products import interaction_term
 from neurosae.dictionary.pursuit import matching_pursuit, nonnegative_codes
 from neurosae.dictionary.topk import threshold_codes, topk_codes
@@ -111,6 +112,15 @@ class Dictionary:
         zero = torch.zeros(1, self.d_in, device=self.W_dec.device)
         return self.preactivations(zero)[0].cpu().numpy()
 
+    @cached_property
+    def screen(self) -> Screen:
+        """The encoder, prepared for encoding on the CPU."""
+        return prepare_screen(self.W_enc, self.b_enc)
+
+    def centered(self, x: Tensor) -> Tensor:
+        """What the encoder multiplies: x, or x - b_dec."""
+        return x - self.b_dec if self.subtracts else x
+
     def preactivations(self, x: Tensor | np.ndarray, features: Sequence[int] | None = None) -> Tensor:
         """Pre-activations z (n, features), before the nonlinearity.
 
@@ -119,9 +129,7 @@ class Dictionary:
         x : activations (n, d)
         features : feature indices; all without
         """
-        x = self._input(x)
-        if self.subtracts:
-            x = x - self.b_dec
+        x = self.centered(self._input(x))
         if features is None:
             return torch.addmm(self.b_enc, x, self.W_enc.t())
         chosen = torch.as_tensor(np.asarray(features, dtype=np.int64), device=self.W_enc.device)
@@ -164,10 +172,14 @@ Codes = sparse.csr_matrix | Tensor
 
 def _largest(made: Dictionary, x: Tensor) -> sparse.csr_matrix:
     assert made.k is not None
+    if x.device.type == "cpu":
+        return codes_topk(made.centered(x), made.screen, made.k)
     return topk_codes(made.preactivations(x), made.k)
 
 
 def _above(made: Dictionary, x: Tensor) -> sparse.csr_matrix:
+    if x.device.type == "cpu":
+        return codes_threshold(made.centered(x), made.screen, made.threshold)
     return threshold_codes(made.preactivations(x), made.threshold)
 
 

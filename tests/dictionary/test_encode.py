@@ -1,0 +1,112 @@
+"""Screened codes: equal to torch's dense top-k and thresholds, whatever the screen, the batch and the numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from neurosae.dictionary.encode import codes_threshold, codes_topk, prepare_screen
+from neurosae.errors import ModelError
+
+
+def planted(n: int = 64, d: int = 96, m: int = 1500, *, offset: float = 0.0, seed: int = 0):
+    """Rows that are sums of a few features, and an encoder (m no multiple of 64)."""
+    draws = torch.Generator().manual_seed(seed)
+    weights = torch.nn.functional.normalize(torch.randn(m, d, generator=draws), dim=1)
+    active = torch.relu(torch.randn(n, m, generator=draws) - 2.5)
+    x = torch.randn(n, d, generator=draws) + 3 * active @ weights + offset
+    return x, weights, 0.05 * torch.randn(m, generator=draws)
+
+
+def dense_topk(x, weights, bias, *, k):
+    """Reference by torch, in float64: the sets, and the gap between rank k and k + 1."""
+    z = x.double() @ weights.double().t() + bias.double()
+    values, kept = z.topk(min(k + 1, z.shape[1]), dim=1)
+    return [set(row[:k][v[:k] > 0].tolist()) for row, v in zip(kept, values, strict=True)], values
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+@pytest.mark.parametrize("offset", [0.0, 5.0, -40.0])
+def test_topk_agrees_with_torch(bfloat16, offset):
+    """The same features in every row, values to float32 rounding; also where one direction dwarfs the rest."""
+    x, weights, bias = planted(offset=offset)
+    codes = codes_topk(x, prepare_screen(weights, bias, bfloat16=bfloat16), 12)
+    sets, values = dense_topk(x, weights, bias, k=12)
+    assert (values[:, 11] - values[:, 12]).min() > 1e-5  # no ties in these data
+    assert [set(codes[r].indices.tolist()) for r in range(len(x))] == sets
+    z = x @ weights.t() + bias
+    rows = np.repeat(np.arange(len(x)), np.diff(codes.indptr))
+    assert np.abs(codes.data - z.numpy()[rows, codes.indices]).max() < 3e-6 * max(1.0, float(z.abs().max()))
+    assert codes.has_sorted_indices
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_threshold_agrees_with_torch(bfloat16):
+    """JumpReLU with a threshold per feature, some below zero."""
+    x, weights, bias = planted(seed=1)
+    limits = torch.linspace(-1, 3, len(weights))
+    codes = codes_threshold(x, prepare_screen(weights, bias, bfloat16=bfloat16), limits)
+    z = (x.double() @ weights.double().t() + bias.double()).numpy()
+    margin = np.abs(z - np.maximum(limits.numpy(), 0))
+    assert margin.min() > 1e-7
+    wanted = (z > limits.numpy()) & (z > 0)
+    assert np.array_equal(codes.toarray() > 0, wanted)
+    assert np.abs(codes.toarray() - np.where(wanted, z, 0)).max() < 3e-6 * np.abs(z).max()
+
+
+def test_codes_invariant_to_screen_batch_and_order():
+    """Bit for bit the same with either screen, one row at a time, or backwards."""
+    x, weights, bias = planted(n=20)
+    fine, rough = (prepare_screen(weights, bias, bfloat16=b) for b in (False, True))
+    whole = codes_topk(x, fine, 9)
+    assert (whole != codes_topk(x, rough, 9)).nnz == 0
+    assert (whole != codes_topk(x.flip(0), rough, 9)[::-1]).nnz == 0
+    for r in range(20):
+        assert (whole[r] != codes_topk(x[r : r + 1], rough, 9)).nnz == 0
+    limits = torch.full((len(weights),), 0.7)
+    assert (codes_threshold(x, fine, limits) != codes_threshold(x, rough, limits)).nnz == 0
+
+
+def test_topk_keeps_only_what_is_positive():
+    """Fewer than k above zero: the others stay out, and a row without any is empty."""
+    weights = torch.eye(8).repeat(10, 1)
+    bias = torch.full((80,), -1.0)
+    x = torch.zeros(3, 8)
+    x[1, 2], x[2] = 3.0, -5.0
+    codes = codes_topk(x, prepare_screen(weights, bias), 20)
+    assert np.diff(codes.indptr).tolist() == [0, 10, 0]
+    assert codes.data.tolist() == [2.0] * 10
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_ties_go_to_the_first(bfloat16):
+    """Equal pre-activations at rank k: the smaller index is kept, whatever the screen made of them."""
+    weights = torch.ones(100, 3) / 3
+    weights[57] = 1.0
+    codes = codes_topk(torch.full((2, 3), 1.7), prepare_screen(weights, torch.zeros(100), bfloat16=bfloat16), 4)
+    assert codes[0].indices.tolist() == codes[1].indices.tolist() == [0, 1, 2, 57]
+
+
+def test_screen_survives_extreme_scales():
+    """Rows of very different length in one batch, a zero row, and k as large as the dictionary."""
+    x, weights, _ = planted(n=6)
+    x = x * torch.tensor([1e-6, 1.0, 1e6, 0.0, 1e3, 1e-3])[:, None]
+    screen = prepare_screen(weights, torch.zeros(len(weights)), bfloat16=True)
+    sets, _ = dense_topk(x, weights, torch.zeros(len(weights)), k=8)
+    assert [set(row.indices.tolist()) for row in codes_topk(x, screen, 8)] == sets
+    everything = codes_topk(x[:2], screen, len(weights))
+    assert everything.nnz == int((x[:2].double() @ weights.double().t() > 0).sum())
+    assert codes_topk(x[:0], screen, 3).shape == (0, len(weights))
+
+
+def test_encode_refuses_what_is_not_finite():
+    """An overflow of the model is named, not encoded; so is a broken encoder."""
+    x, weights, bias = planted(n=2)
+    screen = prepare_screen(weights, bias)
+    with pytest.raises(ModelError, match="activations are not finite"):
+        codes_topk(x / 0, screen, 3)
+    with pytest.raises(ModelError, match="activations are not finite"):
+        codes_threshold(torch.full_like(x, torch.nan), screen, bias)
+    with pytest.raises(ModelError, match="encoder holds values that are not finite"):
+        prepare_screen(weights / 0, bias)
