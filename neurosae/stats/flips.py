@@ -91,6 +91,7 @@ class Ready:
     extras(relabelling) : further columns of the results by name, `x_...`, arrays of shape (n_kept,)
     tails() : p and whether it is exact, where the statistic has a p of its own that needs no relabellings
     notes : what the reader must know of each feature, "" for nothing
+    dof : degrees of freedom of each feature's statistic, where they are not those of all columns
     """
 
     columns: Columns
@@ -100,6 +101,7 @@ class Ready:
     extras: Callable[[Relabelling], Mapping[str, Any]] | None = None
     tails: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
     notes: Sequence[str] | None = None
+    dof: np.ndarray | None = None
 
     @property
     def counted(self) -> bool:

@@ -13,7 +13,8 @@ import numpy as np
 
 from neurosae.stats.kernels import FAST, _advance, compiled
 
-LINEAR, STUDENT, SHARE, CHI2 = 0, 1, 2, 3
+LINEAR, STUDENT, SHARE, CHI2, WELCH = 0, 1, 2, 3, 4
+FLOOR = 1e-8  # of the mean square: the least variance of a group, so that groups without one have large, finite weights
 
 
 class LabelColumns(NamedTuple):
@@ -33,6 +34,9 @@ class LabelTile(NamedTuple):
     mode STUDENT : u = sum_i d_i / sqrt(n (sum_i d_i^2 + size)), with d_i = sum_c w_c y_ic, `per` rows to an item
     mode SHARE : h = |projections S|^2, u = sqrt(h / (size - sum_c S_c^2 inverse_c + h))
     mode CHI2 : u = sqrt(h' / (1 + h')) with h' = h / size
+    mode WELCH : u = sqrt(h / (df + h)), h = q F of Welch and Johansen with variances of their own, see
+        `levels.welch_f`; the K degrees of freedom of the variances and df are in `weights`, `projections` are the
+        contrasts, `size` is added to the sums of squares; where df is infinite, size is the variance
     """
 
     labels: np.ndarray
@@ -124,10 +128,101 @@ def _share_lanes(V, f, state):
         out[j] = (math.sqrt(h / total) if h < total else 1.0) if h > 1e-13 * total else 0.0
 
 
+@compiled(fastmath=FAST)
+def _own_moments(V, f, state):
+    """Rows 3 … of work: means of the labels; rows 3 + K …: their variances, never quite 0."""
+    tile, work = state
+    K, dof, least = tile.inverse.size, tile.weights, 0.0
+    for p in range(V.indptr[f], V.indptr[f + 1]):
+        least += FLOOR / tile.n * V.val[p] * V.val[p]
+    for c in range(K):
+        s, v, k = work[3 + c], work[3 + K + c], tile.inverse[c]
+        for j in range(s.size):
+            s[j], v[j] = 0.0, 0.0
+        for p in range(V.indptr[f], V.indptr[f + 1]):
+            row, x = tile.labels[V.idx[p]], V.val[p]
+            for j in range(s.size):
+                y = x if row[j] == c else 0.0
+                s[j] += y
+                v[j] += y * y
+        for j in range(s.size):
+            s[j] *= k
+            left = max(v[j] - s[j] * s[j] / k, 0.0)
+            v[j] = k * max((V.size[f] + left) / dof[c] if dof[c] < 1e300 else V.size[f], least)
+
+
+@compiled(fastmath=FAST)
+def _welch_lanes(V, f, state):
+    """work[0][lane] = u of all labels at once with variances of their own."""
+    tile, work = state
+    K, q, df = tile.inverse.size, tile.projections.shape[0], tile.weights[-1]
+    out = work[0]
+    _own_moments(V, f, state)
+    A, x, g = np.empty((q, q)), np.empty(q), np.empty(q)
+    for j in range(out.size):
+        if q == K - 1:
+            h, spread = _one_way(work, j, tile.weights)
+            _to_u(out, j, (h / (1.0 + 2.0 * (q - 1.0) / (q * (q + 2.0)) * spread), df))
+            continue
+        for a in range(q):  # the covariance of the contrasts, and its Cholesky factor below the diagonal
+            x[a] = 0.0
+            for c in range(K):
+                x[a] += tile.projections[a, c] * work[3 + c, j]
+            for b in range(a + 1):
+                s = 0.0
+                for c in range(K):
+                    s += tile.projections[a, c] * tile.projections[b, c] * work[3 + K + c, j]
+                for k in range(b):
+                    s -= A[a, k] * A[b, k]
+                A[a, b] = math.sqrt(max(s, 1e-300)) if a == b else s / A[b, b]
+        h, spread = _squares_of(A, x), 0.0
+        for c in range(K):
+            for a in range(q):
+                g[a] = tile.projections[a, c]
+            share = work[3 + K + c, j] * _squares_of(A, g)
+            spread += share * share / tile.weights[c]
+        _to_u(out, j, (h / (1.0 + 2.0 * (q - 1.0) / (q * (q + 2.0)) * spread), df))
+
+
+@compiled(fastmath=FAST)
+def _to_u(out, j, given):
+    h, df = given
+    total = h + (df if df < 1e300 else 1.0)
+    out[j] = math.sqrt(h / total) if h > 1e-13 * total else 0.0
+
+
+@compiled(fastmath=FAST)
+def _one_way(work, j, dof):
+    """All levels of one factor: weighted squares around the weighted mean, which keeps the digits of large weights."""
+    K, total, mean, h, spread = dof.size - 1, 0.0, 0.0, 0.0, 0.0
+    for c in range(K):
+        total += 1.0 / work[3 + K + c, j]
+        mean += work[3 + c, j] / work[3 + K + c, j]
+    for c in range(K):
+        w, left = 1.0 / work[3 + K + c, j], work[3 + c, j] - mean / total
+        h += w * left * left
+        spread += (1.0 - w / total) ** 2 / dof[c]
+    return h, spread
+
+
+@compiled(fastmath=FAST)
+def _squares_of(A, x):
+    """|L^-1 x|^2 for the lower triangle L of A; x is overwritten."""
+    total = 0.0
+    for a in range(x.size):
+        for k in range(a):
+            x[a] -= A[a, k] * x[k]
+        x[a] /= A[a, a]
+        total += x[a] * x[a]
+    return total
+
+
 @compiled()
 def _lanes(V, f, state):
     if state[0].mode <= STUDENT:
         _contrast_lanes(V, f, state)
+    elif state[0].mode == WELCH:
+        _welch_lanes(V, f, state)
     else:
         _share_lanes(V, f, state)
 
@@ -135,7 +230,7 @@ def _lanes(V, f, state):
 @compiled()
 def label_values(V, tile, out):
     """out[f] = u of column f under the first relabelling of the tile."""
-    work = np.empty((4 + tile.inverse.size, tile.labels.shape[1]))
+    work = np.empty((4 + 2 * tile.inverse.size, tile.labels.shape[1]))
     for f in range(V.total.size):
         _lanes(V, f, (tile, work))
         out[f] = work[0, 0]
@@ -144,7 +239,7 @@ def label_values(V, tile, out):
 @compiled()
 def label_maxima(V, tile, mx, *, limit, two_sided, reached):
     """mx[lane] = maximum over columns; reached[f] grows by the lanes whose statistic is at least limit[f]."""
-    work = np.empty((4 + tile.inverse.size, tile.labels.shape[1]))
+    work = np.empty((4 + 2 * tile.inverse.size, tile.labels.shape[1]))
     mx[:] = -1e30
     for f in range(V.total.size):
         _lanes(V, f, (tile, work))
@@ -159,7 +254,7 @@ def label_maxima(V, tile, mx, *, limit, two_sided, reached):
 @compiled()
 def label_steps(V, tile, running, *, tables, limit, two_sided, reached):
     """As `kernels.flip_steps`, for these statistics."""
-    work = np.empty((4 + tile.inverse.size, tile.labels.shape[1]))
+    work = np.empty((4 + 2 * tile.inverse.size, tile.labels.shape[1]))
     for f in range(V.total.size):
         _lanes(V, f, (tile, work))
         reached[f] += _advance((work[0], two_sided, limit[f]), running, tables[0][tables[1][f]])

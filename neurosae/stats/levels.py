@@ -8,7 +8,9 @@ inside items W = sum_ik (y_ik - mean_i)^2, which no exchange of levels inside it
 and a single contrast is t of d_i = sum_k w_k y_ik, recomputed with the exchanged levels. Between items F compares the
 fit of the cell means, each cell counting equally (type III), with the pooled variance. d0 = 0 is the plain statistic;
 the prior of the moderated one is fitted to W / (n (K - 1)), between items to the total variance, which no relabelling
-changes. Ranks: signed ranks of the values around their item's mean, or of all values between items.
+changes. Where groups differ in size the variances are not pooled: F is Welch's, between several factors Johansen's. Its
+permutation test is exact for equal laws and asymptotically right for groups of unequal variance, where the pooled one
+rejects too often or never. Ranks: signed ranks of the values around their item's mean, or of all values between items.
 """
 
 from __future__ import annotations
@@ -27,9 +29,11 @@ from neurosae.stats import kernels
 from neurosae.stats.flips import Columns, Ready, Run, as_given, tail_z, to_t, to_z
 from neurosae.stats.level_kernels import (
     CHI2,
+    FLOOR,
     LINEAR,
     SHARE,
     STUDENT,
+    WELCH,
     LabelColumns,
     LabelTile,
     label_maxima,
@@ -107,11 +111,9 @@ def _prior(statistic: str, d0: float) -> float:
     return d0 if statistic == "moderated_t" else np.nan
 
 
-POOLED = (
-    "variances are pooled over groups of unequal size: exact for equal laws, but groups of unequal variance alone may "
-    "reject"
-)
+POOLED = "ranks of unequal groups: exact for equal laws, but groups of unequal spread alone may reject"
 F_NAMES = {"t": "F", "F": "F", "moderated_t": "moderated_F", "signed_rank": "rank_F"}
+WELCH_NAMES = {"t": "welch_F", "F": "welch_F", "moderated_t": "moderated_welch_F"}
 
 
 def _by_item(Y: sp.csc_matrix, K: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -160,34 +162,92 @@ def _orthonormal(K: int) -> np.ndarray:
 # ------------------------------------------------------------------ all groups of items at once
 
 
-def _between(data: ItemData, kept: np.ndarray, statistic: str) -> Ready:
+def _between(data: ItemData, kept: np.ndarray, statistic: str, *, pooled: bool = False) -> Ready:
     assert data.codes is not None
     assert data.contrasts is not None
     Y, n, counts = sp.csc_matrix(data.D[:, kept]), data.n, np.bincount(data.codes)
+    unequal = len(set(counts.tolist())) > 1
     if statistic == "signed_rank":
         Y = sp.csc_matrix(rankdata(Y.toarray(), axis=0))
     square, total = (np.asarray(x.sum(axis=0)).ravel() for x in (Y.power(2), Y))
     d0, s02 = 0.0, np.zeros(len(kept))
     if statistic == "moderated_t":
         d0, s02 = fit_prior(np.maximum(square - total**2 / n, 0) / (n - 1), n - 1, activity(data, kept))
+    df = (float(len(data.contrasts)), n - len(counts) + d0)
+    observed = data.codes.astype(np.uint8)[:, None]
+    prior = s02 if np.isinf(d0) else d0 * s02
+    if unequal and statistic != "signed_rank" and not pooled:
+        own = np.append(counts - 1 + d0, df[1])
+        tile = LabelTile(observed, own, np.ascontiguousarray(data.contrasts, dtype=float), 1 / counts, n, 1, WELCH)
+        columns = label_columns(Y, tile, size=prior, df=df, how=F_BETWEEN)
+        dof = welch_f(Y, data.codes, data.contrasts, d0=d0, s02=s02)[1]
+        return Ready(columns, None, WELCH_NAMES[statistic], _prior(statistic, d0), dof=dof)
     means = data.contrasts / counts
     projections = np.linalg.solve(np.linalg.cholesky(means @ data.contrasts.T), means)
-    tile = LabelTile(
-        data.codes.astype(np.uint8)[:, None], np.zeros(len(counts)), projections, 1 / counts, n, 1,
-        CHI2 if np.isinf(d0) else SHARE,
-    )  # fmt: skip
-    df = (float(len(data.contrasts)), n - len(counts) + d0)
-    size = s02 if np.isinf(d0) else square + d0 * s02
-    columns = label_columns(Y, tile, size=size, df=df, how=F_BETWEEN)
-    notes = [POOLED] * len(kept) if len(set(counts.tolist())) > 1 else None
+    mode = CHI2 if np.isinf(d0) else SHARE
+    tile = LabelTile(observed, np.zeros(len(counts)), projections, 1 / counts, n, 1, mode)
+    columns = label_columns(Y, tile, size=prior if np.isinf(d0) else square + prior, df=df, how=F_BETWEEN)
+    notes = [POOLED] * len(kept) if unequal else None
     return Ready(columns, None, F_NAMES[statistic], _prior(statistic, d0), notes=notes)
 
 
+def welch_f(
+    Y: sp.csc_matrix, codes: np.ndarray, contrasts: np.ndarray, *, d0: float = 0.0, s02: np.ndarray | float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    r"""F of contrasts between groups of unequal variance, and the degrees of freedom of its denominator.
+
+    With C (q x K), group means m, S = diag(v_k / n_k), h_k the diagonal of S C'(C S C')^-1 C and f_k = n_k - 1,
+
+        F = (Cm)'(C S C')^-1 (Cm) / (q (1 + 2 (q - 1) / (q (q + 2)) A)),   A = sum_k h_k^2 / f_k,   df = q (q + 2) / 3A.
+
+    Over all K levels of one factor this is Welch's F. A prior adds d0 to f_k and d0 s0^2 to the sums of squares.
+
+    Parameters
+    ----------
+    Y : array or CSC of shape (n, m);  codes : (n,) the group of each row;  contrasts : (q, K), rows that sum to 0
+
+    Returns
+    -------
+    F, df : arrays of shape (m,)
+
+    References
+    ----------
+    Welch (1951), Biometrika 38:330. Johansen (1980), Biometrika 67:85. Pauly, Brunner & Konietschke (2015), JRSS B
+    77:461 (its permutation test).
+
+    Examples
+    --------
+    >>> y, codes = np.array([[4.0], [5], [6], [7], [9], [14], [2], [3]]), np.array([0, 0, 0, 1, 1, 1, 2, 2])
+    >>> F, df = welch_f(sp.csc_matrix(y), codes, np.array([[-1, 1, 0], [-1, 0, 1.0]]))
+    >>> F.round(4), df.round(4)
+    (array([8.2435]), array([3.1768]))
+    """
+    counts = np.bincount(codes)
+    pick = sp.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))))
+    mean, square = (pick @ Y).toarray() / counts[:, None], (pick @ Y.power(2)).toarray()
+    left, least = np.maximum(square - counts[:, None] * mean**2, 0), FLOOR * square.sum(axis=0) / len(codes)
+    own = np.tile(s02, (len(counts), 1)) if np.isinf(d0) else (left + d0 * s02) / (counts - 1 + d0)[:, None]
+    S = (np.maximum(own, least) / counts[:, None]).T
+    q = len(contrasts)
+    if q == len(counts) - 1:
+        share = 1 / S / (1 / S).sum(axis=1, keepdims=True)
+        rest, chi2 = 1 - share, ((mean.T - (share * mean.T).sum(axis=1, keepdims=True)) ** 2 / S).sum(axis=1)
+    else:
+        inverse, x = np.linalg.inv(np.einsum("ak,mk,bk->mab", contrasts, S, contrasts)), mean.T @ contrasts.T
+        rest, chi2 = (
+            S * np.einsum("ak,mab,bk->mk", contrasts, inverse, contrasts),
+            np.einsum("ma,mab,mb->m", x, inverse, x),
+        )
+    A = (rest**2 / (counts - 1 + d0)).sum(axis=1)
+    F = chi2 / (q * (1 + 2 * (q - 1) / (q * (q + 2)) * A))
+    return F, np.divide(q * (q + 2), 3 * A, out=np.full(len(A), np.inf), where=A > 0)
+
+
 def level_effects(data: ItemData, kept: np.ndarray) -> pd.DataFrame:
-    """Effect size of all levels at once: partial eta^2 = SSH / (SSH + SSE), the share of the plain F; no interval."""
-    columns = of_levels(data, kept, "t").columns
+    """Effect size of all levels at once: partial eta^2 = SSH / (SSH + SSE), the share of the pooled F; no interval."""
+    ready = _within(data, kept, "t") if data.contrasts is None else _between(data, kept, "t", pooled=True)
     missing = dict.fromkeys(("estimate", "se", "ci_low", "ci_high"), np.nan)
-    return pd.DataFrame({**missing, "effsize": columns.u**2})
+    return pd.DataFrame({**missing, "effsize": ready.columns.u**2})
 
 
 # ------------------------------------------------------------------ columns, and what runs them
@@ -248,7 +308,7 @@ def _place(columns: Columns, rows: np.ndarray) -> Columns:
 def _rounding(columns: Columns) -> np.ndarray | float:
     """1 for bounded statistics, the size of the summands where u is a plain sum."""
     if columns.more.mode != LINEAR:
-        return 1.0
+        return 100.0 if columns.more.mode == WELCH else 1.0  # digits that a group without variance costs
     V = columns.V
     size = np.bincount(np.repeat(np.arange(len(V.total)), np.diff(V.indptr)), np.abs(V.val), len(V.total))
     return size * np.abs(columns.more.weights).max() / V.size

@@ -241,6 +241,10 @@ def _subset(outcome: Outcome, chosen: np.ndarray) -> Outcome:
     ready = outcome.ready
     if extras is not None:
         ready = replace(ready, extras=lambda how: {key: value[chosen] for key, value in extras(how).items()})
+    if ready.notes is not None:
+        ready = replace(ready, notes=[ready.notes[k] for k in chosen])
+    if ready.dof is not None:
+        ready = replace(ready, dof=ready.dof[chosen])
     beside = {name: values[chosen] for name, values in outcome.beside.items()}
     return outcome._replace(ready=ready, beside=beside, **{name: getattr(outcome, name)[chosen] for name in arrays})
 

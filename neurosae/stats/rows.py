@@ -41,7 +41,7 @@ def feature_rows(cell: Cell, outcome: Outcome, *, inference: Inference) -> pd.Da
         "n_features": 1,
         "stat": outcome.ready.name,
         "value": value,
-        "dof": sizes["x_dof"] if outcome.ready.name == "welch_t" else denominator(df),
+        "dof": _dof(outcome, sizes),
         "eftype": eftype_of(data),
         "ci_level": np.nan if data.omnibus else LEVEL,
         "p_unc": outcome.p_unc,
@@ -83,6 +83,14 @@ def _plain_interval(data: ItemData, sizes: pd.DataFrame, flat: np.ndarray) -> di
     separate = groups is not None and len(set(np.bincount(groups).tolist())) > 1
     dof = sizes["x_dof"].to_numpy(dtype=float) if "x_dof" in sizes else np.full(len(sizes), data.n - 1.0)
     return {"x_ci_method": "Welch t" if separate else "t", "x_ci_dof": np.where(flat, np.nan, dof)}
+
+
+def _dof(outcome: Outcome, sizes: pd.DataFrame) -> Any:
+    """Degrees of freedom of the statistic; of Welch's every feature has its own."""
+    own = outcome.ready.dof
+    if own is not None:
+        return np.where(np.isfinite(own), own, np.nan)
+    return sizes["x_dof"] if outcome.ready.name == "welch_t" else denominator(outcome.ready.columns.df)
 
 
 def denominator(df: Any) -> float:

@@ -22,7 +22,8 @@ from neurosae.spec.results import counted_p
 from neurosae.stats.contrast import contrast, null_rate
 from neurosae.stats.family import Cell, Place, infer
 from neurosae.stats.flips import maxima, step_counts
-from neurosae.stats.levels import aligned_ranks, f_to_z, to_f
+from neurosae.stats.level_kernels import SHARE, WELCH, LabelTile
+from neurosae.stats.levels import F_BETWEEN, _between, aligned_ranks, f_to_z, label_columns, to_f, welch_f
 from neurosae.stats.moderation import fit_prior
 from neurosae.stats.multiplicity import step_down
 from neurosae.stats.relabel import levels, within
@@ -105,20 +106,103 @@ def test_f_between_items_agrees_with_scipy_and_type_iii():
     ready, y = STATISTICS["F"](data, kept), data.D[:, kept].toarray()
     assert_allclose(ready.columns.value, stats.f_oneway(*(y[data.codes == g] for g in range(3))).statistic, rtol=1e-9)
     _, data, kept, _ = data_of(26, EVERY, between=True, extra=True)
-    ready, y = STATISTICS["F"](data, kept), data.D[:, kept].toarray()
+    ready, y = _between(data, kept, "F", pooled=True), data.D[:, kept].toarray()
     cells = [data.exchange.group_cells[g] for g in data.codes]
     table = pd.DataFrame(cells, columns=["dose", "kind"])
     for j in (0, 1):
         table["y"] = y[:, j]
         fit = anova_lm(ols("y ~ C(dose, Sum) * C(kind, Sum)", table).fit(), typ=3)
         assert_allclose(ready.columns.value[j], fit.loc["C(dose, Sum)", "F"], rtol=1e-9)
+    F, df = welch_f(sp.csc_matrix(y), data.codes, data.contrasts)
+    welch = STATISTICS["F"](data, kept)
+    assert_allclose(welch.columns.value[F < 1e6], F[F < 1e6], rtol=1e-8)
+    assert_allclose(welch.dof, df)
 
 
-def test_f_between_unequal_groups_says_that_variances_are_pooled():
-    """Equal groups need no note; with unequal ones a difference of variances alone may reject."""
-    equal, unequal = (STATISTICS["F"](*data_of(n, EVERY, between=True)[1:3]) for n in (21, 20))
-    assert equal.notes is None
-    assert all("unequal size" in note for note in unequal.notes)
+def unequal(seed=0, *, sizes=(6, 9, 14), spread=(3, 1, 1), m=40, sparse=True):
+    """Groups of unequal size and variance; rare features, a column that is constant in one group, one dead in two."""
+    rng, codes = np.random.default_rng(seed), np.repeat(np.arange(len(sizes)), sizes)
+    Y = rng.standard_normal((len(codes), m)) * np.array(spread)[codes][:, None]
+    if sparse:
+        Y = np.abs(Y) * (rng.random(Y.shape) < 0.6)
+        Y[codes == 0, 0], Y[codes > 0, 1] = 2.0, 0.0
+    return Y, codes
+
+
+@pytest.mark.parametrize("d0", [0.0, 4.0, np.inf])
+def test_welch_f_agrees_with_pingouin_scipy_and_its_own_kernel(d0):
+    """Welch's F and its degrees of freedom; two groups give Welch's t; the relabelled statistic is the same number."""
+    (Y, codes), every = unequal(), np.array([[-1.0, 1, 0], [-1, 0, 1]])
+    s02 = np.linspace(0.5, 2, 40)
+    F, df = welch_f(sp.csc_matrix(Y), codes, every, d0=d0, s02=s02)
+    if d0 == 0:
+        for j in range(2, 12):
+            known = pingouin.welch_anova(pd.DataFrame({"y": Y[:, j], "g": codes}), dv="y", between="g").iloc[0]
+            assert_allclose([F[j], df[j]], [known["F"], known["ddof2"]], rtol=1e-9)
+        two = codes < 2
+        F2, df2 = welch_f(sp.csc_matrix(Y[two][:, 2:]), codes[two], np.array([[-1.0, 1]]))
+        t = stats.ttest_ind(Y[codes == 0][:, 2:], Y[codes == 1][:, 2:], equal_var=False)
+        assert_allclose(F2, t.statistic**2, rtol=1e-9)
+        assert_allclose(df2, t.df, rtol=1e-9)
+    own = np.append(np.bincount(codes) - 1 + d0, 26 + d0)
+    prior = s02 if np.isinf(d0) else d0 * s02
+    tile = LabelTile(codes.astype(np.uint8)[:, None], own, every, 1 / np.bincount(codes), 29, 1, WELCH)
+    columns = label_columns(sp.csc_matrix(Y), tile, size=prior, df=(2.0, 26 + d0), how=F_BETWEEN)
+    usual = F < 1e6
+    assert usual.sum() >= 38
+    assert_allclose(columns.value[usual], F[usual], rtol=1e-8)
+    S = (Y - np.array([Y[codes == g].mean(axis=0) for g in codes])) ** 2
+    own = np.array([S[codes == g].sum(axis=0) for g in range(3)])
+    counts = np.bincount(codes)[:, None]
+    own = np.tile(s02, (3, 1)) if np.isinf(d0) else (own + d0 * s02) / (counts - 1 + d0)
+    mean = np.array([Y[codes == g].mean(axis=0) for g in range(3)])
+    for j in range(2, 40):  # the general formula, written out
+        V = every @ np.diag(own[:, j] / counts[:, 0]) @ every.T
+        inverse = np.linalg.inv(V)
+        rest = np.diag(np.diag(own[:, j] / counts[:, 0]) @ every.T @ inverse @ every)
+        A = (rest**2 / (counts[:, 0] - 1 + d0)).sum()
+        x = every @ mean[:, j]
+        assert_allclose(F[j], x @ inverse @ x / (2 + 2 * A - 6 * A / 4), rtol=1e-9)
+
+
+def test_f_between_unequal_groups_is_welchs():
+    """In rows with its own degrees of freedom; equal groups are pooled; the effect size is that of the pooled F."""
+    equal, other = (STATISTICS["F"](*data_of(n, EVERY, between=True)[1:3]) for n in (21, 20))
+    assert (equal.name, other.name) == ("F", "welch_F")
+    assert equal.dof is None
+    fake, data, kept, region = data_of(20, EVERY, between=True)
+    found = contrast(fake, EVERY, region=region, inference={"statistic": "F", "n_permutations": 99}, seed=1)
+    found = found[found["status"] == "ok"].set_index("feature")
+    y = data.D[:, kept].toarray()
+    for j, feature in enumerate(data.features[kept[:8]]):
+        table = pd.DataFrame({"y": y[:, j], "g": data.codes})
+        known = pingouin.welch_anova(table, dv="y", between="g").iloc[0]
+        if np.isfinite(known["F"]):
+            assert_allclose(found.loc[feature, ["value", "dof"]].astype(float), known[["F", "ddof2"]].astype(float))
+            pooled = pingouin.anova(table, dv="y", between="g").iloc[0]
+            assert_allclose(found.loc[feature, "effsize"], pooled["np2"], rtol=1e-9)
+
+
+def test_welch_f_controls_error_between_groups_of_unequal_variance():
+    """Groups of 8, 8 and 24 with standard deviations 2, 2, 1 or 1, 1, 2: pooling rejects far too often or never."""
+    every, rates = np.array([[-1.0, 1, 0], [-1, 0, 1]]), {}
+    for spread in ((2, 2, 1), (1, 1, 2)):
+        Y, codes = unequal(3, sizes=(8, 8, 24), spread=spread, m=1500, sparse=False)
+        counts = np.bincount(codes)
+        how = label_permutations(np.arange(40), codes, 400, seed=5)
+        means = every / counts
+        shared = np.linalg.solve(np.linalg.cholesky(means @ every.T), means)
+        for mode, weights, projections, size in (
+            (WELCH, np.append(counts - 1.0, 37.0), every, np.zeros(1500)),
+            (SHARE, np.zeros(3), shared, (Y**2).sum(axis=0)),
+        ):
+            tile = LabelTile(codes.astype(np.uint8)[:, None], weights, projections, 1 / counts, 40, 1, mode)
+            columns = label_columns(sp.csc_matrix(Y), tile, size=size, df=(2.0, 37.0), how=F_BETWEEN)
+            rates[mode, spread] = float((maxima(columns, how)[1] / how.n <= 0.05).mean())
+    assert rates[SHARE, (2, 2, 1)] > 0.12
+    assert rates[SHARE, (1, 1, 2)] < 0.02
+    assert 0.03 < rates[WELCH, (2, 2, 1)] < 0.075
+    assert 0.03 < rates[WELCH, (1, 1, 2)] < 0.075
 
 
 def test_f_of_two_levels_is_the_square_of_t():
