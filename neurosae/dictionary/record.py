@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from neurosae.dictionary.kinds import KINDS, Dictionary, neuron_dictionary
+from neurosae.dictionary.kinds import HALVES, KINDS, Dictionary, neuron_dictionary
 from neurosae.errors import ModelError, unknown
 from neurosae.spec.files import atomic_path, content_hash
 
@@ -89,6 +89,8 @@ def _kind(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str | None:
         return str(own)
     if architecture == "gated" and set(state) == GATED:
         return "jumprelu"
+    if architecture == "abstopk" and set(state) == set(KINDS["topk"].weights):
+        return "topk"
     return architecture if architecture in PLAIN and set(state) <= set(KINDS["jumprelu"].weights) else None
 
 
@@ -104,6 +106,9 @@ def _plain(kind: str, config: Mapping[str, Any], state: dict[str, Tensor], *, wh
     if kind == "topk" and config.get("rescale_acts_by_decoder_norm"):
         norm = decoder.norm(dim=1).clamp(min=1e-8)  # selection by z |W_dec|: folded, the same codes by plain top-k
         encoder, bias, decoder = encoder * norm[:, None], bias * norm, decoder / norm[:, None]
+    if config.get("architecture") == "abstopk":  # signed: the k largest by size are the k largest of both halves
+        encoder, bias, decoder = (torch.cat([one, -one]) for one in (encoder, bias, decoder))
+        metadata["partner"] = HALVES
     fill = torch.zeros_like(bias) if kind == "standard" else torch.full_like(bias, float("nan"))
     return Dictionary(
         str(metadata.get("hook_name") or ""), kind, encoder, bias, decoder, state["b_dec"],
