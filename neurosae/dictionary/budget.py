@@ -21,7 +21,7 @@ from neurosae.spec.files import require_space
 FLOAT = 4
 COPIES = 4  # of every parameter: weights, gradients, two moments of Adam
 SMALL = 2e9  # multiplications of a step, forward and backward, that one thread does fastest
-CHUNK_BYTES = 4 << 20  # pre-activations that the sparse step holds at once
+SPARSE_ROWS = 256  # rows whose pre-activations the sparse step holds at once
 TIMED = 3, 8  # steps from whose end and to whose end the first ones are timed
 DENSE_COPIES = 4  # of batch x d_sae that the training classes of sae-lens hold
 
@@ -40,11 +40,11 @@ def budget(settings: Settings, d: int, *, device: str = "cpu") -> Budget:
     --------
     >>> made = budget(Settings(d_sae=24_576, k=32, batch=2048), 768)
     >>> f"{made.memory / 1e9:.2f} GB, {made.disk / 1e9:.2f} GB"
-    '0.64 GB, 0.60 GB'
+    '0.66 GB, 0.60 GB'
     """
     parameters = FLOAT * settings.d_sae * (2 * d + 1)
     sparse = settings.architecture == "topk" and device == "cpu" and not settings.amp
-    held = CHUNK_BYTES if sparse else DENSE_COPIES * FLOAT * settings.batch * settings.d_sae
+    held = FLOAT * settings.d_sae * (SPARSE_ROWS if sparse else DENSE_COPIES * settings.batch)
     rows = FLOAT * settings.batch * (4 * d + 8 * settings.k)
     cached = {"": 0, "float32": 4, "bfloat16": 2}[settings.cache] * settings.n_tokens * d
     return Budget(COPIES * parameters + held + rows, COPIES * parameters + cached)

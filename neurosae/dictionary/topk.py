@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 CHUNK = 1 << 20  # pre-activations selected from at once: 4 MB stay in the cache of a core
+ROWS = 256  # but never fewer rows: a product of few rows spends its time on reading the encoder
 GROUPS = 16  # entries that compete for their group before the groups compete
 
 
@@ -73,7 +74,7 @@ def _amp(device: str) -> bool:
 def _select(centered: Tensor, encoder: Tensor, bias: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of `centered @ encoder.t() + bias` in each row, a chunk of rows at a time in one buffer."""
     m = len(encoder)
-    rows = max(CHUNK // m, 1)
+    rows = max(CHUNK // m, ROWS)
     buffer = centered.new_empty(min(rows, len(centered)), m)
     found = []
     for start in range(0, len(centered), rows):
