@@ -23,7 +23,7 @@ MODULES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in P
 # A module imports only from layers with a smaller number, also inside functions; equal numbers never import each other.
 LAYERS = """
 0  errors spec.words
-1  spec.fields spec.files spec.frames
+1  spec.hooks spec.fields spec.files spec.frames
 2  spec.load spec.effects spec.sites spec.results
 3  spec.blocks spec.design spec.positions
 3  spec.planning

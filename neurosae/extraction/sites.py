@@ -50,13 +50,6 @@ def hook_layer(hook: str) -> int:
     return int(found.group(1)) if found else -1
 
 
-def hook_depth(hook: str) -> tuple[int, int]:
-    """Sort key of hook points in the order in which a forward pass reaches them."""
-    order = ("resid_pre", "hook_z", "attn_out", "resid_mid", "hook_post", "mlp_out", "resid_post")
-    place = next((i for i, name in enumerate(order) if hook.endswith(name)), 0)
-    return hook_layer(hook), place
-
-
 def canonical_hooks(hooks: Mapping[str, T]) -> dict[str, str]:
     """Every known hook name -> the first name of the same hook point (aliases share the object)."""
     first: dict[int, str] = {}
@@ -98,5 +91,5 @@ def check_hook(hook: str, known: Mapping[str, str], *, where: str = "hook") -> s
 def _nearest(hook: str, names: list[str]) -> list[str]:
     """The names to suggest from, the usual ones first: an alias is as good as a canonical name."""
     usual = [name for name in names if READABLE.fullmatch(name)]
-    close = difflib.get_close_matches(hook, usual, n=1, cutoff=0.8)
-    return usual if close or len(names) < 8 else difflib.get_close_matches(hook, names, n=8, cutoff=0.0)
+    near = difflib.get_close_matches(hook, names, n=8, cutoff=0.0)
+    return usual if near[:1] and near[0] in usual else near

@@ -11,10 +11,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, mod
 
 from neurosae.errors import unknown
 from neurosae.spec.fields import Bool, Count, FileName, Name, Natural, Number, Strict, Text, fail, refusing
+from neurosae.spec.hooks import hook_problem
 from neurosae.spec.words import short, text_problem
-
-HOOKS = "hook_resid_pre hook_resid_mid hook_resid_post hook_attn_out hook_mlp_out mlp.hook_post attn.hook_z".split()
-"""Hook points of a layer that give one vector per token; `hook_embed` lies before the layers."""
 
 SOURCES = ("embedded", "path", "release", "train", "fit", "neurons")
 
@@ -73,15 +71,6 @@ def _device_problem(value: Any) -> str | None:
     return unknown("device", short(value), ["auto", "cpu", "cuda", "cuda:0", "mps"])
 
 
-def _hook_problem(value: Any) -> str | None:
-    if (wrong := text_problem(value)) or value == "hook_embed":
-        return wrong
-    found = re.fullmatch(r"blocks\.([0-9]+|\*)\.(.+)", value)
-    if not found:
-        return f"'{short(value)}' is no hook point; write blocks.3.hook_resid_post, or blocks.*.… for every layer."
-    return None if found[2] in HOOKS else unknown("hook point", short(found[2]), HOOKS)
-
-
 class ModelBlock(Strict):
     """The language model."""
 
@@ -96,8 +85,8 @@ class ModelBlock(Strict):
     bos: Annotated[Literal["auto", True, False], refusing(lambda value: _bos_problem(value))] = "auto"
     """Begin each text with the beginning-of-text token: true, false, or auto (as the dictionary or tokenizer wants)."""
     packing: Literal["auto", "trie", "buckets"] = "auto"
-    """How stimuli share a forward pass: buckets of similar length, or a trie, where the tokens of a common beginning are
-    computed once; auto takes the trie where the model allows it and it saves a quarter of the tokens."""
+    """How stimuli share a forward pass: buckets of similar length, or a trie, where the tokens of a common beginning
+    are computed once; auto takes the trie where the model allows it and it saves a quarter of the tokens."""
     control: Literal["reinit", "shuffle"] | None = None
     """Same architecture, weights drawn afresh or every weight matrix permuted: what would an untrained model show?"""
     control_seed: Natural = 0
@@ -257,8 +246,10 @@ class DictionaryBlock(Strict):
 class Site(Strict):
     """A hook point and the dictionary that reads it."""
 
-    hook: Annotated[str, refusing(_hook_problem)]
-    """Where the model is read: blocks.3.hook_resid_post; blocks.*.hook_resid_post gives one site per layer."""
+    hook: Annotated[str, refusing(hook_problem)]
+    """Where the model is read: blocks.3.hook_resid_post; blocks.*.hook_resid_post gives one site per layer. Also
+    hook_attn_out, hook_mlp_out, mlp.hook_post, attn.hook_z (all heads side by side), attn.hook_z.h3 (one head),
+    hook_embed, and any other hook point that gives one vector per token, such as ln_final.hook_normalized."""
     dictionary: DictionaryBlock
     """What the activations are decomposed with."""
     signed: Bool = True

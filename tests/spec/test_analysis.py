@@ -150,7 +150,7 @@ CASES = [
     ("schema: neurosae/analysis/1", "schema: neurosae/design/1",
      "1: schema: is the word 'neurosae/design/1'; an analysis begins with `schema: neurosae/analysis/1`."),
     ("seed: 20260401", "seed: 1e3", "4: seed: is the number 1000.0; write a whole number."),
-    ("dtype: float32", "dtype: float23", "5: model.dtype: unknown dtype 'float23'. Did you mean 'float32'? Known: float32, bfloat16."),
+    ("dtype: float32", "dtype: float23", "5: model.dtype: unknown dtype 'float23'. Did you mean 'float32'? Known: float32, bfloat16, float16."),
     ("dtype: float32", "bos: yes", "5: model.bos: must be auto, true or false."),
     ("dtype: float32", "device: gpu", "5: model.device: unknown device 'gpu'."),
     ("late:   {hook: blocks.3.hook_resid_post,", "late:   {hook: blocks.3.hook_resid_past,",

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from neurosae.spec.sites import HOOKS, DictionaryBlock, ModelBlock, Site, StudyPath, TrainBlock
+from neurosae.spec.hooks import HOOKS
+from neurosae.spec.sites import DictionaryBlock, ModelBlock, Site, StudyPath, TrainBlock
 
 
 def named(name, folder):
@@ -39,14 +40,29 @@ def test_dictionary_paths_recover_from_anywhere(tmp_path):
     assert DictionaryBlock(path="sae").path == "sae"
 
 
-@pytest.mark.parametrize("point", ["hook_embed", *(f"blocks.11.{hook}" for hook in HOOKS)])
+OTHERS = [
+    "hook_embed",
+    "ln_final.hook_normalized",
+    "blocks.2.attn.hook_q",
+    "blocks.*.attn.hook_z.h3",
+    "blocks.1.hook_out",
+]
+OTHERS += ["blocks.0.mlp.experts.hook_router_scores"]
+
+
+@pytest.mark.parametrize("point", [*OTHERS, *(f"blocks.11.{hook}" for hook in HOOKS)])
 def test_site_recovers_readable_hook_points(point):
     """Every hook point that gives one vector per token can be a site."""
     assert Site.model_validate({"hook": point, "dictionary": {"neurons": True}}).hook == point
 
 
 @pytest.mark.parametrize(
-    "point", ["blocks.x.hook_resid_post", "blocks.1.attn.hook_pattern", "", "unembed", 3, None, "blocks.*"]
+    "point",
+    [
+        *("blocks.x.hook_resid_post", "blocks.1.attn.hook_pattern", "", "unembed", 3, None, "blocks.*"),
+        *("blocks.1.atn.hook_z", "blocks.1.attn.hook_zz", "blocks.1.attn.hook_resid_post", "ln_finl.hook_normalized"),
+        *("blocks.1.hook_resid_post.h3", "hook_embd", "blocks.1.hook_resid", "blocks.hook_resid_post"),
+    ],
 )
 def test_site_refuses_other_hook_points(point):
     """Names that no model reads a vector at are refused without a model."""
