@@ -110,3 +110,26 @@ def test_encode_refuses_what_is_not_finite():
         codes_threshold(torch.full_like(x, torch.nan), screen, bias)
     with pytest.raises(ModelError, match="encoder holds values that are not finite"):
         prepare_screen(weights / 0, bias)
+
+
+def hidden_differences(case: str):
+    """Features that bfloat16 cannot tell apart: in the rounded result, in the rounded weights, or in the rounded x."""
+    steps = torch.linspace(0, 0.9, 640)[torch.randperm(640, generator=torch.Generator().manual_seed(0))]
+    one = torch.ones(640)
+    if case == "result":
+        return torch.tensor([[1000.0, 1.0]]), torch.stack([one, (256 * steps).round() / 256], 1)
+    if case == "weights":
+        return torch.tensor([[1000.0, -1000.0]]), torch.stack([1 + steps / 1000, one], 1)
+    return torch.tensor([[1000.9, -1000.0]]), torch.stack([(256 * steps).round() / 256 + 1, one], 1) * 0.125
+
+
+@pytest.mark.parametrize("case", ["result", "weights", "input"])
+def test_screen_errors_are_bounded(case):
+    """What the screen rounds away is still found: fails without the matching part of the bound."""
+    x, weights = hidden_differences(case)
+    screen, z = prepare_screen(weights, torch.zeros(640), bfloat16=True), x.double() @ weights.double().t()
+    kept = codes_topk(x, screen, 16).indices
+    assert z[0, kept].min() >= z[0].topk(16).values.min() - 1e-4
+    level = z.median().float() + 1e-3
+    found = codes_threshold(x, screen, level.expand(640)).indices
+    assert set(found.tolist()) == set((z[0].float() > level).nonzero()[:, 0].tolist())
