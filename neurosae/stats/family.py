@@ -77,6 +77,12 @@ def infer(
     -----
     Relabelling b of one effect is joined with relabelling b of the others. Sign flips are the same for all effects;
     labels of different factors are permuted by the same keys, each inside its own strata.
+
+    Effects of different kinds (flips, labels, levels inside items) are relabelled by independent random numbers. Each
+    part is exact by itself; the threshold of their joint maximum gives the parts levels a_k with prod_k (1 - a_k) =
+    1 - alpha, hence sum_k a_k <= -log(1 - alpha), .0513 for alpha = .05, whatever the dependence between the parts
+    (union bound). The argument takes the threshold as given: it is a function of what each part's own relabellings
+    leave unchanged. Error rates of such families, with items that react strongly to everything, are in the tests.
     """
     if not cells:
         return [], None
