@@ -174,7 +174,7 @@ def inputs_hash(study: Study) -> str:
     places = [ns.find_checkpoint(spec.model.name)]
     for site in spec.sites.values():
         ask = site.dictionary
-        places += [Path(text) for text in (ask.train.texts if ask.train else ())]
+        places += [Path(text) for made in (ask.train, ask.fit) if made for text in made.texts]
         places += [Path(ask.path)] if ask.path else []
         places += [Path(__file__).parent / "embedded" / ask.embedded] if ask.embedded else []
     files = [f for place in places for f in (sorted(place.rglob("*")) if place.is_dir() else [place])]
@@ -238,6 +238,7 @@ def test_key(study: Study, name: str, responses: Mapping[str, Any], *, earlier: 
         "positions": spec.positions.model_dump(mode="json"),
         "design": study.design.to_json(),
         "responses": {site: ns.provenance_of(adata)["responses_hash"] for site, adata in responses.items()},
+        "signed": [site for site, adata in responses.items() if ns.provenance_of(adata).get("signed")],
         "earlier": chosen,
     }
     return content_hash(parts)

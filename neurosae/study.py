@@ -74,7 +74,7 @@ def prepare_study(
     stimuli = pd.DataFrame() if design is None else ns.expand(design)
     checks = None if design is None else ns.check(design, spec, stimuli, tokenizer=tokenizer_of(spec), path=path)
     place = spec.model.device if device == "auto" else device
-    live = cache(lambda: load_live(spec, out, device=place))
+    live = cache(lambda: load_live(spec, out, device=place, stimuli=stimuli))
     return Study(path, spec, design, stimuli, checks, live, place, out / spec.name, out, registry, mapper)
 
 
@@ -86,17 +86,26 @@ def _override(spec: Any, overrides: Mapping[str, Any]) -> Any:
     return spec.model_copy(update=given)
 
 
-def load_live(spec: Any, out: Path, *, device: str = "auto") -> tuple[Any, dict[str, Any]]:
+def load_asked(block: Any, device: str) -> Any:
+    """The language model of an analysis, or its random control."""
+    asked = {name: getattr(block, name) for name in ("dtype", "weights", "bos", "packing")}
+    model = ns.load_model(block.name, device=device, **asked)
+    return ns.random_control(model, mode=block.control, seed=block.control_seed) if block.control else model
+
+
+def load_live(
+    spec: Any, out: Path, *, device: str = "auto", stimuli: pd.DataFrame | None = None
+) -> tuple[Any, dict[str, Any]]:
     """Load the language model, then the dictionary of every site; what was trained here before is reused."""
-    block = spec.model
-    model = ns.load_model(block.name, dtype=block.dtype, device=device, weights=block.weights, bos=block.bos)
+    model = load_asked(spec.model, device)
     asked = sites_of(spec, model.n_layers)
     # reference text of the fit checks, written once for all sites; the raw stream needs none
     checked = any(ask.dictionary.neurons is None for ask in asked.values())
     why = "reference text, to check the fit of the dictionaries"
     texts = ns.sample_texts(model, 2048, seed=0, purpose=why) if checked and model.has_head else None
     return model, {
-        site: ns.load_dictionary(ask, model, store=out, texts=texts, where=site) for site, ask in asked.items()
+        site: ns.load_dictionary(ask, model, store=out, texts=texts, stimuli=stimuli, where=site)
+        for site, ask in asked.items()
     }
 
 
@@ -134,7 +143,16 @@ def _responses(study: Study) -> dict[str, Any]:
             study.stimuli, model, dictionaries, positions=positions, store=study.out, mapper=study.mapper
         )
         remember_responses(study, responses, dictionaries)
-    return at_positions(responses, positions)
+    return at_positions(as_values(study, responses), positions)
+
+
+def as_values(study: Study, responses: Mapping[str, Any]) -> dict[str, Any]:
+    """The two halves of signed features put together, at every site that does not ask for `signed: false`."""
+    halves = {name for name, site in study.spec.sites.items() if not site.signed}
+    return {
+        name: adata if {name, name.rpartition(".")[0]} & halves else ns.signed(adata)
+        for name, adata in responses.items()
+    }
 
 
 def at_positions(responses: dict[str, Any], positions: Any) -> dict[str, Any]:
@@ -244,8 +262,8 @@ def train_study(study: Study, texts: list[Path]) -> dict[str, Path]:
     -------
     {site: folder of the finished dictionary}
     """
-    block, given = study.spec.model, tuple(str(text) for text in texts)
-    model = ns.load_model(block.name, dtype=block.dtype, device=study.device, weights=block.weights, bos=block.bos)
+    given = tuple(str(text) for text in texts)
+    model = load_asked(study.spec.model, study.device)
     asked = {name: site for name, site in sites_of(study.spec, model.n_layers).items() if site.dictionary.train}
     if not asked:
         raise SpecError(f"{study.path}:1: sites: none asks for training; write `dictionary: {{train: {{d_sae: …}}}}`.")
@@ -305,7 +323,7 @@ def power_study(study: Study) -> pd.DataFrame:
         stored = unchanged_responses(study) if ask.noise == "pilot" else None
         source = study.design
         if stored is not None:
-            source = at_positions(stored, spec.positions)[ask.site or next(iter(stored))]
+            source = at_positions(as_values(study, stored), spec.positions)[ask.site or next(iter(stored))]
         say(study, f"power: {effect} at {settings.region}, noise from {'stored' if stored else 'simulated'} responses")
         table = ns.power(source, spec.effects[effect], settings=settings, inference=spec.inference, seed=spec.seed)
         ns.write_table(study.folder / "power.csv", table.set_index("method"))

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 LAYERS = ("n_layer", "num_hidden_layers", "num_layers", "n_layers")
 WIDTHS = ("n_embd", "hidden_size", "d_model", "dim")
 CONTEXTS = ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len")
-OTHER_WIDTH = ("mlp.hook_post", "attn.hook_z")
-"""Hook points that need not be as wide as the residual stream."""
+STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "hook_embed")
+"""Hook points that are as wide as the residual stream; of others only the model knows the width."""
 
 
 class Facts(NamedTuple):
@@ -137,9 +137,11 @@ def _dictionary_problems(site: Any, facts: Facts | None, where: Where) -> Iterat
             yield (*where, "path"), f"{folder} has no {lost[0]}; copy the whole dictionary there."
         else:
             yield from _fit_problems(folder, site.hook, facts, where=(*where, "path"))
-    for text in block.train.texts if block.train is not None else ():
-        if not Path(text).expanduser().exists():
-            yield (*where, "train", "texts"), f"there is no {text}; give text files or data set folders."
+    for key in ("train", "fit"):
+        made = getattr(block, key)
+        lost = [text for text in (made.texts if made is not None else ()) if not Path(text).expanduser().exists()]
+        for text in lost:
+            yield (*where, key, "texts"), f"there is no {text}; give text files or data set folders."
 
 
 def _fit_problems(folder: Path, hook: str, facts: Facts | None, *, where: Where) -> Iterator[Problem]:
@@ -149,7 +151,7 @@ def _fit_problems(folder: Path, hook: str, facts: Facts | None, *, where: Where)
         yield where, f"'{folder.name}' was trained at {made}, not at {hook}; name that hook point, or another one."
     elif (
         facts is not None and facts.width is not None and isinstance(width, int) and width != facts.width
-    ) and not hook.endswith(OTHER_WIDTH):
+    ) and hook.endswith(STREAM):
         yield where, f"'{folder.name}' reads vectors of width {width}, but {facts.name} has width {facts.width}."
 
 

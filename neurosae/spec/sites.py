@@ -253,8 +253,8 @@ class Site(Strict):
     dictionary: DictionaryBlock
     """What the activations are decomposed with."""
     signed: Bool = True
-    """Where features come as two halves of a signed value (neurons, components, atoms), test the value; false: each half
-    by itself."""
+    """Where features come as two halves of a signed value (neurons, components, atoms), test the value; false: each
+    half by itself."""
 
     @model_validator(mode="after")
     def _check(self) -> Site:
