@@ -113,14 +113,15 @@ def test_encode_refuses_what_is_not_finite():
 
 
 def hidden_differences(case: str):
-    """Features that bfloat16 cannot tell apart: in the rounded result, in the rounded weights, or in the rounded x."""
-    steps = torch.linspace(0, 0.9, 640)[torch.randperm(640, generator=torch.Generator().manual_seed(0))]
-    one = torch.ones(640)
+    """Features that bfloat16 puts in another order: by rounding the result, the weights, or x."""
+    draws = torch.Generator().manual_seed(0)
+    steps, one = torch.rand(640, 2, generator=draws), torch.ones(640)
     if case == "result":
-        return torch.tensor([[1000.0, 1.0]]), torch.stack([one, (256 * steps).round() / 256], 1)
-    if case == "weights":
-        return torch.tensor([[1000.0, -1000.0]]), torch.stack([1 + steps / 1000, one], 1)
-    return torch.tensor([[1000.9, -1000.0]]), torch.stack([(256 * steps).round() / 256 + 1, one], 1) * 0.125
+        return torch.tensor([[1000.0, 1.0]]), torch.stack([one, (256 * steps[:, 0]).round() / 256], 1)
+    if case == "weights":  # bfloat16 has nothing between 1 and 1 + 2^-7
+        return torch.tensor([[1000.0, -1000.0]]), 1 + steps / 300
+    exact = 1 + torch.randint(0, 128, (640, 8), generator=draws) / 128
+    return torch.tensor([[1001.9, -998.1] * 4]), exact  # rounded to +/- 1000
 
 
 @pytest.mark.parametrize("case", ["result", "weights", "input"])
