@@ -131,7 +131,7 @@ def test_screen_errors_are_bounded(case):
     screen, z = prepare_screen(weights, torch.zeros(640), bfloat16=True), x.double() @ weights.double().t()
     kept = codes_topk(x, screen, 16).indices
     assert z[0, kept].min() >= z[0].topk(16).values.min() - 1e-3
-    level = z.median().float() + 1e-3
+    level = z.quantile(0.9).float()
     found = codes_threshold(x, screen, level.expand(640)).indices
     clear = (z[0] - level).abs() > 2e-3  # the rest is lost in float32
     assert set(clear.nonzero()[:, 0].tolist()) & set(found.tolist()) == set(
