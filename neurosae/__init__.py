@@ -26,7 +26,7 @@ _WHERE = {
     "neurosae.extraction.model": ("load_model", "random_control"),
     "neurosae.extraction.collapse": ("collapse",),
     "neurosae.extraction.responses": ("provenance_of",),
-    "neurosae.extraction.views": ("category_means", "example_view", "feature_sums", "onsets"),
+    "neurosae.extraction.views": ("category_means", "example_view", "feature_sums", "onsets", "token_courses"),
     "neurosae.extraction.run": ("extract",),
     "neurosae.extraction.signed": ("signed",),
     "neurosae.extraction.sites": ("expand_hook",),

@@ -16,10 +16,13 @@ import numpy as np
 import pandas as pd
 
 import neurosae as ns
+from neurosae.design.weights import compile_effect
 from neurosae.errors import StoreError
 from neurosae.provenance import table_hash, versions
 from neurosae.spec.files import atomic_path, content_hash, write_atomic
-from neurosae.spec.results import Tested
+from neurosae.spec.results import Tested, ranked
+
+STRONGEST = 8  # features of a test whose course is kept
 
 
 @dataclass(frozen=True)
@@ -245,3 +248,30 @@ def test_key(study: Study, name: str, responses: Mapping[str, Any], *, earlier: 
 
 
 test_key.__test__ = False  # type: ignore[attr-defined]  # pytest collects by name
+
+
+def keep_courses(study: Study, every_token: Mapping[str, Any], results: pd.DataFrame) -> None:
+    """What the strongest features of each contrast do token by token, where tokens were collapsed into one response."""
+    if study.spec.positions.tokens == "all":
+        return
+    effects = {name: compile_effect(study.design, written) for name, written in study.spec.effects.items()}
+    for test, rows in results[results["kind"] == "contrast"].groupby("test", sort=False):
+        tables = []
+        best = ranked(rows[rows["feature"].notna() & rows["status"].eq("ok")]).head(STRONGEST)
+        for (site, effect, region, split), chosen in best.groupby(["site", "effect", "region", "split"], sort=False):
+            made, adata = effects.get(str(effect)), every_token.get(str(site))
+            if adata is None or made is None or made.contrasts is not None or made.slope is not None:
+                continue  # no + and - cells
+            here = adata.obs["region"].astype(str) == region
+            if adata.obs.loc[here, "n_tokens"].max() < 2:
+                continue
+            weights = dict(zip(made.cells, made.weights, strict=True))
+            features = chosen["feature"].astype(int).tolist()
+            long = ns.token_courses(adata, weights, features=features, region=str(region), split=str(split))
+            place = {"site": site, "region": region, "position": chosen["position"].iloc[0], "effect": effect}
+            tables.append(long.assign(**place, split=split))
+        path = study.folder / "tests" / f"{test}.tokens.parquet"
+        if tables:
+            write_table(path, pd.concat(tables, ignore_index=True))
+        else:
+            path.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from neurosae.spec.files import content_hash, lock, write_atomic
 from neurosae.spec.results import is_found, strongest
 from neurosae.stages import (
     Study,
+    keep_courses,
     keep_inputs,
     read_json,
     remember_responses,
@@ -130,10 +131,10 @@ def extract_study(study: Study) -> dict[str, Any]:
     if study.design is None:
         raise SpecError(f"{study.path}:1: design: is missing; extraction needs the file that holds the stimuli.")
     with lock(study.folder):
-        return _responses(study)
+        return collapsed(_aligned(study), study.spec.positions)
 
 
-def _responses(study: Study) -> dict[str, Any]:
+def _aligned(study: Study) -> dict[str, Any]:
     keep_inputs(study)
     positions = study.spec.positions
     responses = unchanged_responses(study)
@@ -143,7 +144,7 @@ def _responses(study: Study) -> dict[str, Any]:
             study.stimuli, model, dictionaries, positions=positions, store=study.out, mapper=study.mapper
         )
         remember_responses(study, responses, dictionaries)
-    return at_positions(as_values(study, responses), positions)
+    return aligned(as_values(study, responses), positions)
 
 
 def as_values(study: Study, responses: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,13 +156,17 @@ def as_values(study: Study, responses: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def at_positions(responses: dict[str, Any], positions: Any) -> dict[str, Any]:
-    """Stored responses, aligned and collapsed as `positions:` asks."""
-    aligned = ns.align(
+def aligned(responses: dict[str, Any], positions: Any) -> dict[str, Any]:
+    """Stored responses, aligned as `positions:` asks; all tokens are still there."""
+    return ns.align(
         responses, positions.align, window=positions.window, max_shift=positions.max_shift,
         shift_unit=positions.shift_unit, reference=positions.reference or None,
     )  # fmt: skip
-    return ns.collapse(aligned, positions.tokens, length_match=positions.length_match)
+
+
+def collapsed(responses: dict[str, Any], positions: Any) -> dict[str, Any]:
+    """Aligned responses, their tokens made one response as `positions:` asks."""
+    return ns.collapse(responses, positions.tokens, length_match=positions.length_match)
 
 
 def test_study(study: Study) -> pd.DataFrame:
@@ -170,7 +175,8 @@ def test_study(study: Study) -> pd.DataFrame:
         raise SpecError(f"{study.path}:1: tests: is missing; name at least one test, or use `neurosae extract`.")
     started = time.monotonic()
     with lock(study.folder):
-        responses = _responses(study)
+        every_token = _aligned(study)
+        responses = collapsed(every_token, study.spec.positions)
         extracted = time.monotonic()
         done: dict[str, Any] = {}
         for name in study.spec.tests:
@@ -180,6 +186,7 @@ def test_study(study: Study) -> pd.DataFrame:
         kinds = {test: set(rows) for test, rows in study.checks.exchange.groupby("test")["kind"]}
         ns.write_results(study.folder, ns.stack(done, study.spec.inference, kinds=kinds))
         results = ns.read_results(study.folder)  # what is returned is what is stored
+        keep_courses(study, every_token, results)
         times = {"responses": extracted - started, "tests": time.monotonic() - extracted}
         write_json(study.folder / "provenance.json", study_provenance(study, responses, results, times=times))
     return results
@@ -323,7 +330,8 @@ def power_study(study: Study) -> pd.DataFrame:
         stored = unchanged_responses(study) if ask.noise == "pilot" else None
         source = study.design
         if stored is not None:
-            source = at_positions(as_values(study, stored), spec.positions)[ask.site or next(iter(stored))]
+            whole = aligned(as_values(study, stored), spec.positions)
+            source = collapsed(whole, spec.positions)[ask.site or next(iter(stored))]
         say(study, f"power: {effect} at {settings.region}, noise from {'stored' if stored else 'simulated'} responses")
         table = ns.power(source, spec.effects[effect], settings=settings, inference=spec.inference, seed=spec.seed)
         ns.write_table(study.folder / "power.csv", table.set_index("method"))

@@ -74,7 +74,7 @@ LAYERS = """
 17 stats.combine
 16 report.tables report.parts
 16 stats.trials stats.maps stats.pairs stats.sets
-17 report.figures_features report.figures_pattern report.figures_univariate report.result_tables report.claims
+17 report.figures_courses report.figures_features report.figures_pattern report.figures_univariate report.result_tables report.claims
 17 report.limits report.page
 17 report.figures_power report.figures_maps
 17 stats.calibrate stats.crosstest stats.othereffect report.figures_sets
@@ -93,7 +93,14 @@ RANK = {name: int(line.split()[0]) for line in LAYERS.strip().splitlines() for n
 # Third parties that are heavy, or that only one part of the house should know.
 ONLY = {
     "torch": [
-        *("extraction.model", "extraction.boot", "extraction.passes", "extraction.firing", "extraction.selftest", "extraction.budget"),
+        *(
+            "extraction.model",
+            "extraction.boot",
+            "extraction.passes",
+            "extraction.firing",
+            "extraction.selftest",
+            "extraction.budget",
+        ),
         *("extraction.shard", "dictionary.*"),
     ],
     "transformer_lens": ["extraction.boot"],

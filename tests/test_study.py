@@ -269,3 +269,18 @@ def test_reference_features_align_and_are_not_tested(study):
     assert set(rows["position"].dropna()) == {-2, -1, 0}
     report = (study[1] / "number" / "report.html").read_text()
     assert "shifts come from features 3, 8 of early, which are left out of every test" in report
+
+
+def test_what_a_collapse_hides_is_shown(study):
+    """Tokens of a region made one response: the report draws the features token by token."""
+    text = study[0].read_text().replace("{regions: [noun, pre_verb]}", "{regions: [near], tokens: mean}")
+    one = "tests:\n  screen: {test: contrast, effect: number, region: near}\n"
+    study[0].write_text(text.partition("tests:")[0] + one)
+    design = study[0].parent.parent / "stimuli" / "number.yaml"
+    design.write_text(design.read_text().replace("{pre_verb: {before: verb}}", "{near: {words: [1, 2]}}"))
+    ns.run_analysis(*study)
+    folder = study[1] / "number"
+    long = pd.read_parquet(folder / "tests" / "screen.tokens.parquet")
+    assert set(long["token"]) == {-1, 0}
+    assert (folder / "figures" / "screen-courses.svg").is_file()
+    assert "Before the collapse: token by token" in (folder / "report.html").read_text()

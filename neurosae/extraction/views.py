@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from neurosae.errors import DataError, unknown
+from neurosae.extraction.responses import design_of
 from neurosae.extraction.shifts import columns_of
 
 
@@ -130,3 +131,51 @@ def onsets(adata: anndata.AnnData, *, features: Sequence[int]) -> pd.DataFrame:
         parts.append(found.assign(feature=feature, position=found["position"].astype("Int64")))
     out = pd.concat(parts, ignore_index=True)
     return out[["stimulus", "item", "region", "feature", "position", "token"]]
+
+
+def token_courses(
+    adata: anndata.AnnData,
+    weights: Mapping[tuple[str, ...], float],
+    *,
+    features: Sequence[int],
+    region: str,
+    split: str,
+) -> pd.DataFrame:
+    """What features do at every token of a region, over the + and over the - cells of an effect: before any collapse.
+
+    Mean over items of y(item, side, token), itself the mean over the item's stimuli, cells weighing as in the effect.
+
+    Parameters
+    ----------
+    adata : aligned responses of one site, all tokens kept apart
+    weights : cell (levels in the order of the design's factors) -> weight
+    features, region, split : which features, where, on which items
+
+    Returns
+    -------
+    DataFrame with `feature`, `side` (`plus`, `minus`), `token` (0 is the last token of the region, or the aligned one),
+    `mean`, `density`, `n_items`; tokens that only some texts have are means over those
+    """
+    obs, factors = cast(pd.DataFrame, adata.obs), list(design_of(adata).factors)
+    here = (obs["region"].astype(str) == region).to_numpy() & (obs["split"].astype(str) == split).to_numpy()
+    weight = np.array([weights.get(cell, 0.0) for cell in obs[factors].astype(str).itertuples(index=False, name=None)])
+    rows = np.flatnonzero(here & (weight != 0))
+    values = cast(Any, adata.X)[rows][:, columns_of(adata, tuple(features))].toarray().astype(float)
+    keys = pd.DataFrame(
+        {
+            "side": np.where(weight[rows] > 0, "plus", "minus"),
+            "token": obs["position"].to_numpy()[rows].astype(int),
+            "item": obs["item"].astype(str).to_numpy()[rows],
+        }
+    )
+    w = np.abs(weight[rows])
+    parts = []
+    for j, feature in enumerate(features):
+        table = keys.assign(w=w, y=w * values[:, j], on=w * (values[:, j] != 0))
+        per_item = table.groupby(["side", "token", "item"])[["w", "y", "on"]].sum().reset_index()
+        per_item = per_item.assign(mean=per_item["y"] / per_item["w"], density=per_item["on"] / per_item["w"])
+        groups = per_item.groupby(["side", "token"])
+        found = groups[["mean", "density"]].mean().assign(n_items=groups["item"].nunique()).reset_index()
+        parts.append(found.assign(feature=feature))
+    columns = ["feature", "side", "token", "mean", "density", "n_items"]
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)

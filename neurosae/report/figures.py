@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from neurosae.report.figures_courses import courses
 from neurosae.report.figures_features import cells, items, profile
 from neurosae.report.figures_pattern import fits, rdms, weights
 from neurosae.report.figures_univariate import null_maximum, strip, volcano
@@ -30,6 +31,7 @@ FIGURES: dict[str, Callable[..., Figure]] = {
     "profile": profile,
     "items": items,
     "cells": cells,
+    "courses": courses,
     "null": null_maximum,
     "weights": weights,
     "rdms": rdms,
@@ -153,6 +155,25 @@ def _top(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Drawing]:
         named = {name: effect.factors for name, effect in compiled_effects(study).items()}
         figure = cells(chosen, factors=factor_levels(study), named=named, top=n_shown)
         yield Drawing(f"{slug(test)}-cells", "cells", test, "Cell means", words, figure, wide=n_shown > 2)
+    yield from _tokens(study, test, best, said=said)
+
+
+def _tokens(study: Study, test: str, best: pd.DataFrame, *, said: str) -> Iterator[Drawing]:
+    """What a collapse over tokens hides: the same features at every token of their region."""
+    long = study.extras.get((test, "tokens"))
+    if long is None or not len(chosen := _chosen(long, best)):
+        return
+    rule = str(section(study.analysis, "positions").get("tokens", "last"))
+    words = (
+        f"The test used the {rule} of the tokens of a region; here is each of them, 0 the last. Mean activation over "
+        "the + and over the − cells; the area of a dot is the share of items in which the feature is active there. "
+        f"Tokens that only some texts have are means over those. {said}"
+    )
+    shown = len(chosen.groupby(KEY, dropna=False))
+    yield Drawing(
+        f"{slug(test)}-courses", "courses", test, "Before the collapse: token by token", words,
+        courses(chosen, ends=effect_ends(study)), wide=shown > 2,
+    )  # fmt: skip
 
 
 def _n_items(study: Study, split: str) -> int:

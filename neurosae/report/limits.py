@@ -60,19 +60,20 @@ def limits(study: Study) -> list[str]:
         out.append(
             "With graded factors (three levels or more), an interaction can be removed by a monotone change of scale."
         )
-    if study.analysis.get("positions", {}) and section(study.analysis, "positions").get("align") not in (
-        None,
-        "region",
-    ):
-        out.append("Positions are aligned by rule, and no claim about onset is made.")
-    if section(study.analysis, "positions").get("align") in ("xcorr", "reference"):
-        out.append(
-            "Shifts that were found in the responses sharpen any course, that of noise too: contrasts between "
-            "conditions stand, the height, latency and shape of a peak are exploratory."
-        )
+    out += _of_alignment(str(section(study.analysis, "positions").get("align", "region")))
     if not design.partition:
         out.append(
             "There is no localizer split: effect sizes of features that were chosen on the same items are optimistic."
+        )
+    return out
+
+
+def _of_alignment(rule: str) -> list[str]:
+    out = [] if rule == "region" else ["Positions are aligned by rule, and no claim about onset is made."]
+    if rule in ("xcorr", "reference"):
+        out.append(
+            "Shifts that were found in the responses sharpen any course, that of noise too: contrasts between "
+            "conditions stand, the height, latency and shape of a peak are exploratory."
         )
     return out
 

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose
 from neurosae.errors import DataError
 from neurosae.extraction.align import align
 from neurosae.extraction.run import extract
-from neurosae.extraction.views import category_means, example_view, feature_sums, onsets
+from neurosae.extraction.views import category_means, example_view, feature_sums, onsets, token_courses
 
 
 @pytest.fixture
@@ -66,3 +66,18 @@ def test_onsets_are_first_active_tokens(responses):
         own = ((responses.obs["stimulus"] == row["stimulus"]) & (responses.obs["region"] == row["region"])).to_numpy()
         active = responses.obs["position"].to_numpy()[own & (values > 0)]
         assert pd.isna(row["position"]) if not len(active) else row["position"] == active.min()
+
+
+def test_token_courses_agree_with_a_loop(responses):
+    """Means over items of weighted means over cells, at every token; the two sides of an interaction."""
+    weights = {("sg", "sg"): 1.0, ("pl", "sg"): -1.0, ("sg", "pl"): -1.0, ("pl", "pl"): 1.0}
+    found = token_courses(responses, weights, features=[4, 9], region="head", split="test")
+    rows = responses.obs.reset_index(drop=True).assign(y=responses.X[:, 9].toarray().ravel())
+    rows = rows[rows["region"] == "head"]
+    same = rows["number"].astype(str) == rows["near"].astype(str)
+    for side, kept in (("plus", rows[same]), ("minus", rows[~same])):
+        expected = kept.groupby(["position", "item"], observed=True)["y"].mean().groupby("position").mean()
+        one = found[(found["feature"] == 9) & (found["side"] == side)].set_index("token")["mean"]
+        assert_allclose(one, expected.reindex(one.index))
+    with pytest.raises(DataError, match="there is no feature 999"):
+        token_courses(responses, weights, features=[999], region="head", split="test")

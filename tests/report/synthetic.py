@@ -132,7 +132,7 @@ def deviate(t: np.ndarray, df: int) -> np.ndarray:
 
 def contrast_test(rng, name: str, effect: str, *, regions: list[str], items: list[str], strength: float):
     """Table, null and extras of one contrast test, by plain flips of a t statistic."""
-    n_perm, blocks, nulls, extras = 2000, [], [], {"items": [], "cells": []}
+    n_perm, blocks, nulls, extras = 2000, [], [], {"items": [], "cells": [], "tokens": []}
     signs = np.where(np.random.default_rng(0).random((n_perm, len(items))) < 0.5, -1, 1)
     signs[0] = 1
     for site in ("early", "late"):
@@ -227,6 +227,19 @@ def contrast_test(rng, name: str, effect: str, *, regions: list[str], items: lis
             extras["items"].append(
                 pd.DataFrame(
                     {**where, "feature": feature[j], "item": items, "difference": d[:, j], "plus": high, "minus": low}
+                )
+            )
+            extras["tokens"].append(
+                pd.DataFrame(
+                    {
+                        **where,
+                        "feature": feature[j],
+                        "side": np.repeat(["minus", "plus"], 3),
+                        "token": [-2, -1, 0] * 2,
+                        "mean": np.outer([low.mean(), high.mean()], [0.2, 0.5, 1]).ravel(),
+                        "density": np.repeat([(low > 0).mean(), (high > 0).mean()], 3),
+                        "n_items": len(items),
+                    }
                 )
             )
             extras["cells"].append(

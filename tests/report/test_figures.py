@@ -120,6 +120,20 @@ def test_cells_draws_the_means(study):
     assert np.allclose(axes.lines[1].get_ydata(), [mean["sg/pl"], mean["pl/pl"]])
 
 
+def test_courses_draw_both_sides_at_every_token(study):
+    """One panel per feature, a line per side through the stored means, a dot per token."""
+    long = study.extras["number", "tokens"]
+    one = long[(long["feature"] == long["feature"].iloc[0]) & (long["site"] == long["site"].iloc[0])]
+    one = one[one["region"] == one["region"].iloc[0]]
+    axes = FIGURES["courses"](one, ends={"subject": ("sg", "pl")}).axes[0]
+    for line, side in zip(axes.lines, ("minus", "plus"), strict=True):
+        part = one[one["side"] == side].sort_values("token")
+        assert np.allclose(line.get_ydata(), part["mean"])
+        assert np.allclose(line.get_xdata(), part["token"])
+    assert [line.get_label() for line in axes.lines] == ["sg", "pl"]
+    assert offsets(axes) == len(one)
+
+
 def test_cells_draws_the_factors_that_the_effect_names():
     """Of three factors the named one is on the axis, the next is the lines, the rest is averaged."""
     names = [f"{a}/{b}/{c}" for a in "pq" for b in "rs" for c in "tu"]
