@@ -44,21 +44,24 @@ LAYERS = """
 8  stats.kernels stats.effects stats.moderation stats.nuisance stats.multiplicity dictionary.record dictionary.texts
 7  dictionary.settings dictionary.revival
 8  dictionary.watch dictionary.budget
-8  stats.scores design.checks
+8  stats.scores stats.ranks design.checks
 8  stats.noncentral stats.pattern
 9  stats.glm_kernels stats.mixed_kernels stats.layout
 9  stats.level_kernels stats.relabel stats.tails stats.rdm stats.simulate stats.tfce dictionary.learn
 9  dictionary.stream extraction.shard
 9  stats.products stats.crossfit_kernels
 10 stats.glm stats.hurdle_kernels
-10 dictionary.architectures dictionary.plan dictionary.rows
+10 dictionary.interaction dictionary.plan dictionary.rows
+11 dictionary.architectures dictionary.pathology
+12 dictionary.train dictionary.interaction_study
 10 stats.flips stats.units stats.resample dictionary.checkpoint dictionary.evaluate extraction.record
 11 extraction.run
 10 stats.conjunctions
 11 stats.mixed stats.levels stats.hurdle
-11 stats.adjusted stats.projection stats.chains stats.lanes stats.length dictionary.train stats.worlds
+11 stats.adjusted stats.projection stats.chains stats.lanes stats.length stats.worlds
 11 stats.plasmode stats.crossfit stats.communities
 12 stats.crossed
+12 dictionary.sweep
 12 stats.subjects stats.intervals stats.statistics stats.geometry dictionary.alternatives
 13 dictionary.load
 8  dictionary.decompositions

@@ -1,0 +1,116 @@
+"""Activations on disk: the rows of the model, written once, read in shuffled batches that are pure functions."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from neurosae.dictionary import rows as module
+from neurosae.dictionary.rows import Place, cached_batches, cached_rows, first_rows
+from neurosae.dictionary.stream import context_rows
+from neurosae.dictionary.texts import make_contexts
+from neurosae.errors import DataError, StoreError
+from tests.dictionary.conftest import HOOK
+
+HOOKS = ["blocks.0.hook_resid_post", HOOK]
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture
+def contexts(toy, toy_texts):
+    """Contexts of 30 ids."""
+    return make_contexts(toy.tokens, toy_texts, length=30)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder, and blocks of few rows."""
+    monkeypatch.setattr(module, "BUFFER", 700)
+    return Place(tmp_path / "activations", "float32", {"text": "toy"})
+
+
+def everything(toy, contexts, hook=HOOK):
+    """All rows at once."""
+    return context_rows(toy, contexts, np.arange(len(contexts.ids)), hooks=[hook])[hook]
+
+
+def test_rows_are_those_of_the_model(toy, contexts, place):
+    """Every token once, in order, without specials; as bfloat16 rounded and half as large."""
+    found, all_ = cached_rows(toy, contexts, HOOKS, place=place), everything(toy, contexts)
+    assert_close(found[HOOK].take(np.arange(len(all_))), all_, rtol=1e-4, atol=1e-5)
+    short = cached_rows(toy, contexts, HOOKS, place=place._replace(dtype="bfloat16"))[HOOK]
+    assert_close(short.take(np.arange(len(all_))), all_.bfloat16().float(), rtol=1e-2, atol=1e-2)
+    sizes = [place._replace(dtype=d).path(HOOK).stat().st_size for d in ("float32", "bfloat16")]
+    assert sizes == [4 * all_.numel(), 2 * all_.numel()]
+
+
+def test_rows_are_written_once(toy, contexts, place, *, monkeypatch):
+    """A second dictionary needs no model; another hook point extracts only itself."""
+    cached_rows(toy, contexts, HOOKS[:1], place=place)
+    monkeypatch.setattr(module, "context_rows", lambda *a, **k: pytest.fail("the model was run again"))
+    cached_rows(toy, contexts, HOOKS[:1], place=place)
+    with pytest.raises(pytest.fail.Exception, match="run again"):
+        cached_rows(toy, contexts, HOOKS, place=place)
+
+
+@pytest.mark.parametrize("at", [0, 2, 4])
+def test_killed_extraction_goes_on(toy, contexts, place, *, monkeypatch, at):
+    """Killed while writing a block: blocks that were finished are not run again, and the file is the same."""
+    whole = place._replace(folder=place.folder / "whole")
+    cached_rows(toy, contexts, HOOKS, place=whole)
+    plain, seen = module.context_rows, []
+
+    def dies(model, contexts, chosen, *, hooks):
+        if len(seen) == at:
+            raise Killed
+        seen.append(int(chosen[0]))
+        return plain(model, contexts, chosen, hooks=hooks)
+
+    monkeypatch.setattr(module, "context_rows", dies)
+    with pytest.raises(Killed):
+        cached_rows(toy, contexts, HOOKS, place=place)
+    before, at = list(seen), 99
+    cached_rows(toy, contexts, HOOKS, place=place)
+    assert not set(before) & set(seen[len(before) :])
+    for hook in HOOKS:
+        assert place.path(hook).read_bytes() == whole.path(hook).read_bytes()
+    assert not list(place.folder.glob("*.part*"))
+
+
+def test_batches_are_pure_functions(toy, contexts, place):
+    """Every row once an epoch, in another order in the next; a batch is the same wherever reading starts."""
+    rows = cached_rows(toy, contexts, HOOKS, place=place)
+    n, batch = len(rows[HOOK].rows), 100
+    ask = {"batch": batch, "seed": 1, "n_steps": 3 * (n // batch)}
+    whole = list(cached_batches(rows, **ask, start=0))
+    for start in (1, 17, n // batch, ask["n_steps"] - 1):
+        late = next(cached_batches(rows, **ask, start=start))
+        assert all(torch.equal(late[hook], whole[start][hook]) for hook in HOOKS)
+    epoch = torch.cat([one[HOOK] for one in whole[: n // batch]])
+    again = torch.cat([one[HOOK] for one in whole[n // batch : 2 * (n // batch)]])
+    everyone = {row.numpy().tobytes() for row in rows[HOOK].take(np.arange(n))}
+    assert {row.numpy().tobytes() for row in epoch} <= everyone
+    assert len({row.numpy().tobytes() for row in epoch}) > 0.9 * len(everyone)
+    assert not torch.equal(epoch, again)
+    assert not torch.equal(next(islice(cached_batches(rows, **ask | {"seed": 2}, start=0), 1))[HOOK], whole[0][HOOK])
+    assert first_rows(rows, seed=1)[HOOK].shape == (min(n, 700), 16)
+
+
+def test_rows_refuse(toy, contexts, place):
+    """Half a file, and fewer rows than a batch."""
+    rows = cached_rows(toy, contexts, [HOOK], place=place)
+    with pytest.raises(DataError, match="fewer than a batch of 100,000"):
+        next(cached_batches(rows, batch=100_000, seed=0, start=0, n_steps=1))
+    path = place.path(HOOK)
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(StoreError, match="is not whole; delete it"):
+        cached_rows(toy, contexts, [HOOK], place=place)
+    assert json.loads(path.with_suffix(".json").read_text())["shape"][1] == 16
