@@ -104,6 +104,8 @@ def load_live(
     checked = any(ask.dictionary.neurons is None for ask in asked.values())
     why = "reference text, to check the fit of the dictionaries"
     texts = ns.sample_texts(model, 2048, seed=0, purpose=why) if checked and model.has_head else None
+    if checked and not model.has_head and stimuli is not None and len(stimuli):
+        texts = list(dict.fromkeys(stimuli["text"]))  # a model without a head writes nothing: its stimuli are the text
     return model, {
         site: ns.load_dictionary(ask, model, store=out, texts=texts, stimuli=stimuli, where=site)
         for site, ask in asked.items()

@@ -19,6 +19,7 @@ from neurosae.extraction.tokens import (
     Tokenizer,
     check_lengths,
     encode,
+    encode_ids,
     first_token,
     region_tokens,
     replaced_token,
@@ -61,13 +62,16 @@ class Cells:
 
 
 def plan_cells(
-    stimuli: pd.DataFrame, tokenizer: Tokenizer, asked: Wanted, *, n_ctx: int, model: str, target_slot: str | None
-) -> Cells:
+    stimuli: pd.DataFrame, tokenizer: Tokenizer | None, asked: Wanted, *, n_ctx: int, model: str,
+    target_slot: str | None,
+) -> Cells:  # fmt: skip
     """Find the wanted tokens of every stimulus.
 
     Parameters
     ----------
-    stimuli : table with `text` and, for each region, `<region>_start` and `<region>_end` (characters)
+    stimuli : table with `text` and, for each region, `<region>_start` and `<region>_end` (characters); or with `ids`,
+        lists of token ids without specials, where start and end count tokens
+    tokenizer : None only where the stimuli are ids
     asked : regions and alignment
     n_ctx, model : context length and name of the model, for the refusal of long stimuli
     target_slot : the region that holds the target word, None if nothing is scored
@@ -81,8 +85,12 @@ def plan_cells(
         if f"{region}_start" not in stimuli:
             known = [c.removesuffix("_start") for c in stimuli.columns if c.endswith("_start")]
             raise DataError("positions.regions: " + unknown("region", region, known))
-    texts = stimuli["text"].tolist()
-    coded = encode(tokenizer, texts)
+    if "ids" in stimuli:
+        coded = encode_ids(tokenizer, stimuli["ids"].tolist())
+    elif tokenizer is None:
+        raise DataError(f"{model} has no tokenizer; give token ids in a column `ids` in place of texts.")
+    else:
+        coded = encode(tokenizer, stimuli["text"].tolist())
     check_lengths(dict(zip(stimuli.index, (len(e.ids) for e in coded), strict=True)), n_ctx, model=model)
     found = [row for i, e in enumerate(coded) for row in _cells_of(stimuli, asked, i, encoded=e, tokenizer=tokenizer)]
     rows = pd.DataFrame(found, columns=["row", "region", "token_index", "n_tokens", "token", "stimulus_tokens"])
@@ -114,9 +122,10 @@ def cut_ids(cells: Cells, *, is_causal: bool, is_scored: bool) -> list[np.ndarra
 
 
 def _cells_of(
-    stimuli: pd.DataFrame, asked: Wanted, row: int, *, encoded: Encoded, tokenizer: Tokenizer
+    stimuli: pd.DataFrame, asked: Wanted, row: int, *, encoded: Encoded, tokenizer: Tokenizer | None
 ) -> list[tuple[int, str, int, int, str, int]]:
-    first, stop = tokenizer.first, len(encoded.ids) - len(tokenizer.suffix)
+    n_before, n_after = (len(tokenizer.prefix), len(tokenizer.suffix)) if tokenizer else (0, 0)
+    first, stop = n_before, len(encoded.ids) - n_after
     wanted: list[tuple[str, np.ndarray]] = []
     window: set[int] = set()
     for region in asked.regions:
@@ -144,9 +153,11 @@ def _window(borders: np.ndarray, window: Sequence[int] | None) -> set[int]:
 
 
 def _targets(
-    stimuli: pd.DataFrame, tokenizer: Tokenizer, coded: Sequence[Encoded], *, slot: str | None
+    stimuli: pd.DataFrame, tokenizer: Tokenizer | None, coded: Sequence[Encoded], *, slot: str | None
 ) -> pd.DataFrame:
     none = {"at": -1, "target": -1, "foil": -1, "reason": "the design has no target"}
+    if tokenizer is None or "ids" in stimuli:
+        return pd.DataFrame([none | {"reason": "the stimuli are token ids"}] * len(stimuli))
     if slot is None or not {"target", "foil", f"{slot}_start"} <= set(stimuli.columns):
         return pd.DataFrame([none] * len(stimuli))
     out = []

@@ -47,10 +47,11 @@ def site_records(
         "responses_hash": content_hash(dict(key)),
         "n_stimuli": len(work.cells.ids),
         **missing,
-        "warnings": _warnings(model, missing, packing, n_stimuli=len(work.cells.ids)),
     }
+    warned = _warnings(model, missing, packing, n_stimuli=len(work.cells.ids))
     return {
         site: common
+        | {"warnings": warned + [_precision_words(model, site, s) for s in [switched.get(site)] if s]}
         | {"site": site, "hook": d.hook, "hook_canonical": model.hooks.get(d.hook, d.hook)}
         | {"ln_scale": work.scales[d.hook] or "nothing normalises after this hook point"}
         | switched.get(site, {})
@@ -85,6 +86,13 @@ def _switched(work: Work, sample: list[np.ndarray]) -> dict[str, dict[str, float
     return out
 
 
+def _precision_words(model: LanguageModel, site: str, shares: Mapping[str, float]) -> str:
+    return (
+        f"site {site}: {shares['precision_switched']:.2%} of the active (token, feature) cells are switched on or off "
+        f"by {model.dtype} against float32, {shares['batch_switched']:.2%} by batching"
+    )
+
+
 def _missing(work: Work) -> dict[str, Any]:
     """Why surprisal and logit_diff are not numbers, and for how many stimuli."""
     n, target = len(work.cells.ids), work.cells.target
@@ -110,7 +118,7 @@ def _warnings(
         out.append(f"surprisal and logit_diff are missing: {missing['surprisal_missing']}")
     else:
         reasons = pd.Series(missing["logit_diff_missing"], dtype="int64").drop(
-            labels=["the design has no target", LEFT_OUT], errors="ignore"
+            labels=["the design has no target", "the stimuli are token ids", LEFT_OUT], errors="ignore"
         )
         if len(reasons):
             most = ", ".join(f"{reason} ({n})" for reason, n in reasons.head(3).items())

@@ -12,9 +12,9 @@ Rows are stimulus x position (ragged, so alignment only relabels), columns are f
 
 `token_index` counts the ids given to the model (a leading BOS is 0 and never a row), `n_tokens` the tokens of the
 row's region, `stimulus_tokens` those of its text, specials excluded. A token of two regions has one row for each.
-`norm` is the length of the raw stream vector, `surprisal` is in bits, `logit_diff` (target minus foil) is one value
-per stimulus, `n_active` and `sum_active` describe X, `recon_error` is the length of the raw vector minus its
-reconstruction; `position` is set by alignment.
+`norm` is the length of the raw stream vector, `ln_scale` the scale of the normalisation that comes next, `surprisal` is
+in bits, `logit_diff` (target minus foil) is one value per stimulus, `n_active` and `sum_active` describe X,
+`recon_error` is the length of the raw vector minus its reconstruction; `position` is set by alignment.
 """
 
 from __future__ import annotations

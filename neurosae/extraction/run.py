@@ -62,7 +62,8 @@ def extract(
     Parameters
     ----------
     stimuli : from `expand`, which leaves its design in `stimuli.attrs["design"]`; or any table with `item`, `frame`,
-        `split`, `text` and character spans of regions
+        `split`, `text` and character spans of regions; with `ids`, lists of token ids, in place of `text`, spans
+        count tokens
     dictionaries : {site: dictionary}, each with its hook point
     positions : the block of the analysis; left-out regions are all regions of the stimuli
     store : results folder; what is stored there under the same key is read, not computed
@@ -118,14 +119,14 @@ def extract(
 def _wanted(positions: Positions | Mapping[str, Any] | None, stimuli: pd.DataFrame) -> Wanted:
     asked = as_record(positions, Positions, name="positions")
     regions = asked.regions or tuple(c.removesuffix("_start") for c in stimuli.columns if c.endswith("_start"))
-    return Wanted(tuple(regions), asked.align, asked.reach, asked.keep_x, asked.allow_straddle)
+    return Wanted(tuple(regions), asked.align, asked.reach, asked.keep_x, asked.allow_straddle, asked.scores)
 
 
-def _with_bos(model: LanguageModel, dictionaries: Mapping[str, Any]) -> tuple[LanguageModel, Tokenizer]:
+def _with_bos(model: LanguageModel, dictionaries: Mapping[str, Any]) -> tuple[LanguageModel, Tokenizer | None]:
     """Dictionaries know whether their training texts began with BOS; they decide unless `bos` was set."""
     tokens = model.tokens
     if tokens is None:
-        raise ModelError(f"{model.name} has no tokenizer; give the toy d_vocab >= 257, or a `tokenizer`.")
+        return model, None
     wishes = {site: d.metadata.get("prepend_bos") for site, d in dictionaries.items()}
     wishes = {site: bool(wish) for site, wish in wishes.items() if wish is not None}
     if tokens.rule != "auto" or not wishes:
@@ -177,7 +178,7 @@ def _gathered(work: Work, mapper: Callable[..., Any], record: dict[str, dict[str
     speed = {"tokens": sum(s.tokens for s in shards), "seconds": round(time.perf_counter() - started, 3), **told}
     halved = max(s.halved for s in shards)
     for entry in record.values():
-        entry["extraction"] = speed
+        entry["extraction"] = speed | {"packing": entry["packing"]}
         if halved:
             entry["warnings"] = [*entry["warnings"], f"memory ran out: batches were halved up to {halved} times"]
     return {site: join_shards([part_of(work, s, site) for s in shards]) for site in work.dictionaries}

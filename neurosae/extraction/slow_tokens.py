@@ -1,8 +1,8 @@
 """Tokenizers without a fast backend: characters of each token by decoding ever longer beginnings of a text.
 
 Decoding one token at a time would lose blanks and break characters of several tokens. A beginning that ends inside a
-character decodes to a replacement sign there: such tokens all belong to the character. What does not decode back to the
-text exactly is refused, because then no offset can be trusted.
+character decodes to a replacement sign there, or to nothing: such tokens all belong to the character. What does not
+decode back to the text exactly is refused, because then no offset can be trusted.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ class SlowBackend:
                     f"the tokenizer does not give its text back: '{text}' decodes to '{self.decode(ids)}', so no token "
                     "can be placed; use its fast version (tokenizer.json)."
                 )
-            # a token that ends inside a character belongs to that character
-            offsets.append((done, max(len(whole) + (seen != whole), done)))
+            # a token that ends inside a character belongs to that character; some decoders show it, some drop it
+            inside = seen != whole or len(whole) == done
+            offsets.append((done, min(len(whole) + inside, len(text))))
             done = len(whole)
         return offsets

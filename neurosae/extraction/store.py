@@ -33,7 +33,7 @@ from neurosae.spec.design import Design
 from neurosae.spec.files import atomic_path, content_hash, write_atomic
 
 EXTRACTION_VERSION = 2  # raise by hand whenever the same inputs may give other numbers
-NOT_JOINED = {"text", "target", "foil"}
+NOT_JOINED = {"text", "target", "foil", "ids"}
 CELL_NUMBERS = ("row", "token_index", "n_tokens", "stimulus_tokens")
 NUMBERS = ("norm", "ln_scale", "surprisal", "logit_diff", "n_active", "sum_active", "recon_error")
 
@@ -51,8 +51,10 @@ def responses_key(
     """
     regions = sorted({*asked.regions, *([target_slot] if target_slot else [])})
     spans = [f"{region}_{end}" for region in regions for end in ("start", "end")]
-    columns = [c for c in ("text", "target", "foil", *spans) if c in stimuli]
+    columns = [c for c in ("text", "ids", "target", "foil", *spans) if c in stimuli]
     table = stimuli[columns].astype(object)
+    if "ids" in table:
+        table["ids"] = [[int(i) for i in ids] for ids in table["ids"]]
     table = table.where(table.notna(), None)  # pyright: ignore[reportArgumentType]
     return {
         "version": EXTRACTION_VERSION,
@@ -65,7 +67,7 @@ def responses_key(
         "scores": bool(asked.scores),
         "allow_straddle": bool(asked.allow_straddle),
         "model": {name: model.provenance[name] for name in ("weights_hash", "weights", "tokenizer_hash", "dtype")},
-        "specials": [list(model.tokens.prefix), list(model.tokens.suffix)],
+        "specials": [list(model.tokens.prefix), list(model.tokens.suffix)] if model.tokens else [[], []],
         "sites": {site: {"hook": d.hook, "dictionary": str(d.hash)} for site, d in sorted(dictionaries.items())},
     }
 

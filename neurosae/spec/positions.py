@@ -39,6 +39,8 @@ class Positions(Strict):
     """Frames are averaged within items before any test."""
     keep_x: Bool = False
     """Also store the raw stream."""
+    scores: Bool = True
+    """Surprisal of every token and logit_diff of the target, which need all layers and the head of the model."""
     allow_straddle: Bool = False
     """Accept a token that lies across the border of a region."""
 

@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from neurosae.extraction.model import load_model
-from neurosae.extraction.tokens import byte_tokenizer, make_tokenizer
+from neurosae.extraction.tokens import byte_tokenizer, make_tokenizer, tokenizer_in_memory
 from neurosae.spec.design import Design, load_design
 
 TOY = dict(n_layers=4, d_model=64, n_heads=4, d_head=16, d_mlp=128, n_ctx=96, d_vocab=300, act_fn="gelu", seed=0)
@@ -160,14 +160,46 @@ def sentencepiece() -> Tokenizer:
     return tokenizer
 
 
+def wordpiece() -> Tokenizer:
+    """A WordPiece as encoders have it, with their specials."""
+    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trained.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    trained.train_from_iterator([WORDS] * 20, trainers.WordPieceTrainer(vocab_size=90, special_tokens=special))
+    vocab = json.loads(trained.to_str())["model"]["vocab"]
+    letters = sorted(set(WORDS + "ét") - {" "})
+    names = dict.fromkeys([*vocab, *letters, *(f"##{letter}" for letter in letters)])
+    tokenizer = Tokenizer(models.WordPiece(vocab={name: i for i, name in enumerate(names)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    tokenizer.add_special_tokens(special)
+    ids = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids)
+    return tokenizer
+
+
+def characters() -> Tokenizer:
+    """One token per character."""
+    letters = sorted({*WORDS, "t"})
+    tokenizer = Tokenizer(models.WordLevel({letter: i for i, letter in enumerate(["?", *letters])}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer
+
+
 @pytest.fixture(scope="session")
 def tokenizer_of():
     """A function from a kind of tokenizer to one of ours."""
+    from transformers import ByT5Tokenizer  # has no fast version
+
     kinds = {
         "bytes": lambda: byte_tokenizer(),
         "bytes without bos": lambda: byte_tokenizer(bos=False),
         "byte-level": lambda: make_tokenizer(byte_level()),
         "byte-level with bos": lambda: make_tokenizer(byte_level(), bos_token="<|endoftext|>", bos=True),
+        "wordpiece": lambda: make_tokenizer(wordpiece()),
+        "characters": lambda: make_tokenizer(characters()),
+        "slow bytes": lambda: tokenizer_in_memory(ByT5Tokenizer()),
         "sentencepiece": lambda: make_tokenizer(sentencepiece()),
         "sentencepiece without bos": lambda: make_tokenizer(sentencepiece(), bos=False),
     }

@@ -11,11 +11,13 @@ from neurosae.extraction.tokens import (
     check_lengths,
     decode,
     encode,
+    encode_ids,
     load_tokenizer,
     make_tokenizer,
     region_tokens,
     replaced_token,
     token_ids,
+    tokenizer_in_memory,
     with_bos,
 )
 
@@ -27,6 +29,9 @@ KINDS = [
     "byte-level with bos",
     "sentencepiece",
     "sentencepiece without bos",
+    "wordpiece",
+    "characters",
+    "slow bytes",
 ]
 
 
@@ -63,9 +68,76 @@ def test_region_tokens_leaves_out_a_dummy_blank(tokenizer_of, text):
     assert 1 not in region_tokens(encoded, (0, 4), where="s", allow_straddle=True)
 
 
-def test_region_tokens_takes_all_pieces_of_one_character():
+@pytest.mark.parametrize(("kind", "first"), [("bytes", 3), ("slow bytes", 2)])
+def test_region_tokens_takes_all_pieces_of_one_character(tokenizer_of, kind, first):
     """An emoji of four bytes is four tokens with the same characters."""
-    assert region_tokens(encode(byte_tokenizer(), ["a 😀 b"])[0], (2, 3), where="s").tolist() == [3, 4, 5, 6]
+    encoded = encode(tokenizer_of(kind), ["a 😀 b"])[0]
+    assert region_tokens(encoded, (2, 3), where="s").tolist() == [first, first + 1, first + 2, first + 3]
+
+
+class Broken:
+    """A tokenizer without a fast version that shows incomplete characters, or changes what it reads."""
+
+    def __init__(self, change=str):
+        self.change = change
+
+    def encode(self, text, add_special_tokens=True):
+        return [*[256] * add_special_tokens, *text.encode()]
+
+    def decode(self, ids, skip_special_tokens=False, clean_up_tokenization_spaces=True):
+        return self.change(bytes(i for i in ids if i < 256).decode(errors="replace"))
+
+    def convert_ids_to_tokens(self, i):
+        return str(i)
+
+    def get_vocab(self):
+        return {str(i): i for i in range(257)}
+
+
+def test_slow_tokenizers_recover_offsets():
+    """Incomplete characters may be shown as a replacement sign; the special token is known from the habit."""
+    tokenizer = tokenizer_in_memory(Broken())
+    text = encode(tokenizer, ["é 😀"])[0]
+    assert tokenizer.prefix == (256,)
+    assert text.starts.tolist() == [0, 0, 0, 2, 2, 2, 2, 2]
+    assert text.ends.tolist() == [0, 1, 1, 2, 3, 3, 3, 3]
+
+
+@pytest.mark.parametrize("change", [str.lower, str.strip, lambda text: text + "!"])
+def test_slow_tokenizers_that_change_a_text_are_refused(change):
+    """What does not decode to the text itself gives no offsets."""
+    with pytest.raises(DataError, match="does not give its text back"):
+        encode(tokenizer_in_memory(Broken(change)), ["A b "])
+
+
+def test_tokenizers_in_memory_are_copied(tokenizer_of):
+    """What is changed in the user's object later does not reach ours, and ours changes nothing in it."""
+    import transformers
+
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer_of("byte-level").backend)
+    theirs.add_special_tokens({"bos_token": "<|endoftext|>"})
+    before = theirs.backend_tokenizer.to_str()
+    ours = tokenizer_in_memory(theirs, bos=True)
+    ids = token_ids(ours, ["the old keys near houses"])
+    assert theirs.backend_tokenizer.to_str() == before
+    theirs.backend_tokenizer.enable_truncation(2)
+    assert token_ids(ours, ["the old keys near houses"]) == ids
+    assert ids[0][0] == theirs.bos_token_id
+    raw = tokenizer_of("byte-level").backend
+    assert token_ids(tokenizer_in_memory(raw), ["the dog"]) == [raw.encode("the dog").ids]
+
+
+def test_token_ids_as_stimuli_count_tokens(tokenizer_of):
+    """Regions of id lists are ranges of tokens; specials go around them and shift nothing."""
+    given = [[7, 9, 4], [5]]
+    plain = encode_ids(None, given)
+    assert region_tokens(plain[0], (1, 3), where="s").tolist() == [1, 2]
+    special = encode_ids(tokenizer_of("sentencepiece"), given)
+    assert special[0].ids.tolist() == [1, 7, 9, 4]
+    assert region_tokens(special[0], (1, 3), where="s").tolist() == [2, 3]
+    assert region_tokens(special[1], (0, 1), where="s").tolist() == [1]
+    with pytest.raises(DataError, match="no token lies"):
+        region_tokens(special[1], (1, 2), where="s")
 
 
 def test_region_tokens_refuses_a_straddling_token(tokenizer_of):

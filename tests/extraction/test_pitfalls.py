@@ -1,0 +1,201 @@
+"""Faults that give plausible numbers elsewhere: each has a guard, and a test that fails without it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from neurosae.errors import DataError
+from neurosae.extraction import run
+from neurosae.extraction.model import hooked_pass, load_model
+from neurosae.extraction.packing import pack, pad
+from neurosae.extraction.responses import provenance_of
+from neurosae.extraction.run import extract
+
+REGIONS = {"regions": ["head", "whole"]}
+
+
+def test_a_model_and_a_tokenizer_in_memory(checkpoint, toy_stimuli, tiny):
+    """A tokenizer with a BOS and without a name is no KeyError, and both objects stay as they were."""
+    import transformers
+
+    folder = checkpoint("gpt2")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    backend = transformers.AutoTokenizer.from_pretrained(folder).backend_tokenizer
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|endoftext|>")
+    before = [name for name, _ in theirs.named_modules()], dict(tokenizer.special_tokens_map)
+    site = {"s": dataclasses.replace(tiny(1), d=32)}
+    model = load_model((theirs, tokenizer), device="cpu")
+    memory = extract(toy_stimuli, model, site, positions=REGIONS)["s"]
+    assert before == ([name for name, _ in theirs.named_modules()], dict(tokenizer.special_tokens_map))
+    folder = extract(toy_stimuli, load_model(folder, device="cpu"), site, positions=REGIONS)["s"]
+    assert abs(memory.X - folder.X).max() < 1e-6
+    assert model.provenance["source"] == "memory"
+    assert len(model.provenance["weights_hash"]) == 64
+
+
+@pytest.mark.parametrize("family", ["toy", "gpt2", "bert"])
+def test_the_pass_stops_after_the_last_block(request, family):
+    """Where stop_at_layer is ignored, at the last layer and in encoders, the head is still not computed."""
+    if family == "toy":
+        model = request.getfixturevalue("toy_model")
+    else:
+        model = load_model(request.getfixturevalue("checkpoint")(family), device="cpu")
+    computed = []
+    handle = model.bridge.unembed.register_forward_pre_hook(lambda *_: computed.append(1))
+    ids = np.ones((1, 3), dtype=int)
+    try:
+        hooked_pass(model, ids, ids, hooks=[model.last_hook], rows=[0], cols=[2])
+    finally:
+        handle.remove()
+    assert not computed
+
+
+def test_only_wanted_cells_are_held(toy_model):
+    """What a pass hands out owns its own cells: no reference keeps the activations of the pass alive."""
+    ids, mask = pad([np.arange(1, 60), np.arange(2, 50)])
+    hooks = [f"blocks.{i}.{name}" for i in range(4) for name in ("hook_resid_post", "hook_attn_out", "hook_mlp_out")]
+    got = hooked_pass(toy_model, ids, mask, hooks=hooks, rows=[0, 1], cols=[58, 3])
+    assert all(x.untyped_storage().nbytes() == x.numel() * 4 == 2 * 64 * 4 for x in got.values())
+
+
+def test_padding_never_leaks(checkpoint):
+    """An encoder reads the same at any width of the batch; without the mask it would not."""
+    model = load_model(checkpoint("bert"), device="cpu")
+    short, long = np.array([3, 9, 8, 4]), np.arange(3, 33)
+    place = dict(hooks=[model.last_hook], rows=[0] * 4, cols=range(4))
+    ids, mask = pad([short, long])
+    alone = hooked_pass(model, short[None], mask[:1, :4], **place)[model.last_hook]
+    padded = hooked_pass(model, ids, mask, **place)[model.last_hook]
+    unmasked = hooked_pass(model, ids, mask * 0 + 1, **place)[model.last_hook]
+    torch.testing.assert_close(alone, padded, rtol=1e-5, atol=1e-5)
+    assert float((alone - unmasked).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_specials_and_pads_are_never_rows(checkpoint, toy_stimuli, tiny, *, family):
+    """BOS, [CLS], [SEP] and pads lie in no region, not even in that of the whole text or of middle-out."""
+    model = load_model(checkpoint(family), device="cpu")
+    out = extract(
+        toy_stimuli, model, {"s": dataclasses.replace(tiny(1), d=32)}, positions={**REGIONS, "align": "middle_out"}
+    )["s"]
+    special = {model.tokens.backend.id_to_token(i) for i in (*model.tokens.prefix, *model.tokens.suffix)}
+    assert special
+    assert not special & set(out.obs["token"])
+    index = out.obs["token_index"] - model.tokens.first
+    assert index.min() == 0
+    assert (index < out.obs["stimulus_tokens"]).all()
+
+
+def test_token_ids_are_stimuli_of_a_model_without_a_tokenizer(toy_settings, tiny):
+    """Regions count tokens, rows equal those of the pass over the ids, what needs words is missing with a reason."""
+    model = load_model(toy_settings | {"d_vocab": 50}, device="cpu")
+    assert model.tokens is None
+    lists = [[7, 9, 4, 11], [7, 9, 5, 12], [3, 3]]
+    stimuli = pd.DataFrame({"ids": lists, "item": ["a", "b", "c"], "frame": "f", "split": "test"}, index=list("abc"))
+    stimuli["end_start"], stimuli["end_end"] = [2, 3, 1], [4, 4, 2]
+    out = extract(stimuli, model, {"s": tiny(1)}, positions={"regions": ["end"], "keep_x": True})["s"]
+    assert out.obs["token_index"].tolist() == [2, 3, 3, 1]
+    hook = "blocks.1.hook_resid_post"
+    ids = np.array(lists[:1])
+    x = hooked_pass(model, ids, ids * 0 + 1, hooks=[hook], rows=[0, 0], cols=[2, 3])[hook]
+    np.testing.assert_allclose(out.obsm["x"][:2], x.numpy(), atol=1e-5)
+    assert out.obs["surprisal"].notna().all()
+    assert provenance_of(out)["logit_diff_missing"] == {"the stimuli are token ids": 3}
+    with pytest.raises(DataError, match="has no tokenizer; give token ids in a column `ids`"):
+        extract(stimuli.drop(columns="ids").assign(text="a b c"), model, {"s": tiny(1)}, positions={"regions": ["end"]})
+
+
+def test_a_stale_key_is_never_read(toy_stimuli, toy_model, tiny, *, tmp_path, monkeypatch):
+    """Another version of the extraction, dtype, weights mode, BOS rule, or set of scores computes anew."""
+    site, store = {"s": tiny(1)}, tmp_path
+    extract(toy_stimuli, toy_model, site, positions=REGIONS, store=store)
+    changes = [
+        (toy_model, {**REGIONS, "scores": False}),
+        (dataclasses.replace(toy_model, provenance={**toy_model.provenance, "weights": "compat"}), REGIONS),
+        (dataclasses.replace(toy_model, provenance={**toy_model.provenance, "dtype": "float16 (autocast)"}), REGIONS),
+        (dataclasses.replace(toy_model, tokens=dataclasses.replace(toy_model.tokens, prefix=())), REGIONS),
+    ]
+    monkeypatch.setattr(run, "check_sites", lambda *_: pytest.fail("computed"))
+    extract(toy_stimuli, toy_model, site, positions=REGIONS, store=store)
+    for model, positions in changes:
+        with pytest.raises(pytest.fail.Exception, match="computed"):
+            extract(toy_stimuli, model, site, positions=positions, store=store)
+    monkeypatch.setattr("neurosae.extraction.store.EXTRACTION_VERSION", 999)
+    with pytest.raises(pytest.fail.Exception, match="computed"):
+        extract(toy_stimuli, toy_model, site, positions=REGIONS, store=store)
+
+
+def test_without_scores_the_pass_ends_at_the_deepest_site(toy_stimuli, toy_model, tiny):
+    """scores: false computes no layer above the sites, and says why surprisal is missing; features are the same."""
+    computed = []
+    blocks = toy_model.bridge.blocks
+    handle = blocks[3].register_forward_pre_hook(lambda *_: computed.append(1))
+    cheap = {}
+    try:
+        cheap = extract(toy_stimuli, toy_model, {"s": tiny(0)}, positions={**REGIONS, "scores": False})
+        n_probe = len(computed)
+        full = extract(toy_stimuli, toy_model, {"s": tiny(0)}, positions=REGIONS)
+    finally:
+        handle.remove()
+    assert n_probe == 1  # the pass that finds out what fires
+    assert len(computed) > 2
+    assert abs(cheap["s"].X - full["s"].X).max() < 1e-5
+    assert cheap["s"].obs["surprisal"].isna().all()
+    record = provenance_of(cheap["s"])
+    assert record["surprisal_missing"] == "positions.scores is false"
+    assert not any("missing" in warning for warning in record["warnings"])
+
+
+def test_columns_that_describe_a_cell_are_right(toy_stimuli, toy_model, tiny):
+    """n_active, sum_active, recon_error and norm recomputed from X and the raw stream."""
+    dictionary = tiny(2)
+    out = extract(toy_stimuli, toy_model, {"s": dictionary}, positions={**REGIONS, "keep_x": True})["s"]
+    x, X = out.obsm["x"], out.X.toarray()
+    np.testing.assert_array_equal(out.obs["n_active"], (X > 0).sum(1))
+    np.testing.assert_allclose(out.obs["sum_active"], X.sum(1), rtol=1e-5)
+    np.testing.assert_allclose(out.obs["norm"], np.linalg.norm(x, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(
+        out.obs["recon_error"], np.linalg.norm(x - X @ dictionary.W_dec.numpy(), axis=1), rtol=1e-4
+    )
+
+
+def test_reduced_precision_says_what_it_switches(checkpoint, toy_stimuli, tiny):
+    """The share of cells that differ from float32 is measured, recorded, and a warning for the reader."""
+    model = load_model(checkpoint("llama"), device="cpu", dtype="bfloat16")
+    out = extract(toy_stimuli, model, {"s": dataclasses.replace(tiny(1), d=32)}, positions=REGIONS)["s"]
+    record = provenance_of(out)
+    assert record["packing"]["used"] == "trie"
+    assert 0 < record["precision_switched"] < 0.1
+    assert any("by bfloat16 against float32" in warning for warning in record["warnings"])
+    json.dumps(record)
+
+
+def test_weights_are_rounded_once_for_all_batches(toy_stimuli, toy_settings, tiny, *, monkeypatch):
+    """A shard runs inside one autocast, which keeps the rounded weights from batch to batch."""
+    from neurosae.extraction import shard
+
+    inside = []
+    real = shard.hooked_pass
+    monkeypatch.setattr(
+        shard, "hooked_pass", lambda *a, **k: (inside.append(torch.is_autocast_enabled("cpu")), real(*a, **k))[1]
+    )
+    model = load_model(toy_settings, device="cpu", dtype="bfloat16")
+    extract(toy_stimuli, model, {"s": tiny(1)}, positions=REGIONS)
+    assert inside
+    assert all(inside)
+
+
+def test_packed_ids_never_exceed_the_vocabulary_or_lose_a_token():
+    """Padding of tries and buckets is a real id, and every token of every sequence is there once."""
+    lists = [[5, 6], [5, 6, 7], [8]]
+    for packing in ("trie", "buckets"):
+        packed = pack(lists, packing)
+        found = [packed.ids[row, path].tolist() for row, path in zip(packed.row, packed.paths, strict=True)]
+        assert found == lists
+        assert packed.ids.min() >= 0
