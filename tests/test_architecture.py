@@ -64,6 +64,7 @@ LAYERS = """
 12 dictionary.sweep
 12 stats.subjects stats.intervals stats.statistics stats.geometry dictionary.alternatives
 13 dictionary.load
+9  dictionary.convert
 8  dictionary.decompositions
 13 stats.parametric_models
 13 stats.family stats.rsa

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from neurosae.dictionary.alternatives import fit_site
+from neurosae.dictionary.convert import read_dictionary
 from neurosae.dictionary.evaluate import reconstruction, reference_contexts
 from neurosae.dictionary.record import (
     Dictionary,
@@ -57,10 +58,10 @@ def load_dictionary(
     Parameters
     ----------
     site : `{"hook": name, "dictionary": {...}}`, or such a block of an analysis. The dictionary is one of
-        `embedded: name` (shipped with the package), `path: folder` (sae-lens format), `release:` and `id:` (published;
-        the only kind that may use the network), `train: {...}` (trained on the site's `texts`, else on text that the
-        model writes, and kept in `store`), `fit: {...}` (another decomposition, likewise), `neurons: true`
-        (the raw stream, each dimension as two signs)
+        `embedded: name` (shipped with the package), `path: folder` (of sae-lens, or of another project that
+        `neurosae.dictionary.convert` knows), `release:` and `id:` (published; the only kind that may use the network),
+        `train: {...}` (trained on the site's `texts`, else on text that the model writes, and kept in `store`),
+        `fit: {...}` (another decomposition, likewise), `neurons: true` (the raw stream, each dimension as two signs)
     model : LanguageModel
     store : folder of all studies, for `train` and `fit`
     texts : reference text of the fit check; without, 2,048 tokens that the model writes itself
@@ -135,7 +136,7 @@ def _embedded(ask: Ask) -> Dictionary:
 
 
 def _path(ask: Ask) -> Dictionary:
-    return read_folder(Path(ask.block["path"]).expanduser(), device=ask.model.device)
+    return read_dictionary(Path(ask.block["path"]).expanduser(), device=ask.model.device)
 
 
 def _release(ask: Ask) -> Dictionary:

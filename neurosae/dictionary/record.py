@@ -139,9 +139,24 @@ def _ungated(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return kept | {"W_enc": state["W_enc"] * scale, "b_enc": state["b_mag"], "threshold": threshold}
 
 
+def from_state(config: Mapping[str, Any], state: Mapping[str, Tensor], *, where: str) -> Dictionary | None:
+    """A dictionary from settings and tensors as sae-lens names them; None where only sae-lens can compute its codes."""
+    kind = _kind(config, state)
+    if kind is None:
+        return None
+    tensors = {name: value.detach().float() for name, value in state.items()}
+    raw = [value.cpu().contiguous().numpy().tobytes() for _, value in sorted(tensors.items())]
+    settings = {name: config.get(name) for name in ("architecture", "k", "apply_b_dec_to_input", "d_in", "d_sae")}
+    return replace(_plain(kind, config, tensors, where=where), hash=content_hash(*raw, settings))
+
+
 def foreign(sae: Any) -> Dictionary:
-    """Wrap a sae-lens object of any architecture; its own encode and decode are used."""
+    """A sae-lens object of any architecture; what is no kind of ours keeps its own encode and decode."""
+    _refuse_foreign(sae.cfg)
     sae.turn_off_forward_pass_hook_z_reshaping()  # hooks hand over flattened heads
+    config = {**sae.cfg.to_dict(), "architecture": sae.cfg.architecture()}
+    if (made := from_state(config, sae.state_dict(), where="the dictionary")) is not None:
+        return made
     metadata = sae.cfg.metadata.to_dict()
     m, d = sae.cfg.d_sae, sae.cfg.d_in
     decoder = sae.W_dec.detach().float()
@@ -159,6 +174,26 @@ def foreign(sae: Any) -> Dictionary:
         str(metadata.get("hook_name") or ""), "sae_lens", encoder, bias, decoder, sae.b_dec.detach().float(),
         threshold, None, bool(sae.cfg.apply_b_dec_to_input), metadata=metadata, hash=digest, sae=sae,
     )  # fmt: skip
+
+
+def _refuse_foreign(config: Any) -> None:
+    """What sae-lens reads, but cannot stand for the activations at one hook point, token by token."""
+    kind, scaling = config.architecture(), getattr(config, "normalize_activations", "none")
+    if "transcoder" in kind:
+        raise ModelError(
+            f"this is a {kind}: it predicts the output of a layer from its input and reconstructs nothing at its hook "
+            "point; use a dictionary of the residual stream, of attn_out or of mlp_out."
+        )
+    if kind == "temporal":
+        raise ModelError(
+            "this is a temporal dictionary, whose code of a token depends on all tokens before it; here every token is "
+            "encoded alone, so use another architecture."
+        )
+    if scaling in ("expected_average_only_in", "covariance_whitening"):
+        raise ModelError(
+            f"its inputs must be scaled first (normalize_activations: {scaling}), and the folder does not say by how "
+            "much; fold the scaling into the weights with sae-lens (fold_activation_norm_scaling_factor) and save it."
+        )
 
 
 def load_with_sae_lens(folder: str | Path, device: str = "cpu") -> Any:

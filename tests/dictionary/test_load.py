@@ -148,6 +148,25 @@ def test_load_refuses_an_unreachable_release(toy, toy_texts):
         load_dictionary(ask, toy, texts=toy_texts)
 
 
+def test_release_is_loaded_through_sae_lens(trained, toy, toy_texts, *, lens, monkeypatch):
+    """A published dictionary goes through `SAE.from_pretrained`; what sae-lens warned of stays in the record."""
+    asked = {}
+
+    def published(release, sae_id, **settings):
+        asked.update(settings, release=release, id=sae_id)
+        warnings.warn("an old release", UserWarning, stacklevel=1)
+        return lens.SAE.load_from_disk(trained)
+
+    monkeypatch.setattr(lens.SAE, "from_pretrained", published)
+    ask = {"hook": HOOK, "dictionary": {"release": "some-release", "id": "blocks.1"}}
+    with pytest.warns(UserWarning, match="an old release"):
+        made = load_dictionary(ask, toy, texts=toy_texts)
+    assert (asked["release"], asked["id"]) == ("some-release", "blocks.1")
+    assert made.fit["l0_here"] == pytest.approx(4, abs=0.1)
+    assert made.kind == "topk"  # one of ours, so encoded fast
+    assert "an old release" in made.fit["warnings"]
+
+
 def test_neurons_fit_every_hook(toy, toy_texts):
     """Raw coordinates of any hook point, two signs each."""
     made = load_dictionary({"hook": "blocks.0.mlp.hook_post", "dictionary": {"neurons": True}}, toy, texts=toy_texts)
