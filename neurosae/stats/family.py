@@ -19,7 +19,7 @@ from neurosae.stats.intervals import Beside, Piece, make_intervals
 from neurosae.stats.multiplicity import CORRECTIONS, bb, fdr_by, step_down
 from neurosae.stats.relabel import Relabelling, flips, n_distinct, permutations, same_relabelling, within
 from neurosae.stats.statistics import STATISTICS, Ready
-from neurosae.stats.tails import flip_p
+from neurosae.stats.tails import TIE_FLOAT32, flip_p
 from neurosae.stats.units import ItemData
 
 MOST = 2_000_000  # relabellings beyond which counting p per feature is refused
@@ -233,7 +233,7 @@ def _uncorrected(
         method = np.where(closed, "exact", "saddlepoint")
     else:
         assert ready.scores is not None
-        p, closed = flip_p(ready.scores, alternative=inference.alternative)
+        p, closed = flip_p(ready.scores, alternative=inference.alternative, tie=TIE_FLOAT32)
         method = np.where(closed, "exact", "saddlepoint")
     return p, method if exact else np.full(len(p), f"{drawn} (approximate)")
 

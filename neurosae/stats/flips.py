@@ -26,6 +26,7 @@ from scipy import special
 from neurosae.stats import kernels
 from neurosae.stats.relabel import Relabelling, flip_mask, labels
 
+COUNTED = 2e-7  # of statistics in float64 made of float32 responses, relative to 1 + |u|
 TIE = 1e-5  # of a float32 maximum on the z scale, relative to 1 + |z|
 
 
@@ -194,7 +195,7 @@ def maxima(
     how, order = columns.how, columns.how.order(columns)
     ready = take(columns, order)
     limit = np.abs(ready.u) if two_sided else ready.u
-    limit = limit - 1e-9 * (1 + np.abs(ready.u)) * how.rounding(ready)
+    limit = limit - COUNTED * (1 + np.abs(ready.u)) * how.rounding(ready)
     run = partial(how.tile, ready, relabelling, two_sided=two_sided, prune=prune, limit=limit)
     out = each_tile(run, relabelling)
     reached = np.empty(len(limit), dtype=np.int64)

@@ -43,7 +43,7 @@ from neurosae.stats.hurdle_kernels import (
 )
 from neurosae.stats.relabel import Relabelling, flip_mask, labels
 from neurosae.stats.tails import LARGEST, flip_p
-from neurosae.stats.units import ItemData
+from neurosae.stats.units import ROUNDING, ItemData
 
 
 def hurdle(data: ItemData, kept: np.ndarray) -> Ready:
@@ -103,7 +103,7 @@ def sides(data: ItemData, kept: np.ndarray) -> tuple[sp.csc_matrix, sp.csc_matri
     for mean in logs:
         mean.data = np.log(mean.data)
     ratio = sp.csc_matrix(both.multiply(logs[0]) - both.multiply(logs[1]))
-    ratio.data[np.abs(ratio.data) <= 1e-12] = 0.0
+    ratio.data[np.abs(ratio.data) <= 2 * ROUNDING] = 0.0
     out = []
     for part in (fires, ratio):
         flipped = part if data.signs is None else sp.csc_matrix(sp.diags_array(data.signs) @ part)
@@ -187,7 +187,7 @@ def _between(data: ItemData, kept: np.ndarray) -> Ready:
     col = np.repeat(np.arange(m), np.diff(Y.indptr))
     logs, k = np.log(Y.data), np.diff(Y.indptr)
     logs -= (np.bincount(col, logs, m) / np.maximum(k, 1))[col]
-    logs[np.abs(logs) <= 1e-12] = 0.0
+    logs[np.abs(logs) <= 2 * ROUNDING] = 0.0
     scale = (weights**2 / counts).sum() / (n - 1)
     sizes = [np.sqrt(x * scale) for x in (k - k**2 / n, np.bincount(col, logs**2, m))]
     there = [size > 0 for size in sizes]

@@ -8,9 +8,10 @@ inside items W = sum_ik (y_ik - mean_i)^2, which no exchange of levels inside it
 and a single contrast is t of d_i = sum_k w_k y_ik, recomputed with the exchanged levels. Between items F compares the
 fit of the cell means, each cell counting equally (type III), with the pooled variance. d0 = 0 is the plain statistic;
 the prior of the moderated one is fitted to W / (n (K - 1)), between items to the total variance, which no relabelling
-changes. Where groups differ in size the variances are not pooled: F is Welch's, between several factors Johansen's. Its
-permutation test is exact for equal laws and asymptotically right for groups of unequal variance, where the pooled one
-rejects too often or never. Ranks: signed ranks of the values around their item's mean, or of all values between items.
+changes. Where groups differ in size, `t` and `moderated_t` do not pool the variances: F is Welch's, between several
+factors Johansen's. Its permutation test is exact for equal laws and asymptotically right for groups of unequal
+variance, where the pooled one, which `F` stands for, rejects too often or never. Ranks: signed ranks of the values
+around their item's mean, or of all values between items.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from scipy import special
-from scipy.stats import rankdata
 
 from neurosae.errors import DataError
 from neurosae.stats import kernels
@@ -41,8 +41,9 @@ from neurosae.stats.level_kernels import (
     label_values,
 )
 from neurosae.stats.moderation import fit_prior
+from neurosae.stats.ranks import value_ranks
 from neurosae.stats.relabel import Relabelling, labels, levels
-from neurosae.stats.units import ItemData, activity
+from neurosae.stats.units import ROUNDING, ItemData, activity
 
 
 def compares_levels(data: ItemData) -> bool:
@@ -111,9 +112,12 @@ def _prior(statistic: str, d0: float) -> float:
     return d0 if statistic == "moderated_t" else np.nan
 
 
-POOLED = "ranks of unequal groups: exact for equal laws, but groups of unequal spread alone may reject"
+POOLED = (
+    "variances are pooled over groups of unequal size: exact for equal laws, but groups of unequal variance alone may "
+    "reject; statistics t and moderated_t do not pool"
+)
 F_NAMES = {"t": "F", "F": "F", "moderated_t": "moderated_F", "signed_rank": "rank_F"}
-WELCH_NAMES = {"t": "welch_F", "F": "welch_F", "moderated_t": "moderated_welch_F"}
+WELCH_NAMES = {"t": "welch_F", "moderated_t": "moderated_welch_F"}
 
 
 def _by_item(Y: sp.csc_matrix, K: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -140,14 +144,14 @@ def aligned_ranks(Y: sp.csc_matrix, K: int) -> sp.csc_matrix:
     shape, made = Y.shape, np.zeros((len(item), K))
     run = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(Y.data)]))
     made[run, Y.indices % K] = Y.data
+    largest = np.abs(made).max(axis=1, keepdims=True, initial=1e-300)
     made -= made.mean(axis=1, keepdims=True)
-    made[np.abs(made) <= 1e-12 * np.abs(made).max(axis=1, keepdims=True, initial=1e-300)] = 0.0
+    made[np.abs(made) <= K * ROUNDING * largest] = 0.0
     for j in np.unique(col):
         a, b = np.searchsorted(col, [j, j + 1])
         x = made[a:b]
-        size = np.round(np.abs(x) / np.abs(x).max(initial=1e-300), 12)
-        rank = rankdata(np.where(size > 0, size, np.inf)).reshape(x.shape)
-        made[a:b] = np.where(size > 0, np.sign(x) * rank, 0.0)
+        rank = value_ranks(np.where(x != 0, np.abs(x), np.inf).reshape(-1, 1)).reshape(x.shape)
+        made[a:b] = np.where(x != 0, np.sign(x) * rank, 0.0)
     rows = item[:, None] * K + np.arange(K)
     out = sp.csc_matrix((made.ravel(), (rows.ravel(), np.repeat(col, K))), shape=shape)
     out.eliminate_zeros()
@@ -168,7 +172,7 @@ def _between(data: ItemData, kept: np.ndarray, statistic: str, *, pooled: bool =
     Y, n, counts = sp.csc_matrix(data.D[:, kept]), data.n, np.bincount(data.codes)
     unequal = len(set(counts.tolist())) > 1
     if statistic == "signed_rank":
-        Y = sp.csc_matrix(rankdata(Y.toarray(), axis=0))
+        Y = sp.csc_matrix(value_ranks(Y.toarray()))
     square, total = (np.asarray(x.sum(axis=0)).ravel() for x in (Y.power(2), Y))
     d0, s02 = 0.0, np.zeros(len(kept))
     if statistic == "moderated_t":
@@ -176,7 +180,7 @@ def _between(data: ItemData, kept: np.ndarray, statistic: str, *, pooled: bool =
     df = (float(len(data.contrasts)), n - len(counts) + d0)
     observed = data.codes.astype(np.uint8)[:, None]
     prior = s02 if np.isinf(d0) else d0 * s02
-    if unequal and statistic != "signed_rank" and not pooled:
+    if unequal and statistic in WELCH_NAMES and not pooled:
         own = np.append(counts - 1 + d0, df[1])
         tile = LabelTile(observed, own, np.ascontiguousarray(data.contrasts, dtype=float), 1 / counts, n, 1, WELCH)
         columns = label_columns(Y, tile, size=prior, df=df, how=F_BETWEEN)

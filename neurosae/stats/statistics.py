@@ -19,7 +19,6 @@ from collections.abc import Callable
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.stats import rankdata
 
 from neurosae.errors import DataError
 from neurosae.stats.flips import Columns, Ready, flip_columns, group_columns
@@ -27,7 +26,8 @@ from neurosae.stats.hurdle import hurdle
 from neurosae.stats.levels import compares_levels, of_levels
 from neurosae.stats.moderation import fit_prior
 from neurosae.stats.projection import regression
-from neurosae.stats.units import ItemData, activity
+from neurosae.stats.ranks import size_ranks, value_ranks
+from neurosae.stats.units import ItemData, activity, errors_of
 
 
 def _mean(data: ItemData, kept: np.ndarray) -> Ready:
@@ -84,28 +84,13 @@ def signed_rank(data: ItemData, kept: np.ndarray) -> Ready:
         return regression(data, kept, "signed_rank")
     D = _columns(data.D, kept)
     if data.codes is not None:
-        R = rankdata(D.toarray(), axis=0)
+        R = value_ranks(D.toarray())
         codes, weights = data.grouping
         R = R / np.sqrt(R.var(axis=0, ddof=1) * (weights**2 / np.bincount(codes)).sum())
         return Ready(_grouped(data, sp.csc_matrix(R), mode=0), None, "rank_sum")
     R = D.copy()
-    R.data = np.sign(D.data) * _ranks(D)
+    R.data = np.sign(D.data) * size_ranks(D, errors_of(data, kept))
     return Ready(flip_columns(R, scale=np.sqrt(_squares(R)), df=np.inf), R, "signed_rank")
-
-
-def _ranks(D: sp.csc_matrix) -> np.ndarray:
-    """Mid-ranks of abs(d) inside every column; values that differ only in their last digits are one tie."""
-    size, lengths = np.abs(D.data), np.diff(D.indptr)
-    col, largest = np.repeat(np.arange(len(lengths)), lengths), np.zeros(len(lengths))
-    np.maximum.at(largest, col, size)
-    size = np.round(size / largest[col], 12)
-    order = np.lexsort((size, col))
-    new = np.r_[True, (np.diff(size[order]) != 0) | (np.diff(col[order]) != 0)][: len(size)]
-    first = np.flatnonzero(new)
-    middle = (first + np.r_[first[1:], len(size)] + 1) / 2
-    ranks = np.empty(len(size))
-    ranks[order] = middle[np.cumsum(new) - 1]
-    return ranks - D.indptr[col]
 
 
 def _columns(D: sp.csc_matrix, kept: np.ndarray) -> sp.csc_matrix:

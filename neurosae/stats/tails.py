@@ -10,9 +10,10 @@ import scipy.sparse as sp
 from neurosae.stats.kernels import FAST, compiled
 
 LARGEST = 24  # informative items up to which p is exact
+TIE, TIE_FLOAT32 = 1e-10, 2e-7  # of sums of float64 numbers; of numbers made of float32 responses
 
 
-def flip_p(D: sp.csc_matrix, *, alternative: str = "two-sided") -> tuple[np.ndarray, np.ndarray]:
+def flip_p(D: sp.csc_matrix, *, alternative: str = "two-sided", tie: float = TIE) -> tuple[np.ndarray, np.ndarray]:
     """Sign-flip p of the sum of every column: exact up to 24 informative items, by saddlepoint beyond.
 
     Equal for mean, t and moderated t, which are monotone in |sum_i s_i d_i|; for signed ranks give those instead of D.
@@ -21,6 +22,7 @@ def flip_p(D: sp.csc_matrix, *, alternative: str = "two-sided") -> tuple[np.ndar
     ----------
     D : CSC float64 of shape (n_items, m), without stored zeros
     alternative : "two-sided", "greater" or "less"
+    tie : sums closer than this share of sum |d| are equal; larger where the numbers come from float32 responses
 
     Returns
     -------
@@ -38,14 +40,14 @@ def flip_p(D: sp.csc_matrix, *, alternative: str = "two-sided") -> tuple[np.ndar
     k = np.diff(D.indptr)
     indptr, data = D.indptr.astype(np.int64), D.data.astype(float)
     tail, strict, smooth = np.empty(len(k)), np.empty(len(k)), np.empty(len(k))
-    exact_tails(indptr, data, tail, largest=LARGEST, strict=False)
+    exact_tails(indptr, data, tail, largest=LARGEST, slack=-tie)
     exact = (k > 0) & (k <= LARGEST)
     if not exact.all():
         saddle_tails(indptr, data, smooth)
         tail = np.where(exact, tail, smooth)
     if alternative == "two-sided":
         return np.minimum(1, 2 * tail), exact
-    exact_tails(indptr, data, strict, largest=LARGEST, strict=True)
+    exact_tails(indptr, data, strict, largest=LARGEST, slack=tie)
     total = np.asarray(D.sum(axis=0)).ravel() * (1 if alternative == "greater" else -1)
     return np.where(total >= 0, tail, 1 - np.where(exact, strict, tail)), exact
 
@@ -70,11 +72,11 @@ def _signed_sums(d, out, spare):
 
 
 @compiled()
-def exact_tails(indptr, data, tail, *, largest, strict):
-    """tail[f] = P(sum s d >= |sum d|) over all flips of the k non-zero d, `>` where strict; nan where k > `largest`.
+def exact_tails(indptr, data, tail, *, largest, slack):
+    """tail[f] = P(sum s d >= |sum d| + slack sum |d|) over all flips of the k non-zero d; nan where k > `largest`.
 
     Meet in the middle: the signed sums of two halves in order, then two pointers; 2^(k/2) steps. Exact ties are the
-    rule with few items, hence a tolerance absolute in sum|d|.
+    rule with few items, hence a tolerance absolute in sum|d|: slack is negative, positive where `>` is meant.
     """
     size = 1 << ((largest + 1) // 2)
     A, B, spare = np.empty(size), np.empty(size), np.empty(size)
@@ -88,7 +90,7 @@ def exact_tails(indptr, data, tail, *, largest, strict):
         for v in d:
             weight += abs(v)
             x += v
-        x = abs(x) + (1e-10 if strict else -1e-10) * weight
+        x = abs(x) + slack * weight
         low, high = _signed_sums(d[: k // 2], A, spare), _signed_sums(d[k // 2 :], B, spare)
         j, count = high, 0
         for i in range(low):

@@ -24,6 +24,8 @@ from neurosae.extraction.responses import item_cells
 from neurosae.spec.design import Design
 from neurosae.stats.nuisance import Adjustment
 
+ROUNDING = 2.0**-22  # of float32 responses, relative to the sizes that make up a number
+
 AnnData: TypeAlias = Any  # one site's responses; anndata itself is known to extraction alone
 
 
@@ -204,16 +206,39 @@ def _spread(levels: sp.csc_matrix, n: int) -> sp.csc_matrix:
 def _sums(
     Y: sp.csr_matrix, row_unit: np.ndarray, coefficient: np.ndarray, *, n_rows: int | None = None
 ) -> sp.csc_matrix:
-    """Weighted sums of the rows of a unit; what cancels up to rounding is an exact zero, not an informative item."""
+    """Weighted sums of the rows of a unit; what cancels up to rounding is an exact zero, not an informative item.
+
+    Responses are float32 numbers, so a sum below 2^-22 of the sizes that make it up has no digits left.
+    """
     used = np.flatnonzero(coefficient)
     shape = (row_unit.max() + 1 if n_rows is None else n_rows, Y.shape[0])  # pyright: ignore[reportOptionalSubscript]
     A = sp.csr_matrix((coefficient[used], (row_unit[used], used)), shape=shape)
-    D = sp.csc_matrix(A @ Y)
-    largest = abs(Y).max(axis=0).toarray().ravel() * np.abs(coefficient).max()
-    D.data[np.abs(D.data) <= 1e-12 * np.repeat(largest, np.diff(D.indptr))] = 0.0
-    D.eliminate_zeros()
+    D, size = sp.csc_matrix(A @ Y), sp.csc_matrix(abs(A) @ abs(Y))
     D.sort_indices()
+    size.sort_indices()
+    at = np.searchsorted(_places(size), _places(D))  # the product leaves out what cancels exactly
+    D.data[np.abs(D.data) <= ROUNDING * size.data[at]] = 0.0
+    D.eliminate_zeros()
     return D
+
+
+def errors_of(data: ItemData, kept: np.ndarray) -> np.ndarray | None:
+    """Rounding of every stored value of the kept columns of D, from the sizes that make it up; None if unknown."""
+    used = np.flatnonzero(data.row_datum)
+    if not len(used):
+        return None
+    shape = (data.n, data.Y.shape[0])  # pyright: ignore[reportOptionalSubscript]
+    A = sp.csr_matrix((np.abs(data.row_datum[used]), (data.row_unit[used], used)), shape=shape)
+    D, size = sp.csc_matrix(data.D[:, kept]), sp.csc_matrix(A @ abs(data.Y[:, kept]))
+    D.sort_indices()
+    size.sort_indices()
+    return ROUNDING * size.data[np.searchsorted(_places(size), _places(D))]
+
+
+def _places(M: sp.csc_matrix) -> np.ndarray:
+    """Column x number of rows + row of every stored value, rising."""
+    n_rows, n_columns = M.shape  # pyright: ignore[reportGeneralTypeIssues]
+    return np.repeat(np.arange(n_columns), np.diff(M.indptr)) * n_rows + M.indices
 
 
 def item_numbers(design: Design, items: tuple[str, ...]) -> np.ndarray:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy import stats
 
+from neurosae.extraction.responses import build_responses
 from neurosae.spec.blocks import Inference
 from neurosae.spec.design import Design
 from neurosae.stats.contrast import contrast
@@ -130,3 +133,41 @@ def test_saddlepoint_p_is_at_least_the_smallest():
     p, exact = flip_p(sp.csc_matrix(D))
     assert not exact.any()
     assert (p >= 2.0**-39 * (1 - 1e-9)).all()
+
+
+@pytest.mark.parametrize("between", [False, True])
+def test_ties_of_decimals_survive_float32(between):
+    """Multiples of .1 and averages of them, stored as float32: p, ranks and informative items as in exact arithmetic.
+
+    Rounding to float32 takes ties apart (.1 + .2 is not .3), which makes p too small where few values occur.
+    """
+    rng, design = np.random.default_rng(4), example_design(10, between=between, n_frames=1 if between else 2)
+    fake = simulate(design, n_features=12, density=0.5, seed=0)
+    whole = rng.integers(0, 4, (fake.n_obs, 12)) * (rng.random((fake.n_obs, 12)) < 0.8)
+    X = sp.csr_matrix((0.1 * whole * np.arange(1, 13)).astype(np.float32))
+    fake = build_responses(X, fake.obs, fake.var, design=design, provenance={})
+    obs, plus = fake.obs, (fake.obs["number"] == "pl").to_numpy()
+    items = pd.factorize(obs["item"])[0]
+    how = {"n_permutations": 10_000, "min_informative": 5, "alpha": 0.1}
+    found = {
+        name: contrast(fake, NUMBER, region="noun", inference=how | {"statistic": name}, seed=1).set_index("feature")
+        for name in ("mean", "signed_rank")
+    }
+    for j in found["mean"].index[found["mean"]["status"] == "ok"]:
+        y = whole[:, j]  # integers: exact
+        if between:
+            parts = y[plus], y[~plus]
+            ranks = stats.rankdata(y)
+            for name, values in (("mean", y), ("signed_rank", ranks)):
+                total = [abs(values[list(c)].sum() - values.sum() / 2) for c in combinations(range(10), 5)]
+                here = abs(values[plus].sum() - values.sum() / 2)
+                assert found[name].loc[j, "p_unc"] == pytest.approx(np.mean(np.array(total) >= here - 1e-9))
+            assert len(parts[0]) == 5
+            continue
+        d = np.bincount(items, np.where(plus, y, -y))
+        assert found["mean"].loc[j, "n_informative"] == np.count_nonzero(d)
+        rank = np.sign(d[d != 0]) * stats.rankdata(np.abs(d[d != 0]))
+        for name, values in (("mean", d[d != 0]), ("signed_rank", rank)):
+            signs = np.array(list(product([1, -1], repeat=len(values))))
+            p = np.mean(np.abs(signs @ values) >= abs(values.sum()) - 1e-9)
+            assert found[name].loc[j, "p_unc"] == pytest.approx(p, abs=1e-12)

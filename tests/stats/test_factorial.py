@@ -77,8 +77,8 @@ def test_mixed_interaction_agrees_with_afex(oracles):
     """Group x a: all levels between items of the difference inside them is the pooled F of 8 and 12 items."""
     known = json.loads(oracles("anova_factorial.json").read_text())["mixed_between_within"]
     fake = repeated(oracles, groups=True)
-    assert_allclose(row_of(fake, A | {"group": "all"})["value"], known["F"][2], rtol=1e-5)
-    assert_allclose(row_of(fake, {"group": "all"})["value"], known["F"][0], rtol=1e-5)
+    assert_allclose(row_of(fake, A | {"group": "all"}, "F")["value"], known["F"][2], rtol=1e-5)
+    assert_allclose(row_of(fake, {"group": "all"}, "F")["value"], known["F"][0], rtol=1e-5)
 
 
 def two_way(table):
@@ -105,7 +105,7 @@ def test_unbalanced_effects_agree_with_car_and_emmeans(oracles):
     table = pd.read_csv(oracles("inputs/two_way.csv"), names=["a", "b", "y"])
     known = json.loads(oracles("anova_factorial.json").read_text())["two_way_unbalanced"]
     fake = two_way(table)
-    rows = [row_of(fake, effect) for effect in ({"a": "all"}, {"b": "all"}, A | {"b": "all"})]
+    rows = [row_of(fake, effect, "F") for effect in ({"a": "all"}, {"b": "all"}, A | {"b": "all"})]
     assert_allclose([row["value"] for row in rows], known["type3"]["F"], rtol=1e-5)
     assert [row["x_df1"] for row in rows] == [1, 2, 2]
     assert "approximate: labels of all cells are permuted" in rows[2]["note"]
@@ -136,7 +136,7 @@ def test_ants_agree_with_published_f(oracles):
         y = table["y"].to_numpy()
         fake = responses(design, lambda row, y=y: y[int(row.item[1:])])
         effects = [{"m": "all"}, {"s": "all"}, {"m": "all", "s": {"small": 1, "large": -1}}]
-        assert_allclose([row_of(fake, effect)["value"] for effect in effects], expected, rtol=1e-6)
+        assert_allclose([row_of(fake, effect, "F")["value"] for effect in effects], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("effect", [{"a": "all"} | B, A])

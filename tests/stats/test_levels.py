@@ -23,7 +23,7 @@ from neurosae.stats.contrast import contrast, null_rate
 from neurosae.stats.family import Cell, Place, infer
 from neurosae.stats.flips import maxima, step_counts
 from neurosae.stats.level_kernels import SHARE, WELCH, LabelTile
-from neurosae.stats.levels import F_BETWEEN, _between, aligned_ranks, f_to_z, label_columns, to_f, welch_f
+from neurosae.stats.levels import F_BETWEEN, aligned_ranks, f_to_z, label_columns, to_f, welch_f
 from neurosae.stats.moderation import fit_prior
 from neurosae.stats.multiplicity import step_down
 from neurosae.stats.relabel import levels, within
@@ -106,7 +106,7 @@ def test_f_between_items_agrees_with_scipy_and_type_iii():
     ready, y = STATISTICS["F"](data, kept), data.D[:, kept].toarray()
     assert_allclose(ready.columns.value, stats.f_oneway(*(y[data.codes == g] for g in range(3))).statistic, rtol=1e-9)
     _, data, kept, _ = data_of(26, EVERY, between=True, extra=True)
-    ready, y = _between(data, kept, "F", pooled=True), data.D[:, kept].toarray()
+    ready, y = STATISTICS["F"](data, kept), data.D[:, kept].toarray()
     cells = [data.exchange.group_cells[g] for g in data.codes]
     table = pd.DataFrame(cells, columns=["dose", "kind"])
     for j in (0, 1):
@@ -114,7 +114,7 @@ def test_f_between_items_agrees_with_scipy_and_type_iii():
         fit = anova_lm(ols("y ~ C(dose, Sum) * C(kind, Sum)", table).fit(), typ=3)
         assert_allclose(ready.columns.value[j], fit.loc["C(dose, Sum)", "F"], rtol=1e-9)
     F, df = welch_f(sp.csc_matrix(y), data.codes, data.contrasts)
-    welch = STATISTICS["F"](data, kept)
+    welch = STATISTICS["t"](data, kept)
     assert_allclose(welch.columns.value[F < 1e6], F[F < 1e6], rtol=1e-8)
     assert_allclose(welch.dof, df)
 
@@ -167,11 +167,13 @@ def test_welch_f_agrees_with_pingouin_scipy_and_its_own_kernel(d0):
 
 def test_f_between_unequal_groups_is_welchs():
     """In rows with its own degrees of freedom; equal groups are pooled; the effect size is that of the pooled F."""
-    equal, other = (STATISTICS["F"](*data_of(n, EVERY, between=True)[1:3]) for n in (21, 20))
+    equal, other = (STATISTICS["t"](*data_of(n, EVERY, between=True)[1:3]) for n in (21, 20))
     assert (equal.name, other.name) == ("F", "welch_F")
     assert equal.dof is None
+    pooled = STATISTICS["F"](*data_of(20, EVERY, between=True)[1:3])
+    assert all("unequal size" in note for note in pooled.notes)
     fake, data, kept, region = data_of(20, EVERY, between=True)
-    found = contrast(fake, EVERY, region=region, inference={"statistic": "F", "n_permutations": 99}, seed=1)
+    found = contrast(fake, EVERY, region=region, inference={"statistic": "t", "n_permutations": 99}, seed=1)
     found = found[found["status"] == "ok"].set_index("feature")
     y = data.D[:, kept].toarray()
     for j, feature in enumerate(data.features[kept[:8]]):
