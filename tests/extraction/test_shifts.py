@@ -59,6 +59,9 @@ def test_planted_shifts_are_found():
     gaps = wrapped(traces)
     gaps[:, :2] = np.nan  # tokens before the text
     assert (estimate_shifts(gaps, LIMIT, template=BUMP).shift == shift).mean() > 0.9
+    high = np.zeros((1, 13))
+    high[0, 6], high[0, 11:] = 1.0, 3.0  # a loud end outside the window is no reason to move
+    assert estimate_shifts(high, 2, template=np.exp(-0.5 * (np.arange(9) - 4.0) ** 2) + 5).shift.tolist() == [0]
     with pytest.raises(DataError, match="too short for shifts"):
         estimate_shifts(np.ones((3, 6)), 2)
 
