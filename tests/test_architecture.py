@@ -25,16 +25,21 @@ LAYERS = """
 0  errors spec.words
 1  spec.hooks spec.fields spec.files spec.frames
 2  spec.load spec.effects spec.sites spec.results
-3  spec.blocks spec.design spec.positions
+2  spec.block
+3  spec.geometry spec.design spec.positions
+4  spec.blocks
 3  spec.planning
-4  spec.maps spec.parametric spec.choices design.regions design.units design.weights
-5  spec.analysis design.regressors design.levels design.expand design.confounds extraction.sites extraction.tokens
+4  design.regions design.units design.weights
+5  spec.maps spec.parametric spec.choices
+6  spec.analysis
+5  design.regressors design.levels design.expand design.confounds extraction.sites extraction.tokens
 4  extraction.trie extraction.slow_tokens
 5  extraction.packing
 5  design.orthogonal
 6  dictionary.pursuit dictionary.products dictionary.topk dictionary.encode
 7  dictionary.kinds
-6  spec.editor design.exchange design.check_report design.cautions design.token_checks extraction.source
+7  spec.editor
+6  design.exchange design.check_report design.cautions design.token_checks extraction.source
 6  extraction.cells extraction.responses extraction.passes
 7  extraction.firing extraction.selftest extraction.budget extraction.boot
 8  extraction.model
@@ -44,7 +49,8 @@ LAYERS = """
 8  stats.kernels stats.effects stats.moderation stats.nuisance stats.multiplicity dictionary.record dictionary.texts
 7  dictionary.settings dictionary.revival
 8  dictionary.watch dictionary.budget
-8  stats.scores stats.ranks design.checks
+7  stats.ranks
+8  stats.scores design.checks
 8  stats.noncentral stats.pattern
 9  stats.glm_kernels stats.mixed_kernels stats.layout
 9  stats.level_kernels stats.relabel stats.tails stats.rdm stats.simulate stats.tfce dictionary.learn
@@ -64,7 +70,8 @@ LAYERS = """
 12 dictionary.sweep
 12 stats.subjects stats.intervals stats.statistics stats.geometry dictionary.alternatives
 13 dictionary.load
-9  dictionary.convert
+9  dictionary.convert dictionary.overlap
+12 dictionary.scorecard
 8  dictionary.decompositions
 13 stats.parametric_models
 13 stats.family stats.rsa

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from neurosae.dictionary.record import Dictionary
+from neurosae.dictionary.kinds import CELLS, Dictionary
 from neurosae.dictionary.stream import context_rows
 from neurosae.dictionary.texts import Contexts, make_contexts, take_rows
 from neurosae.errors import DataError, ModelError
@@ -115,8 +115,10 @@ def reconstruction(dictionary: Dictionary, x: Tensor) -> tuple[dict[str, float],
     """Scores of the reconstruction of x (n, d), and on how many rows each feature is active."""
     counts = np.zeros(dictionary.n_features, dtype=np.int64)
     sums = dict.fromkeys(("error", "cosine", "norm", "norm_hat", "hat", "product"), 0.0)
-    for start in range(0, len(x), 4096):
-        part = x[start : start + 4096]
+    # no more rows than are encoded at once: sae-lens decodes scaled inputs with the scale of its last call
+    rows = max(1, min(4096, CELLS // dictionary.n_features))
+    for start in range(0, len(x), rows):
+        part = x[start : start + rows]
         codes = dictionary.encode(part)
         counts += np.bincount(codes.indices, minlength=dictionary.n_features)
         made = dictionary.decode(codes).to(part.device)
