@@ -26,14 +26,13 @@ from neurosae.spec.blocks import (
     MapBlock,
     PairsBlock,
     ParametricBlock,
-    RdmModel,
     RoiBlock,
-    RsaBlock,
 )
 from neurosae.spec.choices import choice_problems, family_problems, nuisance_problems, regression_problems
 from neurosae.spec.design import Design, load_design, region_names
 from neurosae.spec.effects import effect_problems, shape_problems
 from neurosae.spec.fields import Count, FileName, Natural, Strict, Text, fail, fail_all
+from neurosae.spec.geometry import RdmModel, RsaBlock
 from neurosae.spec.load import is_file, load_yaml, similar_file
 from neurosae.spec.maps import map_problems
 from neurosae.spec.parametric import parametric_problems

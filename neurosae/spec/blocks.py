@@ -11,7 +11,9 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from neurosae.errors import unknown
-from neurosae.spec.fields import Bool, Count, FileName, Name, Number, OneOrMore, Strict, Text, fail
+from neurosae.spec.block import Block
+from neurosae.spec.fields import Bool, Count, FileName, Number, OneOrMore, Strict, Text, fail
+from neurosae.spec.geometry import RsaBlock
 from neurosae.spec.sites import AnyPath
 from neurosae.spec.words import short
 
@@ -19,7 +21,6 @@ Statistic = Literal["mean", "t", "moderated_t", "signed_rank", "hurdle", "F", "s
 Correction = Literal["maxT", "stepdown", "holm", "fdr_bh", "fdr_by", "storey", "bb", "none"]
 Alternative = Literal["two-sided", "greater", "less"]
 Intervals = Literal["marginal", "flip_t", "bca", "simultaneous"]
-Split = Literal["test", "localizer"]
 ParametricModel = Literal["ols", "hc3", "cluster", "item_intercept", "crossed", "min_f", "limma_trend"]
 ParametricRows = Literal["items", "cells", "stimuli"]
 MapStatistic = Literal["maxT", "cluster", "tfce"]
@@ -78,17 +79,6 @@ class Inference(Strict):
             text = f"{self.n_permutations} relabellings cannot reach alpha {self.alpha:g}; use at least {least:.0f}."
             fail("n_permutations", text=text)
         return self
-
-
-class Block(Strict):
-    """What every test says, beside its kind (`test`): where, and on which items."""
-
-    region: OneOrMore
-    """Region or regions of the design."""
-    split: Split = "test"
-    """On which items: test, or localizer for a test that only chooses features."""
-    sites: OneOrMore | None = None
-    """Sites; left out, all of them."""
 
 
 class FeatureChoice(Strict):
@@ -313,42 +303,6 @@ class CombinationBlock(Block):
 
 JointBlock = ConjunctionBlock | CombinationBlock
 """Tests that join several tests of a feature."""
-
-
-class RdmModel(Strict):
-    """A model RDM: of an effect, or of differences in a column."""
-
-    effect: Text | None = None
-    """An effect: conditions differ by their weights."""
-    column: Name | None = None
-    """A number of each stimulus: n_tokens, position, or a covariate."""
-    metric: Literal["absolute"] = "absolute"
-    """How two values of the column differ."""
-    nuisance: Bool = False
-    """A model that the others must explain more than; not tested itself."""
-
-    @model_validator(mode="after")
-    def _check(self) -> RdmModel:
-        if (self.effect is None) == (self.column is None):
-            fail(text="is made of an effect or a column; give exactly one, {effect: name} or {column: n_tokens}.")
-        return self
-
-
-class RsaBlock(Block):
-    """Representational similarity: distances between conditions, compared with model RDMs."""
-
-    test: Literal["rsa"]
-    """rsa"""
-    conditions: OneOrMore
-    """Factors (and frame) whose combinations are the conditions."""
-    models: dict[FileName, RdmModel] = Field(min_length=1)
-    """Model RDMs by name."""
-    distance: Literal["crossnobis", "euclidean", "correlation"] = "crossnobis"
-    """Distance between the patterns of two conditions; crossnobis is cross-validated over items."""
-    compare: Literal["cosine_cov", "corr_cov", "cosine", "corr", "rho-a"] = "cosine_cov"
-    """How the data RDM is compared with a model RDM."""
-    p_from: Literal["item_flips"] = "item_flips"
-    """Which relabellings give p: flips of whole items."""
 
 
 TESTS: Mapping[str, tuple[type[Strict], str]] = {

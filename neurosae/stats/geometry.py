@@ -12,8 +12,9 @@ from threadpoolctl import threadpool_limits
 from neurosae.design.weights import Effect, compile_effect
 from neurosae.errors import DataError, unknown
 from neurosae.extraction.responses import design_of, item_cells
-from neurosae.spec.blocks import Inference, RdmModel, RsaBlock
+from neurosae.spec.blocks import Inference
 from neurosae.spec.design import Design
+from neurosae.spec.geometry import RdmModel, RsaBlock
 from neurosae.spec.load import as_record
 from neurosae.stats import rdm
 from neurosae.stats.length import gram

@@ -18,7 +18,8 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from neurosae.errors import DataError
-from neurosae.spec.blocks import Inference, RdmModel, RsaBlock
+from neurosae.spec.blocks import Inference
+from neurosae.spec.geometry import RdmModel, RsaBlock
 from neurosae.spec.results import Tested, as_results, check_results
 from neurosae.stats import rdm
 from neurosae.stats.geometry import Key, Place, Question, places, question, vectors

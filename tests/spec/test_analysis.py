@@ -9,8 +9,10 @@ import pytest
 
 from neurosae.errors import SpecError
 from neurosae.spec.analysis import Analysis, load_analysis
-from neurosae.spec.blocks import TESTS, Block, ContrastBlock, Inference, RsaBlock
+from neurosae.spec.block import Block
+from neurosae.spec.blocks import TESTS, ContrastBlock, Inference
 from neurosae.spec.fields import Count
+from neurosae.spec.geometry import RsaBlock
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from threadpoolctl import threadpool_limits
 
 from neurosae.errors import DataError, SpecError
 from neurosae.extraction.responses import item_cells
-from neurosae.spec.blocks import Inference, RsaBlock
+from neurosae.spec.blocks import Inference
 from neurosae.spec.design import Design
+from neurosae.spec.geometry import RsaBlock
 from neurosae.stats.geometry import MODELS
 from neurosae.stats.rdm import COMPARATORS, DISTANCES
 from neurosae.stats.rsa import model_rdms, rdms, rsa, run

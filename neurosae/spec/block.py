@@ -1,0 +1,20 @@
+"""What every block under `tests:` says: where, and on which items. Blocks of all kinds begin with it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from neurosae.spec.fields import OneOrMore, Strict
+
+Split = Literal["test", "localizer"]
+
+
+class Block(Strict):
+    """What every test says, beside its kind (`test`): where, and on which items."""
+
+    region: OneOrMore
+    """Region or regions of the design."""
+    split: Split = "test"
+    """On which items: test, or localizer for a test that only chooses features."""
+    sites: OneOrMore | None = None
+    """Sites; left out, all of them."""
