@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy import special, stats
 
+from neurosae.stats.ranks import value_ranks
+
 FEW = 10  # informative items below which an interval is printed with a warning
 
 
@@ -170,7 +172,7 @@ def firing_difference(
 def _auc(y: np.ndarray, plus: np.ndarray, minus: np.ndarray) -> np.ndarray:
     both = np.concatenate([y[plus], y[minus]])
     n_plus, n_minus = plus.sum(), minus.sum()
-    ranks = stats.rankdata(both, axis=0)[:n_plus].sum(axis=0)
+    ranks = value_ranks(both)[:n_plus].sum(axis=0)
     return (ranks - n_plus * (n_plus + 1) / 2) / (n_plus * n_minus)
 
 

@@ -48,7 +48,7 @@ from neurosae.stats.units import ROUNDING, ItemData
 
 def hurdle(data: ItemData, kept: np.ndarray) -> Ready:
     """Both parts of every feature, ready to be relabelled."""
-    _refuse(data)
+    _refuse(data, kept)
     if data.codes is not None:
         return _between(data, kept)
     parts = sides(data, kept)
@@ -64,8 +64,10 @@ def hurdle(data: ItemData, kept: np.ndarray) -> Ready:
     )
 
 
-def _refuse(data: ItemData) -> None:
+def _refuse(data: ItemData, kept: np.ndarray) -> None:
     what = data.effect.words
+    if data.Y[:, kept].data.min(initial=0) < 0:
+        raise DataError("hurdle asks whether a feature fires, and negative responses leave that open; use moderated_t.")
     if data.levels is not None or data.omnibus:
         raise DataError(f"hurdle compares two sides, but {what} compares levels that change places; use moderated_t.")
     if data.beside is not None:

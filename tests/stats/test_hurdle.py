@@ -192,3 +192,27 @@ def test_hurdle_refuses_one_sided_alternatives():
     asked = {"statistic": "hurdle", "alternative": "greater"}
     with pytest.raises(DataError, match="hurdle has no sign"):
         contrast(fake, NUMBER, region="noun", inference=asked, seed=1)
+
+
+@pytest.mark.parametrize("between", [False, True])
+def test_hurdle_refuses_negative_responses(between):
+    """A signed response neither fires nor stays silent."""
+    design = example_design(16, between=between)
+    fake = simulate(design, n_features=6, density=0.6, seed=1)
+    fake.X = fake.X * -1.0
+    with pytest.raises(DataError, match="negative responses"):
+        contrast(fake, {"number": {"pl": 1, "sg": -1}}, region="noun", inference={"statistic": "hurdle"}, seed=1)
+
+
+@pytest.mark.parametrize("between", [False, True])
+def test_signed_responses_have_the_prior_of_their_size(between):
+    """Turning every response round turns the statistics round and changes no p: the trend follows the size."""
+    design = example_design(24, between=between)
+    fake = simulate(design, n_features=60, density=0.6, seed=1)
+    turned = fake.copy()
+    turned.X = fake.X * -1.0
+    asked = {"region": "noun", "inference": {"n_permutations": 200}, "seed": 1}
+    one, two = (contrast(x, {"number": {"pl": 1, "sg": -1}}, **asked) for x in (fake, turned))
+    assert_allclose(one["value"], -two["value"], rtol=1e-9)
+    assert_allclose(one["p_corr"], two["p_corr"], rtol=1e-9)
+    assert_allclose(one["x_d0"], two["x_d0"], rtol=1e-9)
