@@ -20,7 +20,8 @@ from neurosae.spec.files import require_space
 
 FLOAT = 4
 COPIES = 4  # of every parameter: weights, gradients, two moments of Adam
-SMALL = 2e9  # multiplications of a step, forward and backward, that one thread does fastest
+SMALL = 1e10  # multiplications of a step, forward and backward, for which one thread is the safe choice
+BUSY = 1.5  # load, in processors, that other programs may make before two threads wait for each other
 SPARSE_ROWS = 256  # rows whose pre-activations the sparse step holds at once
 TIMED = 3, 8  # steps from whose end and to whose end the first ones are timed
 DENSE_COPIES = 4  # of batch x d_sae that the training classes of sae-lens hold
@@ -94,10 +95,30 @@ def free_memory(device: str) -> int | None:
 def threads_for(settings: Settings, d: int, *, device: str) -> int | None:
     """One thread where a step is too short to be shared; None: as many as there are.
 
-    A function of the settings alone, so that two runs on one machine give the same bytes.
+    A function of the settings alone, so that two runs on one machine give the same bytes. Where other programs want
+    the same processors, threads wait for each other at every operation: on two busy cores a step of 64 -> 512 took 8
+    times as long with two threads, one of 128 -> 4,096 took 4 to 10 times as long.
     """
     work = 6.0 * settings.batch * d * settings.d_sae
     return 1 if device == "cpu" and work < SMALL else None
+
+
+def busy_words(threads: int | None) -> str:
+    """What to do where more threads are wanted than processors are free; "" where all is well.
+
+    Examples
+    --------
+    >>> busy_words(1)
+    ''
+    """
+    n, cores = threads or torch.get_num_threads(), os.cpu_count() or 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if n == 1 or load + n <= BUSY * cores:
+        return ""
+    return (
+        f"other programs keep {load:.1f} of {cores} processors busy, and {n} threads would wait for each other; if "
+        "training is slow, run it with OMP_NUM_THREADS=1."
+    )
 
 
 @contextmanager

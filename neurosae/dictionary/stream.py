@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from neurosae.dictionary.texts import Contexts
+from neurosae.dictionary.texts import Contexts, one_thread
 from neurosae.errors import DataError
 from neurosae.extraction.model import hooked_pass
 from neurosae.extraction.packing import length_buckets, pad
@@ -81,15 +81,16 @@ def context_rows(
     n_rows = np.array([len(i) - contexts.n_prefix - contexts.n_suffix for i in ids], dtype=np.int64)
     starts = np.concatenate([[0], np.cumsum(n_rows)])
     out: dict[str, torch.Tensor] = {}
-    for bucket in length_buckets([len(i) for i in ids], batch_tokens):
-        padded, mask = pad([ids[i] for i in bucket])
-        rows = np.repeat(np.arange(len(bucket)), n_rows[bucket])
-        cols = np.concatenate([contexts.n_prefix + np.arange(int(n_rows[i])) for i in bucket])
-        at = torch.from_numpy(np.concatenate([int(starts[i]) + np.arange(int(n_rows[i])) for i in bucket]))
-        for hook, x in hooked_pass(model, padded, mask, hooks=list(hooks), rows=rows, cols=cols).items():
-            if hook not in out:
-                out[hook] = torch.empty(int(starts[-1]), x.shape[1])
-            out[hook][at] = x.cpu()
+    with one_thread(model):
+        for bucket in length_buckets([len(i) for i in ids], batch_tokens):
+            padded, mask = pad([ids[i] for i in bucket])
+            rows = np.repeat(np.arange(len(bucket)), n_rows[bucket])
+            cols = np.concatenate([contexts.n_prefix + np.arange(int(n_rows[i])) for i in bucket])
+            at = torch.from_numpy(np.concatenate([int(starts[i]) + np.arange(int(n_rows[i])) for i in bucket]))
+            for hook, x in hooked_pass(model, padded, mask, hooks=list(hooks), rows=rows, cols=cols).items():
+                if hook not in out:
+                    out[hook] = torch.empty(int(starts[-1]), x.shape[1])
+                out[hook][at] = x.cpu()
     return out
 
 

@@ -236,7 +236,7 @@ def sample_texts(
     n_writers = min(max(n_tokens // length, WRITERS[0]), WRITERS[1])
     texts, n_done = [], 0
     name = f"{model.name} writes {purpose}"
-    with _one_thread(model), tqdm(total=n_tokens, desc=name, unit="tok", unit_scale=True, mininterval=1) as bar:
+    with one_thread(model), tqdm(total=n_tokens, desc=name, unit="tok", unit_scale=True, mininterval=1) as bar:
         while n_done < n_tokens:
             written = _write(model, draws, length=min(length, model.n_ctx - 1), n_writers=n_writers)
             for ids in written:
@@ -250,7 +250,7 @@ def sample_texts(
 
 
 @contextmanager
-def _one_thread(model: Any) -> Iterator[None]:
+def one_thread(model: Any) -> Iterator[None]:
     """One thread for a small model on the CPU, and the caller's number of threads afterwards."""
     before = torch.get_num_threads()
     small = model.device == "cpu" and model.provenance.get("n_parameters", SMALL) < SMALL

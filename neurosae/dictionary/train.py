@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from neurosae.dictionary.architectures import LEARNERS
-from neurosae.dictionary.budget import Clock, require_budget, threads_for, using_threads
+from neurosae.dictionary.budget import Clock, busy_words, require_budget, threads_for, using_threads
 from neurosae.dictionary.checkpoint import Checkpoint, Running, read_checkpoint, tensors_of, write_checkpoint
 from neurosae.dictionary.evaluate import (
     density_histogram,
@@ -210,6 +210,9 @@ def _learn(
     runs, start = _begin(source, sites, checkpoint=checkpoint, device=model.device)
     held_out = reference_contexts(model, data.held_out, n_tokens=CURVE, seed=s.order, length=s.context)
     held_rows = context_rows(model, held_out, np.arange(len(held_out.ids)), hooks=hooks)
+    wanted = [threads_for(site.settings, site.d, device=model.device) for site in sites.values()]
+    if model.device == "cpu" and None in wanted and (sentence := busy_words(None)):
+        _say("threads", sentence)
     title, since, clock = f"train {', '.join(sites)}", time.monotonic(), Clock(n_steps, start, needed)
     with tqdm(total=n_steps * s.batch, initial=start * s.batch, desc=title, unit="tok", unit_scale=True) as bar:
         for step, batch in zip(range(start, n_steps), source.batches(start), strict=False):

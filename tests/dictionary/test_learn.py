@@ -121,3 +121,75 @@ def test_settings_refuse(changes, message):
     """What cannot be trained is named before anything runs."""
     with pytest.raises(ModelError, match=message):
         settings_of({"d_sae": 64, "k": 4} | changes, 32)
+
+
+def learner_of(**changes):
+    """A learner of toy size."""
+    made = settings_of({"k": 4, "d_sae": 64, "n_tokens": 51_200, "batch": 512} | changes, 32)
+    return LEARNERS[made.architecture](made, 32)
+
+
+def test_k_schedule_follows_its_settings():
+    """It starts at k0 and takes the share that is asked for; what has no k to anneal keeps its own."""
+    ks = [learner_of(k0=10, anneal=0.6).k(step) for step in range(100)]
+    assert (ks[0], ks[30], ks[60]) == (10, 7, 4)
+    assert {learner_of(anneal=0.0).k(step) for step in range(100)} == {4}
+    assert {learner_of(architecture="gated").k(step) for step in range(100)} == {4}
+    assert learner_of(architecture="matryoshka").k(0) == 32
+
+
+def test_learning_rate_follows_its_settings():
+    """Up from near 0, flat, down to a tenth; flat throughout where neither is asked for."""
+    rates = [learner_of(lr=1.0, warm_up=0.1, decay=0.5).rate(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[10:50] == [1.0] * 40
+    assert rates[75] == pytest.approx(0.1 + 0.9 * 0.5)
+    assert rates[-1] == pytest.approx(0.118)
+    assert {learner_of(lr=1.0, decay=0.0).rate(step) for step in range(100)} == {1.0}
+
+
+def test_dead_window_follows_its_setting():
+    """Silent for a share of the steps, not for a fixed number: it starts in short runs too."""
+    assert learner_of().window == 5
+    assert learner_of(dead_window=0.2).window == 20
+    learner = learner_of(dead_window=0.1)
+    learner.silent[:3] = 11
+    learner.silent[3] = 10
+    assert learner.dead().tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["topk", "abstopk", "batchtopk", "matryoshka"])
+def test_aux_is_the_coefficient(name):
+    """The loss with dead features differs by aux times the auxiliary loss; ghost gradients switch it off."""
+    x, _ = planted(256)
+    x = (x - x.mean(0)) / float((x - x.mean(0)).square().mean().sqrt())
+    dead = torch.arange(40, 64)
+    losses = [float(learner_of(architecture=name, aux=c).loss(x, 90, dead=dead)[0].detach()) for c in (0.0, 0.5, 1.0)]
+    assert losses[2] - losses[0] == pytest.approx(2 * (losses[1] - losses[0]), rel=1e-4)
+    assert losses[1] > losses[0]
+    ghost = learner_of(architecture=name, aux=0.5, ghost_grads=True)
+    assert float(ghost.loss(x, 90, dead=dead)[0].detach()) == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_autocast_is_opt_in_on_a_cpu():
+    """Off by default there; where it is asked for, the step is nearly the same and parameters stay in float32."""
+    x, _ = planted(512)
+    x = (x - x.mean(0)) / float((x - x.mean(0)).square().mean().sqrt())
+    assert not learner_of().amp
+    for name in ("topk", "gated", "batchtopk"):
+        reports = []
+        for amp in (False, True):
+            learner = learner_of(architecture=name, amp=amp)
+            reports.append([learner.step(x, step) for step in range(30)][-1])
+            assert {p.dtype for p in learner.parameters} == {torch.float32}
+        assert reports[0] != reports[1]
+        assert reports[1].fvu == pytest.approx(reports[0].fvu, abs=0.03)
+
+
+def test_recipe_finds_what_the_plain_one_loses():
+    """In few steps annealing and auxiliary loss find all true directions; without them, a quarter."""
+    x, directions = planted(30_000)
+    asked = {"d_sae": 256, "k": 3, "n_tokens": 90_000, "batch": 64, "lr": 1e-3}
+    full, plain = (recovered(learn(x, asked | c)[0], directions) for c in ({}, {"anneal": 0.0, "aux": 0.0}))
+    assert full > 0.9
+    assert plain < 0.5

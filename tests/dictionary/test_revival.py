@@ -9,7 +9,8 @@ from torch.testing import assert_close
 
 from neurosae.dictionary.architectures import LEARNERS
 from neurosae.dictionary.revival import Part, Rows, draw_rows, ghost_loss, resample
-from neurosae.dictionary.settings import ARCHITECTURES, settings_of
+from neurosae.dictionary.settings import settings_of
+from tests.dictionary.test_architectures import NAMES
 from tests.dictionary.test_learn import D, planted
 
 
@@ -84,7 +85,7 @@ def test_resample_is_what_it_says():
     assert not torch.equal(before[0], after[0])
 
 
-@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("name", NAMES)
 def test_every_architecture_resamples(name, *, monkeypatch):
     """Every vector and matrix of a dead feature starts again, whichever way the matrices lie."""
     x, _ = planted(2000)

@@ -135,3 +135,16 @@ def test_threads_depend_on_the_settings_alone():
     assert threads_for(LONG, 16, device="cpu") == 1
     assert threads_for(replace(LONG, d_sae=24_576, batch=2048), 768, device="cpu") is None
     assert threads_for(LONG, 16, device="cuda") is None
+
+
+def test_busy_processors_are_said(monkeypatch):
+    """Several threads among other programs: named, with the remedy; never with one thread, or on a free machine."""
+    from neurosae.dictionary import budget as module
+
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(module.os, "getloadavg", lambda: (3.5, 0, 0), raising=False)
+    assert "3.5 of 4 processors" in module.busy_words(4)
+    assert "OMP_NUM_THREADS=1" in module.busy_words(4)
+    assert not module.busy_words(1)
+    monkeypatch.setattr(module.os, "getloadavg", lambda: (0.2, 0, 0), raising=False)
+    assert not module.busy_words(4)
