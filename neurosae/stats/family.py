@@ -171,7 +171,8 @@ def relabel_cells(cells: Sequence[Cell], ready: Sequence[Ready], inference: Infe
 
 def placed(columns: Columns, data: ItemData, relabelling: Relabelling) -> Columns:
     """Columns with their items in the rows that the relabelling gives them."""
-    return columns.how.place(columns, np.searchsorted(relabelling.rows, data.numbers))
+    order = np.argsort(relabelling.rows)
+    return columns.how.place(columns, order[np.searchsorted(relabelling.rows, data.numbers, sorter=order)])
 
 
 def _refuse_different_items(data: Sequence[ItemData]) -> None:

@@ -116,7 +116,8 @@ def centred(data: ItemData, kept: np.ndarray) -> Centred:
 
 
 def _placed(made: Centred, piece: Piece) -> Columns:
-    return made.columns.how.place(made.columns, np.searchsorted(piece.relabelling.rows, piece.data.numbers))
+    rows, order = piece.relabelling.rows, np.argsort(piece.relabelling.rows)
+    return made.columns.how.place(made.columns, order[np.searchsorted(rows, piece.data.numbers, sorter=order)])
 
 
 def _flip_t(piece: Piece, *, level: float) -> Beside:

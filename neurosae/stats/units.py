@@ -9,7 +9,7 @@ over items that share a form.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,7 +20,7 @@ from neurosae.design.exchange import Exchange, exchangeability
 from neurosae.design.units import items_of
 from neurosae.design.weights import Effect, compile_effect
 from neurosae.errors import DataError
-from neurosae.extraction.responses import item_cells
+from neurosae.extraction.responses import ItemCells, item_cells
 from neurosae.spec.design import Design
 from neurosae.stats.nuisance import Adjustment
 
@@ -132,7 +132,7 @@ def item_data(
         If the effect cannot be estimated, or no relabelling of whole items tests it.
     """
     made = compile_effect(design, dict(effect))
-    found = item_cells(adata, design, region=region, position=position, split=split)
+    found = _in_design_order(item_cells(adata, design, region=region, position=position, split=split), design)
     exchange = exchangeability(design, made, items=found.items, flips_only=flips_only)  # pyright: ignore[reportArgumentType]
     place = {name: k for k, name in enumerate(exchange.items)}
     taking_part = np.array([place.get(name, -1) for name in found.items])
@@ -180,6 +180,21 @@ def item_data(
         contrasts=exchange.contrasts,
         obs=found.numbers[inside].reset_index(drop=True),
         row_datum=row_datum,
+    )
+
+
+def _in_design_order(found: ItemCells, design: Design) -> ItemCells:
+    """Items in the order of the design: what is relabelled by item never depends on the order of the rows."""
+    order = np.argsort(item_numbers(design, found.items), kind="stable")
+    row_item = np.argsort(order)[found.row_item]
+    rows = np.lexsort((found.row_cell, row_item))
+    return replace(
+        found,
+        items=tuple(found.items[k] for k in order),
+        X=found.X[rows],
+        row_item=row_item[rows],
+        row_cell=found.row_cell[rows],
+        numbers=found.numbers.iloc[rows].reset_index(drop=True),
     )
 
 

@@ -171,3 +171,34 @@ def test_ties_of_decimals_survive_float32(between):
             signs = np.array(list(product([1, -1], repeat=len(values))))
             p = np.mean(np.abs(signs @ values) >= abs(values.sum()) - 1e-9)
             assert found[name].loc[j, "p_unc"] == pytest.approx(p, abs=1e-12)
+
+
+@pytest.mark.parametrize("statistic", ["mean", "t", "moderated_t", "signed_rank", "hurdle"])
+@pytest.mark.parametrize("between", [False, True])
+def test_invariant_to_the_order_of_rows_and_features(between, statistic):
+    """Rows in any order, features in any order: the same items meet the same labels, with and without drawing them."""
+    fake = responses(14, between=between, n_features=20)
+    rng = np.random.default_rng(0)
+    shuffled = fake[rng.permutation(fake.n_obs)].copy()
+    shuffled = shuffled[:, rng.permutation(fake.n_vars)].copy()
+    for n, intervals in ((300, "bca"), (20_000, "simultaneous")):
+        how = {"statistic": statistic, "n_permutations": n, "intervals": intervals}
+        one, two = (
+            contrast(x, NUMBER, region="noun", inference=how, seed=1).sort_values("feature") for x in (fake, shuffled)
+        )
+        for column in ("value", "p_unc", "p_corr", "ci_low", "ci_high"):
+            assert_allclose(one[column].astype(float), two[column].astype(float), rtol=1e-6, err_msg=column)
+    if between and statistic == "mean":
+        obs = shuffled.obs
+        plus, X = (obs["number"] == "pl").to_numpy(), shuffled.X.toarray()
+        for column, feature in enumerate(shuffled.var["feature"]):
+            row = two[two["feature"] == feature].iloc[0]
+            if row["status"] == "ok":
+                y = X[:, column].astype(float)
+                known = stats.permutation_test(
+                    (y[plus], y[~plus]), lambda a, b, axis: a.mean(axis) - b.mean(axis), n_resamples=np.inf,
+                    vectorized=True,
+                )  # fmt: skip
+                assert row["p_unc"] == pytest.approx(
+                    np.mean(np.abs(known.null_distribution) >= abs(known.statistic) - 1e-9)
+                )
