@@ -20,9 +20,9 @@ import scipy.sparse as sp
 
 from neurosae.stats.flips import flip_columns, maxima
 from neurosae.stats.glm import ols, robust_errors
-from neurosae.stats.length import gram
 from neurosae.stats.mixed import reml
 from neurosae.stats.rdm import Patterns, distances
+from neurosae.stats.rdm_noise import gram
 from neurosae.stats.relabel import flips
 from neurosae.stats.resample import bootstrap_rdms, permute_conditions
 from neurosae.stats.tails import flip_p

@@ -12,7 +12,7 @@ from common import Floors, cpu, header  # isort: skip  (sets one thread)
 
 import numpy as np
 
-from neurosae.stats.rdm import condensed_to_square
+from neurosae.stats.rdm_compare import condensed_to_square
 from neurosae.stats.resample import bootstrap_rdms, orders, permute_conditions
 
 

@@ -51,7 +51,7 @@ LAYERS = """
 8  dictionary.watch dictionary.budget
 7  stats.ranks
 8  stats.scores design.checks
-8  stats.noncentral stats.pattern
+8  stats.noncentral stats.pattern stats.rdm_compare stats.rdm_noise
 9  stats.glm_kernels stats.mixed_kernels stats.layout
 9  stats.level_kernels stats.relabel stats.tails stats.rdm stats.simulate stats.tfce dictionary.learn
 9  dictionary.stream extraction.shard
@@ -72,6 +72,8 @@ LAYERS = """
 13 dictionary.load
 9  dictionary.convert dictionary.overlap
 12 dictionary.scorecard
+9  stats.agreement
+10 stats.probes
 8  dictionary.decompositions
 13 stats.parametric_models
 13 stats.family stats.rsa
@@ -97,7 +99,8 @@ LAYERS = """
 21 provenance
 22 stages
 23 study
-24 cli
+24 comparison
+25 cli
 """
 RANK = {name: int(line.split()[0]) for line in LAYERS.strip().splitlines() for name in line.split()[1:]}
 

@@ -38,9 +38,12 @@ class RsaBlock(Block):
     """Factors (and frame) whose combinations are the conditions."""
     models: dict[FileName, RdmModel] = Field(min_length=1)
     """Model RDMs by name."""
-    distance: Literal["crossnobis", "euclidean", "correlation"] = "crossnobis"
+    distance: Literal["crossnobis", "euclidean", "correlation", "mahalanobis", "poisson"] = "crossnobis"
     """Distance between the patterns of two conditions; crossnobis is cross-validated over items."""
-    compare: Literal["cosine_cov", "corr_cov", "cosine", "corr", "rho-a"] = "cosine_cov"
+    noise: Literal["none", "shrinkage_diag", "shrinkage_eye"] | None = None
+    """Metric of crossnobis and mahalanobis: the residual covariance, shrunk to its diagonal or to a multiple of the
+    identity, or none. Left out, none for crossnobis and shrinkage_diag for mahalanobis."""
+    compare: Literal["cosine_cov", "corr_cov", "cosine", "corr", "rho-a", "spearman", "tau-a"] = "cosine_cov"
     """How the data RDM is compared with a model RDM."""
     p_from: Literal["item_flips"] = "item_flips"
     """Which relabellings give p: flips of whole items."""

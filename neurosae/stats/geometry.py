@@ -17,7 +17,6 @@ from neurosae.spec.design import Design
 from neurosae.spec.geometry import RdmModel, RsaBlock
 from neurosae.spec.load import as_record
 from neurosae.stats import rdm
-from neurosae.stats.length import gram
 
 ALIAS = {"position": "token_index"}  # the column `position` labels rows; what can differ is the place in the text
 
@@ -162,8 +161,13 @@ def _place(asked: Question, adata: Any, design: Design, *, key: Key) -> Place:
             f"{found.n_dead} are never active); take more items, or lower min_informative."
         )
     with threadpool_limits(1, user_api="blas"):  # one order of summation, whatever the number of threads
-        G = gram(found.X)
+        found, G = rdm.measured(found, asked.ask.distance, noise_of(asked.ask))
         return Place(site, region, position, adata, design, found, G, rdm.distances(G, found, asked.ask.distance))
+
+
+def noise_of(ask: RsaBlock) -> str:
+    """The noise metric of a block: as written, else none for crossnobis and shrinkage for mahalanobis."""
+    return ask.noise or ("shrinkage_diag" if ask.distance == "mahalanobis" else "none")
 
 
 # --- models ---------------------------------------------------------------------------------------------------------

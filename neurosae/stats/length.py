@@ -20,28 +20,11 @@ import scipy.sparse as sp
 
 from neurosae.spec.results import counted_p
 from neurosae.stats.rdm import SAME
+from neurosae.stats.rdm_noise import gram
 from neurosae.stats.relabel import Relabelling, flips, labels, permutations, signs
 from neurosae.stats.units import ItemData
 
 TILE = 1024
-DENSE = 0.1  # columns denser than this are multiplied by BLAS, the rest as sparse x sparse
-
-
-def gram(X: sp.csr_matrix) -> np.ndarray:
-    """Inner products of all rows, X X', of shape (n_rows, n_rows).
-
-    Examples
-    --------
-    >>> gram(sp.csr_matrix([[1.0, 0.0], [2.0, 3.0]]))
-    array([[ 1.,  2.],
-           [ 2., 13.]])
-    """
-    columns = sp.csc_matrix(X)
-    count = np.diff(columns.indptr)
-    dense = count > DENSE * X.shape[0]  # pyright: ignore[reportOptionalSubscript]
-    block = columns[:, np.flatnonzero(dense)].toarray()
-    rest = sp.csr_matrix(columns[:, np.flatnonzero(~dense & (count > 0))])
-    return block @ block.T + (rest @ rest.T).toarray()
 
 
 @dataclass(frozen=True)

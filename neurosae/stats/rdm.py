@@ -1,4 +1,4 @@
-"""Dissimilarities between conditions from one Gram matrix, models of them, and how well the two agree.
+"""Dissimilarities between conditions from one Gram matrix, and how far a perfect model of them could get.
 
 Everything here is a function of the N x N Gram matrix G of item x condition patterns (N rows), never of features x
 features. With Z (N x K) the indicator of the condition of each row and H_ij = 0 where rows i and j belong to one item,
@@ -10,24 +10,26 @@ features. With Z (N x K) the indicator of the condition of each row and H_ij = 0
 Where every item is in every condition this is rsatoolbox's crossnobis with items as folds. Where items are nested in
 conditions no fold can leave an item out of two conditions; then C_kl (k != l) is a product of independent means and
 C_kk leaves one item of the condition out. Both are unbiased: noise alone gives 0 on average.
+
+With a noise covariance the same formulas are applied to the Gram matrix in the metric of its inverse (`rdm_noise`):
+crossnobis proper, and Mahalanobis for the plug-in form.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import pandas as pd
-import scipy.optimize
 import scipy.sparse as sp
-import scipy.stats
 
 from neurosae.errors import DataError, choose
 from neurosae.extraction.responses import ItemCells
+from neurosae.stats.rdm_compare import CENTRED, RANKS, ROUNDING, compare_rdms, ranked_rdm
+from neurosae.stats.rdm_noise import gram, noise_gram, poisson_products
 
-ROUNDING = 1e-12  # relative size below which a float64 sum is zero
 SAME = 1e-6  # activations are float32: values closer than this (relatively) are one value, computed in two batches
 
 
@@ -199,11 +201,50 @@ def _correlation(G: np.ndarray, found: Patterns, weights: np.ndarray) -> np.ndar
     return (1 - centred / np.outer(length, length))[np.triu_indices(len(C), 1)]
 
 
+def _poisson(G: np.ndarray, found: Patterns, weights: np.ndarray) -> np.ndarray:
+    Z = sp.csr_matrix((weights[found.item], (found.condition, np.arange(len(found.item)))))
+    means = sp.csr_matrix(sp.diags(1 / np.asarray(Z.sum(axis=1)).ravel()) @ Z @ found.X)
+    return _squared(poisson_products(means)) / found.n_features
+
+
 DISTANCES: dict[str, Callable[[np.ndarray, Patterns, np.ndarray], np.ndarray]] = {
     "crossnobis": _crossnobis,
     "euclidean": _euclidean,
     "correlation": _correlation,
+    "mahalanobis": _euclidean,  # of the Gram matrix in the metric of the noise
+    "poisson": _poisson,
 }
+CROSSVALIDATED = ("crossnobis",)
+
+
+def measured(found: Patterns, distance: str, noise: str = "none") -> tuple[Patterns, np.ndarray]:
+    """The patterns and Gram matrix that a distance is made of, in the metric of the noise where there is one.
+
+    Features without residual variance are dropped first: they would have infinite weight.
+
+    Parameters
+    ----------
+    noise : "none", "shrinkage_diag" or "shrinkage_eye": how the residual covariance is shrunk. Residuals are what is
+        left of every row without the mean of its condition, and where every item is in every condition also without
+        the mean of its item.
+
+    Raises
+    ------
+    DataError
+        No residual degrees of freedom, or mahalanobis without noise, which is euclidean.
+    """
+    if distance == "mahalanobis" and noise == "none":
+        raise DataError("mahalanobis without noise is euclidean; set noise: shrinkage_diag, or distance: euclidean.")
+    if noise == "none" or distance not in ("crossnobis", "mahalanobis"):
+        return found, gram(found.X)
+    N, K, crossed = len(found.item), len(found.conditions), not found.nested
+    n = len(found.items) if crossed else 1
+    dof = (n - 1) * (K - 1) if crossed else N - K
+    if dof < 1:
+        raise DataError(f"{N} patterns of {K} conditions leave no residuals for a noise covariance; set noise: none.")
+    groups = [found.condition, found.item] if crossed else [found.condition]
+    G, kept = noise_gram(found.X, groups, dof=dof, method=noise)
+    return replace(found, X=sp.csr_matrix(found.X[:, kept])), G
 
 
 def distances(G: np.ndarray, found: Patterns, distance: str = "crossnobis") -> np.ndarray:
@@ -212,111 +253,6 @@ def distances(G: np.ndarray, found: Patterns, distance: str = "crossnobis") -> n
     Squared distances are divided by the number of features, as in rsatoolbox; crossnobis may be negative.
     """
     return choose("distance", distance, DISTANCES)(G, found, np.ones(len(found.items)))
-
-
-# --- agreement of two RDMs ------------------------------------------------------------------------------------------
-
-COMPARATORS = ("cosine_cov", "corr_cov", "cosine", "corr", "rho-a")
-
-
-def embed(rdm: np.ndarray, compare: str) -> np.ndarray:
-    """Map a condensed RDM into the space in which the comparator is an ordinary inner product.
-
-    `corr*` and `rho-a` subtract the mean (of distances or mid-ranks). `*_cov` whitens with the covariance that
-    distances have because they share conditions: -1/2 J D J, the double-centred kernel, whose Frobenius product is
-    the whitened inner product (linear CKA).
-
-    Examples
-    --------
-    >>> embed(np.array([1.0, 2.0, 3.0]), "corr")
-    array([-1.,  0.,  1.])
-    """
-    choose("comparator", compare, dict.fromkeys(COMPARATORS, True))
-    vector = scipy.stats.rankdata(rdm) if compare == "rho-a" else np.asarray(rdm, dtype=float)
-    if compare in ("corr", "corr_cov", "rho-a"):
-        vector = vector - vector.mean()
-    if not compare.endswith("_cov"):
-        return vector
-    square = condensed_to_square(vector)
-    row = square.mean(axis=0)
-    return (-0.5 * (square - row[:, None] - row[None, :] + row.mean())).ravel()
-
-
-def compare_rdms(a: np.ndarray, b: np.ndarray, compare: str = "cosine_cov") -> float:
-    """Agreement of two condensed RDMs as rsatoolbox defines it; NaN where one of them has no variation to agree in.
-
-    Examples
-    --------
-    >>> round(compare_rdms(np.array([1.0, 2.0, 4.0]), np.array([2.0, 4.0, 8.0]), "cosine_cov"), 12)
-    1.0
-    """
-    x, y = embed(a, compare), embed(b, compare)
-    lengths = [np.sqrt(np.einsum("i,i->", v, v)) for v in (x, y)]
-    largest = [np.abs(v).max() for v in (a, b)]
-    if not np.isfinite(lengths).all() or any(
-        n <= ROUNDING * max(top, 1e-300) for n, top in zip(lengths, largest, strict=True)
-    ):
-        return float("nan")
-    n = len(a)
-    scale = (n**3 - n) / 12 if compare == "rho-a" else lengths[0] * lengths[1]
-    return float(np.einsum("i,i->", x, y) / scale)
-
-
-def condensed_to_square(vector: np.ndarray) -> np.ndarray:
-    """Symmetric matrix with zero diagonal from its upper triangle, row by row.
-
-    Examples
-    --------
-    >>> condensed_to_square(np.array([1.0, 2.0, 3.0]))[0]
-    array([0., 1., 2.])
-    """
-    k = round((1 + np.sqrt(1 + 8 * len(vector))) / 2)
-    square = np.zeros((k, k))
-    square[np.triu_indices(k, 1)] = vector
-    return square + square.T
-
-
-def partial_fit(data: np.ndarray, models: np.ndarray, compare: str) -> tuple[np.ndarray, np.ndarray, float]:
-    r"""Regress the data RDM on all models at once, with non-negative weights, in the space of the comparator.
-
-        w = argmin_{w >= 0} |x - sum_k w_k m_k|^2,   share = 1 - |residual|^2 / |x|^2
-
-    Parameters
-    ----------
-    data : array of shape (n_pairs,)
-    models : array of shape (n_models, n_pairs), nuisance models among them
-
-    Returns
-    -------
-    weights : array of shape (n_models,)
-        In units of the data per largest distance of the model. NaN where the models are linearly dependent.
-    unique : array of shape (n_models,)
-        Share of |x|^2 that is lost without the model.
-    share : float
-        Share of |x|^2 that all models explain together.
-
-    Examples
-    --------
-    >>> models = np.array([[0.0, 1, 1, 1, 1, 0], [1.0, 0, 1, 1, 0, 1]])
-    >>> weights, unique, share = partial_fit(2 * models[0] + models[1], models, "cosine_cov")
-    >>> weights.round(9), round(share, 9)
-    (array([2., 1.]), 1.0)
-    """
-    top = np.abs(models).max(axis=1)
-    x = embed(data, compare)
-    columns = np.stack([embed(m / t if t > 0 else m, compare) for m, t in zip(models, top, strict=True)], axis=1)
-    scale = np.sqrt((x**2).sum())
-    everyone = np.arange(len(models))
-    weights, rest = scipy.optimize.nnls(columns, x)
-    unique = np.array([_residual(columns[:, everyone != k], x) - rest**2 for k in everyone]) / scale**2
-    singular = np.linalg.svd(columns, compute_uv=False)
-    if len(singular) < len(models) or singular[-1] <= 1e-9 * singular[0]:
-        weights = np.full(len(models), np.nan)
-    return weights, np.maximum(unique, 0.0), float(1 - (rest / scale) ** 2)
-
-
-def _residual(columns: np.ndarray, x: np.ndarray) -> float:
-    return float(scipy.optimize.nnls(columns, x)[1] ** 2) if columns.shape[1] else float((x**2).sum())
 
 
 # --- how far a perfect model could get ------------------------------------------------------------------------------
@@ -389,10 +325,10 @@ def noise_ceiling(rdms: np.ndarray, compare: str = "cosine_cov") -> tuple[float,
     """
     if len(rdms) < 2:
         raise DataError(f"a noise ceiling needs at least 2 RDMs, not {len(rdms)}; use the split-half reliability.")
-    if compare == "rho-a":
-        scaled = np.stack([scipy.stats.rankdata(v) for v in rdms])
+    if compare in RANKS:
+        scaled = np.stack([ranked_rdm(v) for v in rdms])
     else:
-        centred = rdms - rdms.mean(axis=1, keepdims=True) if compare in ("corr", "corr_cov") else rdms
+        centred = rdms - rdms.mean(axis=1, keepdims=True) if compare in CENTRED else rdms
         scaled = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True))
     upper = [compare_rdms(scaled.mean(axis=0), v, compare) for v in rdms]
     lower = [compare_rdms(np.delete(scaled, i, axis=0).mean(axis=0), v, compare) for i, v in enumerate(rdms)]

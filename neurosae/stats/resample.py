@@ -18,7 +18,7 @@ import scipy.stats
 
 from neurosae.errors import DataError, choose
 from neurosae.stats.kernels import compiled, sort_keys
-from neurosae.stats.rdm import condensed_to_square
+from neurosae.stats.rdm_compare import condensed_to_square
 
 TILE = 256  # permutations gathered at a time
 STREAM = np.uint64(3)  # purpose of the random stream, beside flips, label permutations and bootstraps of items

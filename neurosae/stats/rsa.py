@@ -24,6 +24,7 @@ from neurosae.spec.results import Tested, as_results, check_results
 from neurosae.stats import rdm
 from neurosae.stats.geometry import Key, Place, Question, places, question, vectors
 from neurosae.stats.length import LengthTest, corrected_lengths, effect_lengths
+from neurosae.stats.rdm_compare import compare_rdms, condensed_to_square, partial_fit
 from neurosae.stats.units import item_data
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def _tested(model: RdmModel) -> bool:
 def _fits(asked: Question, place: Place, models: Mapping[str, np.ndarray], *, rng: np.random.Generator) -> pd.DataFrame:
     """Fit of each model, alone and jointly, with the reliability of the RDM; a row per model."""
     ask, found = asked.ask, place.found
-    alone = {name: rdm.compare_rdms(place.data, vector, ask.compare) for name, vector in models.items()}
+    alone = {name: compare_rdms(place.data, vector, ask.compare) for name, vector in models.items()}
     usable = [name for name, value in alone.items() if np.isfinite(value)]
     columns = {"site": place.site, "region": place.region, "position": place.position, "model": list(models)}
     table = pd.DataFrame({**columns, "compare": ask.compare, "value": list(alone.values())}).set_index(
@@ -191,8 +192,8 @@ def _fits(asked: Question, place: Place, models: Mapping[str, np.ndarray], *, rn
     table[["weight", "unique", "share", "reliability", "ceiling", "value_halves", "ceiling_low", "ceiling_high"]] = (
         np.nan
     )
-    if usable:
-        joint = rdm.partial_fit(place.data, np.stack([models[name] for name in usable]), ask.compare)
+    if usable and ask.compare != "tau-a":
+        joint = partial_fit(place.data, np.stack([models[name] for name in usable]), ask.compare)
         for name, values in zip(("weight", "unique", "share"), joint, strict=True):
             table.loc[usable, name] = values
     halves = rdm.half_rdms(place.gram, found, rdm.item_halves(found, N_HALVES, rng), distance=ask.distance)
@@ -201,7 +202,7 @@ def _fits(asked: Question, place: Place, models: Mapping[str, np.ndarray], *, rn
         bounds = np.mean([rdm.noise_ceiling(pair, ask.compare) for pair in halves], axis=0)
         table["ceiling_low"], table["ceiling_high"] = bounds
         for name in usable:
-            agreement = [rdm.compare_rdms(half, models[name], ask.compare) for pair in halves for half in pair]
+            agreement = [compare_rdms(half, models[name], ask.compare) for pair in halves for half in pair]
             table.loc[name, "value_halves"] = np.mean(agreement)
     return table.reset_index(drop=True)
 
@@ -333,6 +334,6 @@ def _long(found: Sequence[Place], models: Sequence[Mapping[str, np.ndarray]]) ->
         pairs = {"row": np.repeat(labels, len(labels)), "column": np.tile(labels, len(labels))}
         where = {"site": place.site, "region": place.region, "position": place.position}
         for name, kind, vector in [("data", "data", place.data), *((n, "model", v) for n, v in vectors_here.items())]:
-            value = rdm.condensed_to_square(vector).ravel()
+            value = condensed_to_square(vector).ravel()
             tables.append(pd.DataFrame({**where, "name": name, "kind": kind, **pairs, "value": value}))
     return pd.concat(tables, ignore_index=True)

@@ -11,7 +11,8 @@ import scipy.stats
 from numpy.testing import assert_allclose
 from threadpoolctl import threadpool_limits
 
-from neurosae.stats.length import Length, LengthTest, contrast_length, corrected_lengths, gram, group_lengths
+from neurosae.stats.length import Length, LengthTest, contrast_length, corrected_lengths, group_lengths
+from neurosae.stats.rdm_noise import gram
 from neurosae.stats.relabel import flips, permutations
 
 

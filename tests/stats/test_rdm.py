@@ -13,20 +13,19 @@ from numpy.testing import assert_allclose
 
 from neurosae.errors import DataError
 from neurosae.extraction.responses import ItemCells
-from neurosae.stats.length import gram
 from neurosae.stats.rdm import (
-    COMPARATORS,
     DISTANCES,
     Patterns,
-    compare_rdms,
     distances,
     half_rdms,
     item_halves,
+    measured,
     noise_ceiling,
-    partial_fit,
     patterns,
     reliability,
 )
+from neurosae.stats.rdm_compare import COMPARATORS, compare_rdms, partial_agreement, partial_fit, partition
+from neurosae.stats.rdm_noise import gram, poisson_products, shrunk_gram
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +65,62 @@ def test_distances_agree_with_rsatoolbox(distance, rsatoolbox):
     """Every distance is rsatoolbox's, computed live with items as folds."""
     U = sparse_normal((6, 5, 40), seed=1)
     p = found(U)
-    data = rsatoolbox.data.Dataset(U.reshape(30, 40), obs_descriptors={"c": p.condition, "i": p.item})
+    if distance == "poisson":
+        p = found(np.abs(U))
+    data = rsatoolbox.data.Dataset(p.X.toarray(), obs_descriptors={"c": p.condition, "i": p.item})
     folds = {"cv_descriptor": "i"} if distance == "crossnobis" else {}
     theirs = rsatoolbox.rdm.calc_rdm(data, method=distance, descriptor="c", **folds).dissimilarities[0]
     assert_allclose(distances(gram(p.X), p, distance), theirs, atol=1e-12)
+
+
+@pytest.mark.parametrize("noise", ["shrinkage_diag", "shrinkage_eye"])
+@pytest.mark.parametrize("distance", ["crossnobis", "mahalanobis"])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_noise_agrees_with_rsatoolbox(distance, noise, rsatoolbox):
+    """Whitening through rows x rows is rsatoolbox's through features x features; residuals without condition means."""
+    U = sparse_normal((30, 40), seed=11)
+    condition, item = np.arange(30) % 5, np.arange(30) // 5
+    p = found(U, item, condition)
+    nested = found(U, np.arange(30), condition)  # its residuals are around condition means only
+    _, G = measured(nested, distance, noise)
+    residuals = U - np.stack([U[condition == c].mean(axis=0) for c in range(5)])[condition]
+    precision = rsatoolbox.data.noise.prec_from_residuals(residuals, dof=25, method=noise)
+    data = rsatoolbox.data.Dataset(U, obs_descriptors={"c": condition, "i": item})
+    folds = {"cv_descriptor": "i"} if distance == "crossnobis" else {}
+    theirs = rsatoolbox.rdm.calc_rdm(data, method=distance, descriptor="c", noise=precision, **folds)
+    assert_allclose(distances(G, p, distance), theirs.dissimilarities[0], rtol=1e-10)
+    ours = shrunk_gram(sp.csr_matrix(U), sp.csr_matrix(residuals), dof=25, method=noise)
+    assert_allclose(G, ours, rtol=1e-10, atol=1e-12)
+
+
+def test_noise_of_crossed_items_leaves_item_means_out():
+    """Adding a constant to all rows of an item changes neither the noise metric nor the distances."""
+    U = sparse_normal((8, 4, 30), seed=12, density=1)
+    moved = U + 5 * sparse_normal((8, 1, 30), seed=13, density=1)
+    results = []
+    for V in (U, moved):
+        p, G = measured(found(V), "crossnobis", "shrinkage_diag")
+        results.append(distances(G, p))
+    assert_allclose(results[1], results[0], rtol=1e-9)
+
+
+def test_noise_drops_features_without_residuals_and_refuses_what_has_none():
+    """A feature that is constant inside conditions has no noise; one pattern per condition leaves no residuals."""
+    U = sparse_normal((8, 4, 30), seed=14, density=1)
+    U[:, :, 0] = np.arange(4.0)
+    p, _ = measured(found(U), "crossnobis", "shrinkage_diag")
+    assert p.n_features == 29
+    single = found(U[0], np.zeros(4, dtype=int), np.arange(4))
+    with pytest.raises(DataError, match="leave no residuals"):
+        measured(single, "mahalanobis", "shrinkage_diag")
+    with pytest.raises(DataError, match="mahalanobis without noise is euclidean"):
+        measured(found(U), "mahalanobis")
+
+
+def test_poisson_refuses_negative_rates():
+    """Signed responses are no rates."""
+    with pytest.raises(DataError, match="negative"):
+        poisson_products(sp.csr_matrix([[1.0, -1.0], [2.0, 0.0]]))
 
 
 @pytest.mark.parametrize("compare", COMPARATORS)
@@ -79,7 +130,9 @@ def test_comparators_and_ceilings_agree_with_rsatoolbox(compare, rsatoolbox):
     theirs = rsatoolbox.rdm.compare(rdms[:1], rdms[1:], method=compare)[0]
     assert_allclose([compare_rdms(rdms[0], m, compare) for m in rdms[1:]], theirs, atol=1e-10)
     objects = rsatoolbox.rdm.RDMs(rdms)
-    bounds = rsatoolbox.inference.boot_noise_ceiling(objects, method=compare)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "averaged ranks"
+        bounds = rsatoolbox.inference.boot_noise_ceiling(objects, method=compare)
     assert_allclose(noise_ceiling(rdms, compare), bounds, atol=1e-10)
 
 
@@ -93,6 +146,10 @@ def test_oracle_agrees(oracles):
     assert_allclose(crossnobis, known["crossnobis_leave_one_item_out"], atol=1e-10)
     assert_allclose(distances(gram(p.X), p, "euclidean"), known["euclidean_squared_mean"], atol=1e-10)
     assert_allclose(distances(gram(p.X), p, "correlation"), known["correlation"], atol=1e-10)
+    nested = found(U, np.arange(30), np.repeat(np.arange(5), 6))
+    _, white = measured(nested, "crossnobis", "shrinkage_diag")
+    for name in ("crossnobis", "mahalanobis"):
+        assert_allclose(distances(white, p, name), known[f"{name}_shrinkage_diag"], atol=1e-8)
     for name in COMPARATORS:
         fit = [compare_rdms(crossnobis, m, name) for m in models]
         assert_allclose(fit, known["compare_crossnobis_with_models"][name], atol=1e-8)
@@ -137,7 +194,8 @@ def test_distances_invariant_to_feature_order_and_scale():
     for name in DISTANCES:
         first = distances(gram(found(U).X), found(U), name)
         moved = distances(gram(found(3 * U[:, :, order]).X), found(3 * U[:, :, order]), name)
-        assert_allclose(moved, first if name == "correlation" else 9 * first, rtol=1e-10, atol=1e-12)
+        if name != "poisson":  # its prior is a rate, in the units of the responses
+            assert_allclose(moved, first if name == "correlation" else 9 * first, rtol=1e-10, atol=1e-12)
 
 
 def test_patterns_keep_informative_features_and_complete_items():
@@ -171,6 +229,8 @@ def test_compare_is_undefined_without_variation():
     """A model RDM of zeros, or a constant one under a correlation, gives NaN and never a number."""
     rdm = np.array([1.0, 2, 3, 4, 5, 6])
     assert np.isnan([compare_rdms(rdm, np.zeros(6), name) for name in COMPARATORS]).all()
+    with pytest.raises(DataError, match="tau-a has no joint or partial fit"):
+        partial_fit(rdm, rdm[None], "tau-a")
     assert np.isnan(compare_rdms(rdm, np.ones(6), "corr"))
 
 
@@ -209,3 +269,31 @@ def test_item_halves_are_halves_within_each_condition():
     assert half_rdms(gram(p.X), p, halves, distance="crossnobis").shape == (5, 2, 3)
     few = found(np.ones((6, 2)), np.arange(6), np.arange(6) % 3)
     assert half_rdms(gram(few.X), few, halves[:, :6], distance="crossnobis") is None
+
+
+@pytest.mark.parametrize("compare", ["corr", "spearman"])
+def test_partial_agreement_agrees_with_the_partial_correlation(compare):
+    """Of two RDMs given two others: the textbook's, from the inverse correlation matrix; of ranks for spearman."""
+    rdms = sparse_normal((4, 45), seed=15, density=1)
+    rdms[:2] += rdms[2] + rdms[3]
+    ranked = np.argsort(np.argsort(rdms, axis=1), axis=1) if compare == "spearman" else rdms
+    P = np.linalg.inv(np.corrcoef(ranked))
+    ours = partial_agreement(rdms[0], rdms[1], rdms[2:], compare=compare)
+    assert_allclose(ours, -P[0, 1] / np.sqrt(P[0, 0] * P[1, 1]), atol=1e-12)
+    assert np.isnan(partial_agreement(rdms[0], 2 * rdms[2] + rdms[3], rdms[2:], compare="corr"))
+
+
+def test_partition_recovers_unique_and_shared_parts():
+    """Parts add up to what all models explain; a model twice is all shared; unique parts are those of the joint fit."""
+    rng = np.random.default_rng(16)
+    a, b = rng.random((2, 45))
+    table = partition(a + b + rng.random(45), np.array([a, a, b]), "corr", names=["a", "twin", "b"]).set_index("models")
+    assert_allclose(table.part.sum(), table.share["a & twin & b"], atol=1e-12)
+    assert_allclose(table.part[["a", "twin"]], 0, atol=1e-9)
+    assert table.part["a & twin"] > 0.2
+    _, unique, share = partial_fit(a + b, np.array([a, b]), "corr")
+    parts = partition(a + b, np.array([a, b]), "corr", names=["a", "b"])
+    assert_allclose(parts.part[:2], unique, atol=1e-12)
+    assert_allclose(parts.share.iloc[-1], share)
+    with pytest.raises(DataError, match="at most 5"):
+        partition(a, np.array([a] * 6), "corr", names=list("abcdef"))

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from neurosae.errors import DataError, NeurosaeError
-from neurosae.stats.rdm import condensed_to_square
+from neurosae.stats.rdm_compare import condensed_to_square
 from neurosae.stats.resample import bootstrap_rdms, orders, permute_conditions
 
 C, K, M, N = 12, 4, 3, 8
