@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neurosae.dictionary.interaction import InteractionLearner
 from neurosae.dictionary.learn import ZERO, Learner, TopKLearner, fold
 from neurosae.dictionary.record import Dictionary, import_sae_lens
 from neurosae.dictionary.revival import Part, Rows
@@ -141,5 +142,5 @@ def _both_signs(hook: str, sae: Any, k: int) -> Dictionary:
 
 LEARNERS: dict[str, type[Learner]] = {
     "topk": TopKLearner, "abstopk": LensLearner, "batchtopk": LensLearner, "matryoshka": LensLearner,
-    "standard": LensLearner, "gated": LensLearner, "jumprelu": LensLearner,
+    "standard": LensLearner, "gated": LensLearner, "jumprelu": LensLearner, "interaction": InteractionLearner,
 }  # fmt: skip

@@ -83,5 +83,9 @@ def interaction_term(codes: sparse.csr_matrix, parts: Mapping[str, Tensor], *, n
     n_top : the linear term sees this many of the strongest features of a row
     """
     there = {name: value.cpu() for name, value in parts.items()}
-    out = head(pair_sums_of(codes, there["V"]), there)
-    return out + torch.as_tensor(strongest(codes, n_top) @ there["L"].numpy()) if "L" in there else out
+    made = []
+    if "V" in there:
+        made.append(head(pair_sums_of(codes, there["V"]), there))
+    if "L" in there:
+        made.append(torch.as_tensor(strongest(codes, n_top) @ there["L"].numpy()))
+    return torch.stack(made).sum(0)

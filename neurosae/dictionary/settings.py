@@ -16,8 +16,9 @@ ARCHITECTURES = {
     "standard": "ReLU with an L1 penalty, steered until L0 is k",
     "gated": "a gate decides, a magnitude says how much; L1 on the gate, steered until L0 is k; saved as jumprelu",
     "jumprelu": "a learned threshold per feature; L0 is drawn towards k",
+    "interaction": "topk whose decoder also sees products of active features, through a term of low rank",
 }
-COUNTED = {"topk", "abstopk", "batchtopk", "matryoshka"}
+COUNTED = {"topk", "abstopk", "batchtopk", "matryoshka", "interaction"}
 """Architectures that keep a number of features, so that k can be annealed."""
 BY_BATCH = {"batchtopk", "matryoshka"}
 """Architectures whose one threshold lags behind and is recalibrated."""
@@ -50,6 +51,9 @@ class Settings:
         falls to a tenth
     amp : bfloat16 products (autocast); None: on CUDA only
     cache : activations from a file, `float32` or `bfloat16`, that is written once; "": straight from the model
+    rank, head, dropout : of the interaction term: its rank; `linear`, or `mlp` with one hidden layer and its dropout
+    linear_top : the interaction architecture's further linear term sees this many of the strongest features; 0: none
+    interaction : `joint`, or `sequential`: the dictionary alone, then, frozen, the term on what it left over
     context : largest number of tokens that the model reads at once
     dtype : of the matrices on disk, `float32` or `float16`
     """
@@ -76,6 +80,11 @@ class Settings:
     decay: float = 0.2
     amp: bool | None = None
     cache: Literal["", "float32", "bfloat16"] = ""
+    rank: int = 0
+    head: Literal["linear", "mlp"] = "linear"
+    dropout: float = 0.0
+    linear_top: int = 0
+    interaction: Literal["joint", "sequential"] = "joint"
     context: int = 256
     dtype: Literal["float32", "float16"] = "float32"
 
@@ -107,6 +116,8 @@ def settings_of(block: Mapping[str, Any] | Any, d: int) -> Settings:
         made = replace(made, batch=512 if made.n_tokens < 2_000_000 else 1024 if made.n_tokens < 20_000_000 else 4096)
     if not made.k0:
         made = replace(made, k0=max(min(d, made.d_sae), made.k))
+    if made.architecture == "interaction" and not made.rank and not made.linear_top:
+        made = replace(made, rank=32)
     _check_sizes(made)
     made = replace(made, widths=_widths(made))
     _check_recipe(made)
@@ -134,6 +145,10 @@ def _check_recipe(s: Settings) -> None:
             f"scale: false does not go with {s.architecture}, whose penalty assumes rows of unit mean square; "
             "leave scale at true."
         )
+    if s.architecture != "interaction" and (s.rank or s.linear_top):
+        raise ModelError(f"rank and linear_top belong to interaction, but this is {s.architecture}; leave them out.")
+    if not 0 <= s.dropout < 1 or (s.dropout and s.head != "mlp"):
+        raise ModelError(f"dropout is {s.dropout}; it is a share below 1 of the hidden layer of head: mlp.")
     if s.aux < 0 or s.resample_every < 0:
         raise ModelError("aux and resample_every cannot be negative; 0 switches them off.")
 

@@ -100,10 +100,13 @@ def _bos_problem(value: Any) -> str | None:
 class TrainBlock(Strict):
     """A dictionary trained here. Sites that agree in n_tokens, batch, order, context and cache share one pass."""
 
-    architecture: Literal["topk", "abstopk", "batchtopk", "matryoshka", "standard", "gated", "jumprelu"] = "topk"
+    architecture: Literal[
+        "topk", "abstopk", "batchtopk", "matryoshka", "standard", "gated", "jumprelu", "interaction"
+    ] = "topk"
     """Kind of sparse autoencoder: topk keeps the k strongest features of each token, batchtopk k on average over a
     batch; matryoshka is batchtopk whose first features must reconstruct alone; abstopk has signed features, stored as
-    two halves; standard and gated have an L1 penalty that is steered until L0 is k, jumprelu a threshold per feature."""
+    two halves; standard and gated have an L1 penalty that is steered until L0 is k, jumprelu a threshold per feature;
+    interaction is topk whose decoder also sees products of active features."""
     d_sae: Count | None = None
     """Number of features; left out, ten times the width of the hook point."""
     k: Count = 32
@@ -147,6 +150,16 @@ class TrainBlock(Strict):
     cache: Literal["", "float32", "bfloat16"] = ""
     """Write the activations to a file of the store first, in this format, and train from it: rows are shuffled over the
     whole text, and later dictionaries of the same texts need no model. Left out: straight from the model."""
+    rank: Count | None = None
+    """Rank of the interaction term; left out, 32 (none where linear_top is given)."""
+    head: Literal["linear", "mlp"] = "linear"
+    """What the products go through before they are added: a matrix, or one hidden layer and a matrix."""
+    dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    """Dropout of that hidden layer."""
+    linear_top: Natural = 0
+    """Give the n strongest features of a token a second decoder row each (interaction only); 0: none."""
+    interaction: Literal["joint", "sequential"] = "joint"
+    """Learn dictionary and term together, or the term last, on what the finished dictionary left over."""
     context: Count | None = None
     """Largest number of tokens that the model reads at once; left out, 256."""
     texts: tuple[AnyPath, ...] = ()
@@ -154,6 +167,14 @@ class TrainBlock(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> TrainBlock:
+        if self.architecture != "interaction":
+            for key in ("rank", "linear_top"):
+                if getattr(self, key):
+                    fail(
+                        key, text=f"belongs to interaction, but the architecture is {self.architecture}; leave it out."
+                    )
+        if self.dropout and self.head != "mlp":
+            fail("dropout", text="is that of the hidden layer; it needs head: mlp.")
         if self.d_sae is not None and self.k >= self.d_sae:
             fail("k", text=f"is {self.k}, but there are only {self.d_sae} features; use fewer, or raise d_sae.")
         if self.k0 is not None and self.k0 < self.k:
@@ -215,7 +236,7 @@ class DictionaryBlock(Strict):
     embedded: FileName | None = None
     """Name of a dictionary that comes with the embedded model."""
     path: AnyPath | None = None
-    """Folder in sae-lens format."""
+    """Folder of sae-lens, gemma-scope, llama-scope, dictionary_learning or sparsify; its files tell which."""
     release: Text | None = None
     """Name of a published sae-lens release (with `id`)."""
     id: Text | None = None
