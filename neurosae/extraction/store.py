@@ -163,9 +163,11 @@ def activations_of(arrays: Mapping[str, np.ndarray], n_features: int) -> sp.csr_
 
 
 def finish(folder: Path, key: Mapping[str, Any]) -> None:
-    """Declare a folder complete, then drop its shards."""
+    """Declare a folder complete, then drop its shards and what killed runs left half-written; the folder is locked."""
     write_atomic(folder / "key.json", json.dumps(dict(key), indent=1, sort_keys=True) + "\n")
     shutil.rmtree(folder / "parts", ignore_errors=True)
+    for left in folder.glob(".tmp-*"):
+        left.unlink() if left.is_file() else shutil.rmtree(left, ignore_errors=True)
 
 
 def read_site(path: Path, stimuli: pd.DataFrame, design: Design | None) -> anndata.AnnData:
