@@ -146,6 +146,8 @@ def infer_map(nodes: Nodes, statistic: str, inference: Inference, *, seed: int, 
 def _check(ready: Sequence[Ready], inference: Inference) -> None:
     if inference.statistic == "mean":
         raise DataError("a map compares cells, and a mean is in its own cell's units; use statistic t or moderated_t.")
+    if len({r.columns.how.negate is None for r in ready}) > 1:
+        raise DataError("effects with and without a sign cannot share a map; give {factor: all} a test of its own.")
     if inference.alternative != "two-sided" and any(r.columns.how.negate is None for r in ready):
         raise DataError(
             f"{ready[0].name} has no sign, so alternative {inference.alternative} means nothing for it; use two-sided."

@@ -15,6 +15,7 @@ from scipy import stats
 
 from neurosae.errors import DataError, NeurosaeError
 from neurosae.spec.blocks import ContrastBlock, Inference, MapBlock
+from neurosae.spec.design import Design
 from neurosae.spec.results import stack
 from neurosae.stats.contrast import contrast
 from neurosae.stats.contrast import run as run_contrast
@@ -431,3 +432,15 @@ def test_effect_map_refuses_small_maps():
         effect_map(responses(np.ones((4, 2, 2, 1))), NUMBER, seed=1)
     with pytest.raises(DataError, match="names none of them, or one that it lacks"):
         set_mean(responses(np.ones((8, 1, 1, 1))), [3])
+
+
+def test_effect_map_refuses_effects_with_and_without_a_sign():
+    """F of all levels has no direction, a contrast has one."""
+    levels = ["low", "mid", "high"]
+    items = {f"w{i}": {"w": {d: f"w{i}{d}" for d in levels}} for i in range(8)}
+    parts = {"factors": {"dose": levels}, "frames": {"f": "It {w:dose} was"}, "items": items}
+    design = Design.model_validate({"schema": "neurosae/design/1", "name": "dose", **parts})
+    sites = {name: simulate(design, n_features=4, density=0.7, seed=k) for k, name in enumerate("ab")}
+    both = {"all": {"dose": "all"}, "peak": {"dose": {"low": -1, "mid": 2, "high": -1}}}
+    with pytest.raises(DataError, match="with and without a sign"):
+        effect_map(sites, both, seed=1)
