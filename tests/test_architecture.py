@@ -76,7 +76,7 @@ LAYERS = """
 10 stats.probes
 8  dictionary.decompositions
 13 stats.parametric_models
-13 stats.family stats.rsa
+13 stats.family stats.rsa stats.second_order
 14 stats.rows stats.heights stats.asked
 15 stats.map_rows
 15 stats.contrast report.style report.wording report.references report.stored

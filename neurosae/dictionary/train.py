@@ -293,6 +293,7 @@ def _finish(model: Any, data: Data, sites: Mapping[str, Site], *, runs: Mapping[
         own = sites[name].settings
         cards[name] = {"hook": run.hook, "scale": run.scale, **diagnosis(run.gamma, run.log, settings=own)}
         _warn(name, spike_words(cards[name]["loss_spikes"], run.learner.n_steps))
+        cards[name]["curve"] = _curve(run.log)
         made[name] = _so_far(run)
         if own.architecture in BY_BATCH and own.recalibrate:
             made[name], cards[name]["recalibrated"] = _recalibrated(model, data, made[name], s=own)
@@ -307,6 +308,12 @@ def _finish(model: Any, data: Data, sites: Mapping[str, Site], *, runs: Mapping[
         log = pd.DataFrame(runs[name].log).to_csv(index=False)
         finished[name] = replace(dictionary, density=density.astype(np.float32)), cards[name] | scores, log
     return finished
+
+
+def _curve(log: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The columns of the log that the report draws."""
+    table = pd.DataFrame(log)[["tokens", "fvu", "fvu_held_out", "l0", "k", "dead", "loss"]]
+    return {name: [None if pd.isna(v) else v for v in column.tolist()] for name, column in table.items()}
 
 
 def _recalibrated(model: Any, data: Data, dictionary: Dictionary, *, s: Settings) -> tuple[Dictionary, dict[str, Any]]:

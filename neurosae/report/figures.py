@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from neurosae.report.figures_courses import courses
 from neurosae.report.figures_features import cells, items, profile
 from neurosae.report.figures_pattern import fits, rdms, weights
+from neurosae.report.figures_training import training_curves
 from neurosae.report.figures_univariate import null_maximum, strip, volcano
 from neurosae.report.parts import Drawing
 from neurosae.report.stored import (
@@ -36,6 +37,7 @@ FIGURES: dict[str, Callable[..., Figure]] = {
     "weights": weights,
     "rdms": rdms,
     "fits": fits,
+    "training": training_curves,
 }
 MAX_EFFECTS = 8  # figures of one test; its table has them all
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 import pandas as pd
 
 from neurosae.report.figures import draw_contrast, draw_design, draw_overview, draw_pattern
+from neurosae.report.figures_training import draw_training
 from neurosae.report.joint import COMBINATION, CONJUNCTION
 from neurosae.report.maps import MAP
 from neurosae.report.methods import computing, contrast_methods, material, model, other_methods, pattern_methods
@@ -64,6 +65,7 @@ def draw_study(study: Study) -> Iterator[Drawing]:
     yield from draw_overview(study)
     for test, rows in _by_test(study):
         yield from section_of(rows).drawings(study, test, rows)
+    yield from draw_training(study)
 
 
 def methods_text(study: Study) -> tuple[list[str], list[tuple[str, str, str]]]:

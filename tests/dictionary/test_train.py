@@ -192,3 +192,80 @@ def test_train_recovers_the_reference_dictionary(shared_data, tmp_path):
     assert made.card["gamma"] == pytest.approx(0.5, abs=0.02)
     assert json.loads((tmp_path / "d" / "card.json").read_text())["n_reference"] >= 100_000
     assert replace(made, card={}).n_features == 256
+
+
+def test_centring_is_a_choice(toy, toy_texts, tmp_path):
+    """Without it the mean is not in b_dec; both say so, and the card has the distance of the mean in both."""
+    made = {
+        center: train_dictionary(
+            toy, toy_texts, hook=HOOK, out=tmp_path / str(center), settings=SMALL | {"center": center}
+        )
+        for center in (True, False)
+    }
+    assert made[True].metadata["centring"].startswith("mean")
+    assert made[False].metadata["centring"] == "none"
+    assert made[True].card["gamma"] == made[False].card["gamma"]
+    assert not torch.equal(made[True].b_dec, made[False].b_dec)
+    assert made[True].card["settings"]["center"] is True
+
+
+def test_thresholds_are_recalibrated_on_held_out_rows(toy, toy_texts, tmp_path):
+    """L0 and FVU before and after are on the card; after, L0 is k; it can be left out."""
+    ask = SMALL | {"architecture": "matryoshka", "k": 3}
+    made = train_dictionary(toy, toy_texts, hook=HOOK, out=tmp_path / "a", settings=ask)
+    record = made.card["recalibrated"]
+    assert set(record) == {"l0_before", "fvu_before", "l0_after", "fvu_after"}
+    assert record["l0_after"] == pytest.approx(3, rel=0.1)
+    assert record["l0_before"] > 1.3 * record["l0_after"]
+    plain = train_dictionary(toy, toy_texts, hook=HOOK, out=tmp_path / "b", settings=ask | {"recalibrate": False})
+    assert "recalibrated" not in plain.card
+    assert plain.card["l0"] > 1.3 * made.card["l0"]
+
+
+def test_seed_moves_the_weights_and_order_the_text(toy, toy_texts, tmp_path):
+    """Dictionaries of two seeds share their held-out documents; those of two orders do not."""
+    from neurosae.dictionary.plan import split_documents
+    from neurosae.dictionary.settings import settings_of
+
+    held = [
+        set(split_documents(toy, toy_texts, settings_of(SMALL | c, 16)).held_out)
+        for c in ({}, {"seed": 5}, {"order": 5})
+    ]
+    assert held[0] == held[1] != held[2]
+    for name, changes in {"a": {}, "b": {"seed": 5}, "c": {"order": 5}}.items():
+        train_dictionary(toy, toy_texts, hook=HOOK, out=tmp_path / name, settings=SMALL | {"n_tokens": 2000} | changes)
+    assert len({weights(tmp_path / name) for name in "abc"}) == 3
+
+
+def test_a_card_has_its_curve(toy, toy_texts, tmp_path):
+    """What the report draws: the log's columns, with None where held-out text was not measured."""
+    made = train_dictionary(toy, toy_texts, hook=HOOK, out=tmp_path / "d", settings=SMALL)
+    log, curve = pd.read_csv(tmp_path / "d" / "training.csv"), made.card["curve"]
+    assert curve["tokens"] == log["tokens"].tolist()
+    assert [v for v in curve["fvu_held_out"] if v is not None] == pytest.approx(log["fvu_held_out"].dropna().tolist())
+    assert "NaN" not in (tmp_path / "d" / "card.json").read_text()
+
+
+def test_nothing_is_written_beside_the_folder(toy, toy_texts, tmp_path, *, monkeypatch):
+    """No output, checkpoints or wandb folder in the working directory, no signal handler left behind."""
+    import signal
+
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    train_dictionary(toy, toy_texts, hook=HOOK, out=tmp_path / "d", settings=SMALL | {"architecture": "gated"})
+    assert not list((tmp_path / "here").iterdir())
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_specials_never_enter_training(toy, toy_texts):
+    """Rows of BOS, whose norm is another, are in no batch; documents never share a context."""
+    from neurosae.dictionary.plan import split_documents
+    from neurosae.dictionary.settings import settings_of
+
+    data = split_documents(toy, toy_texts, settings_of(SMALL | {"context": 40}, 16))
+    assert all(int(ids[0]) == toy.tokens.prefix[0] for ids in data.train.ids)
+    assert data.train.n_rows.sum() == sum(len(ids) - 1 for ids in data.train.ids)
+    texts = [t for t in toy_texts if t not in data.held_out]
+    for ids, document in zip(data.train.ids, data.train.documents, strict=True):
+        assert toy.tokens.backend.decode(ids[1:].tolist()) in texts[document]

@@ -318,6 +318,10 @@ def rsa_test(rng, items: list[str]):
     return as_results(pd.DataFrame(rows).to_dict("list")), pd.DataFrame(rdm)
 
 
+CURVE = {
+    "tokens": [1000, 2000, 3000], "fvu": [0.6, 0.4, 0.3], "fvu_held_out": [None, None, 0.31], "l0": [64.0, 40.0, 32.0],
+    "k": [64, 40, 32], "dead": [0.0, 0.1, 0.02], "loss": [9.0, 6.0, 5.0],
+}  # fmt: skip
 PROVENANCE = {
     "command": "neurosae run analyses/number_agreement.yaml",
     "versions": {"neurosae": "0.1.0", "python": "3.11.9", "torch": "2.13.0", "numpy": "2.1.0", "scipy": "1.15.0"},
@@ -339,7 +343,8 @@ PROVENANCE = {
             "n_features": SIZE,
             "l0_here": l0,
             "fvu_here": fvu,
-            "card": {"l0": 32.0, "fvu": 0.18, "dead": 0.02, "architecture": "topk", "n_tokens": 4_000_000},
+            "card": {"l0": 32.0, "fvu": 0.18, "dead": 0.02, "architecture": "topk", "n_tokens": 4_000_000}
+            | ({"curve": CURVE} if site == "late" else {}),
         }
         for site, hook, l0, fvu in (
             ("early", "blocks.1.hook_resid_post", 31.4, 0.171),

@@ -27,7 +27,7 @@ def test_a_kind_without_a_section_is_counted_and_described(study):
     assert "max-T" in said.detail
     assert "late/a at head" in said.detail
     assert any("mine: D, unit of replication item" in p for p in methods_text(other)[0])
-    assert {d.kind for d in draw_study(other)} == {"weights"}
+    assert {d.kind for d in draw_study(other)} == {"weights", "training"}
 
 
 def test_a_kind_of_features_without_a_section_is_shown_as_a_contrast(study):
