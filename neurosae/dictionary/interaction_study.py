@@ -200,7 +200,7 @@ def interaction_gain(table: pd.DataFrame) -> pd.DataFrame:
     means = table.groupby("arm", sort=False)[["fvu", "k"]].mean()
     rivals = means[means.index.isin(RIVALS)]
     best = str(rivals["fvu"].idxmin())
-    ladder = means[[name == "base" or name.startswith("more_") for name in means.index]].sort_values("fvu")
+    ladder = means[[name == "base" or name.startswith("more_") for name in means.index]].sort_values("k")
     out = []
     for arm in ("interaction", "sequential", "permuted"):
         if arm not in means.index:
@@ -208,12 +208,22 @@ def interaction_gain(table: pd.DataFrame) -> pd.DataFrame:
         fvu, ours = float(means.loc[arm, "fvu"]), table.loc[table["arm"] == arm, "fvu"].to_numpy()
         theirs = table.loc[table["arm"] == best, "fvu"].to_numpy()
         ratios = 1 - ours[:, None] / theirs[None, :]
-        inside = ladder["fvu"].iloc[0] <= fvu <= ladder["fvu"].iloc[-1]
-        k = float(np.interp(fvu, ladder["fvu"], ladder["k"])) if inside else np.nan
-        side = "above that of base" if fvu > ladder["fvu"].iloc[-1] else "below that of the largest k tried"
+        k, note = _k_equal(fvu, ladder)
         out.append(
             {"arm": arm, "fvu": fvu, "best_rival": best, "fvu_rival": float(rivals["fvu"].min()),
              "gain": 1 - fvu / float(rivals["fvu"].min()), "gain_low": ratios.min(), "gain_high": ratios.max(),
-             "k_equal": k, "note": "" if inside else f"its FVU is {side}"}
+             "k_equal": k, "note": note}
         )  # fmt: skip
     return pd.DataFrame(out)
+
+
+def _k_equal(fvu: float, ladder: pd.DataFrame) -> tuple[float, str]:
+    """The k at which a plain dictionary has this FVU; nan and a reason where the arms do not tell."""
+    there, k = ladder["fvu"].to_numpy(), ladder["k"].to_numpy()
+    if (np.diff(there) >= 0).any():
+        return np.nan, "the FVU of plain dictionaries does not fall with k here"
+    if fvu > there[0]:
+        return np.nan, f"its FVU is above that of k = {k[0]:g}"
+    if fvu < there[-1]:
+        return np.nan, f"its FVU is below that of k = {k[-1]:g}, the largest tried"
+    return float(np.interp(fvu, there[::-1], k[::-1])), ""

@@ -57,6 +57,7 @@ def paired_effects(pairs: Pairs, *, level: float = 0.95) -> pd.DataFrame:
     firing, share = firing_difference(pairs.fires_plus, pairs.fires_minus)
     standard = _ratio(estimate, sd)
     half = stats.t.isf((1 - level) / 2, n - 1) * sd / np.sqrt(n)
+    values = (pairs.plus < 0).any(axis=0) | (pairs.minus < 0).any(axis=0)  # signed ones, of which there are no ratios
     only_plus = ((pairs.plus > 0) & (pairs.minus <= 0)).sum(axis=0)
     only_minus = ((pairs.minus > 0) & (pairs.plus <= 0)).sum(axis=0)
     return pd.DataFrame(
@@ -70,8 +71,8 @@ def paired_effects(pairs: Pairs, *, level: float = 0.95) -> pd.DataFrame:
             "x_density_plus": pairs.fires_plus.mean(axis=0),
             "x_density_minus": pairs.fires_minus.mean(axis=0),
             "x_density_diff": share @ firing,
-            "x_odds_ratio": _ratio(only_plus, only_minus),
-            "x_log_ratio": _log_ratio(pairs.plus, pairs.minus),
+            "x_odds_ratio": np.where(values, np.nan, _ratio(only_plus, only_minus)),
+            "x_log_ratio": np.where(values, np.nan, _log_ratio(pairs.plus, pairs.minus)),
             "x_auc": share_above(pairs.d).mean(axis=0),
             "x_sign_prob": _ratio(above, above + below),
         }

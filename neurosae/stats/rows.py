@@ -264,7 +264,7 @@ def _cell_table(cell: Cell, best: np.ndarray) -> pd.DataFrame:
         "feature": np.repeat(data.features[best], len(used)),
         "cell": np.tile(np.array(names, dtype=object), len(best)),
         "mean": np.array([[Y[rows[c], j].mean() for c in used] for j in range(len(best))]).ravel(),
-        "density": np.array([[(Y[rows[c], j] > 0).mean() for c in used] for j in range(len(best))]).ravel(),
+        "density": np.array([[(Y[rows[c], j] != 0).mean() for c in used] for j in range(len(best))]).ravel(),
         "n": np.tile(counts[used], len(best)),
     }
     return pd.DataFrame(_where(cell.place) | table)

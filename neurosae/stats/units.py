@@ -283,7 +283,7 @@ def firing(data: ItemData, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     """
     Y = data.Y[:, columns]
     fires = Y.copy()
-    fires.data = (fires.data > 0).astype(float)
+    fires.data = (fires.data != 0).astype(float)  # a signed value is active when it is not 0
     out = []
     for matrix in (Y, fires):
         for sign in (1, -1):

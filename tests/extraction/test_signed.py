@@ -70,6 +70,21 @@ def test_signed_values_are_tested_as_they_are(fake):
     assert set(found["value"] > 0) == {True, False}
 
 
+def test_hurdle_refuses_signed_values(fake):
+    """Logarithms of negative values are not taken, nor are they counted as silent; ratios are missing elsewhere."""
+    like, values = fake
+    number, made = {"number": {"pl": 1, "sg": -1}}, signed(halves(values, like))
+    ask = {"region": "noun", "seed": 1}
+    with pytest.raises(DataError, match="negative responses leave that open"):
+        ns.contrast(made, number, **ask, inference=INFERENCE | {"statistic": "hurdle"})
+    table = ns.contrast(made, number, **ask, inference=INFERENCE)
+    below = (values < 0).any(axis=0)[table["feature"].astype(int)]
+    assert table.loc[below, "x_log_ratio"].isna().all()
+    assert table.loc[below, "x_odds_ratio"].isna().all()
+    active = (made.X.toarray() != 0).mean(axis=0)
+    assert (table["x_density_plus"] + table["x_density_minus"] > 1.9).all() == (active > 0.95).all()
+
+
 def test_signed_refuses_missing_halves(fake):
     """A site of which features were taken out has no pairs."""
     like, values = fake
