@@ -26,7 +26,7 @@ LAYERS = """
 1  spec.hooks spec.fields spec.files spec.frames
 2  spec.load spec.effects spec.sites spec.results
 2  spec.block
-3  spec.geometry spec.design spec.positions
+3  spec.geometry spec.factorial spec.design spec.positions
 4  spec.blocks
 3  spec.planning
 4  design.regions design.units design.weights
@@ -63,10 +63,20 @@ LAYERS = """
 10 stats.flips stats.units stats.resample dictionary.checkpoint dictionary.evaluate extraction.record
 11 extraction.run
 10 stats.conjunctions
+8  stats.gate stats.information stats.ladder
+9  stats.dperp
+11 stats.battery
+12 stats.integration_worlds
 11 stats.mixed stats.levels stats.hurdle
 11 stats.adjusted stats.projection stats.chains stats.lanes stats.length stats.worlds
 11 stats.plasmode stats.crossfit stats.communities
-12 stats.crossed
+12 stats.crossed stats.lengths
+12 stats.coded stats.matched
+13 stats.decoding stats.spots
+8  stats.cvmanova stats.permanova stats.manova
+14 stats.distances
+15 stats.pattern_statistics
+17 stats.factorial
 12 dictionary.sweep
 12 stats.subjects stats.intervals stats.statistics stats.geometry dictionary.alternatives
 13 dictionary.load
@@ -92,6 +102,7 @@ LAYERS = """
 17 report.figures_power report.figures_maps
 17 stats.calibrate stats.crosstest stats.othereffect report.figures_sets
 18 report.models
+18 report.absence
 18 report.figures report.prose report.methods report.maps report.joint
 18 report.calibration stats.selection report.regions
 19 report.sections

@@ -12,8 +12,9 @@ from pydantic import Field, field_validator, model_validator
 
 from neurosae.errors import unknown
 from neurosae.spec.block import Block
+from neurosae.spec.factorial import FactorialBlock
 from neurosae.spec.fields import Bool, Count, FileName, Number, OneOrMore, Strict, Text, fail
-from neurosae.spec.geometry import RsaBlock
+from neurosae.spec.geometry import RsaBlock, SecondOrderBlock
 from neurosae.spec.sites import AnyPath
 from neurosae.spec.words import short
 
@@ -194,6 +195,21 @@ class PairsBlock(Block):
     """Instead of the alternative under `inference:`."""
 
 
+class EquivalenceBlock(Block):
+    """No effect worth speaking of: two one-sided tests against the smallest effect that would matter."""
+
+    test: Literal["equivalence"]
+    """equivalence"""
+    effect: OneOrMore
+    """Effect or effects, by their names under `effects:`; all are one family."""
+    smallest: Annotated[Number, Field(gt=0)]
+    """The smallest effect that would matter, in either direction; it is stated, never estimated."""
+    scale: Literal["d_z", "units"] = "d_z"
+    """What `smallest` is in: standard deviations of the items' contrasts, or activation units."""
+    correction: Literal["holm", "fdr_bh", "fdr_by", "storey", "none"] = "holm"
+    """How p is corrected over the test."""
+
+
 class MapBlock(Block):
     """One or several effects over sites x positions, as a map whose cells may form clusters."""
 
@@ -308,11 +324,14 @@ JointBlock = ConjunctionBlock | CombinationBlock
 TESTS: Mapping[str, tuple[type[Strict], str]] = {
     "contrast": (ContrastBlock, "neurosae.stats.contrast"),
     "rsa": (RsaBlock, "neurosae.stats.rsa"),
+    "second_order": (SecondOrderBlock, "neurosae.stats.second_order"),
     "conjunction": (ConjunctionBlock, "neurosae.stats.combine"),
     "combination": (CombinationBlock, "neurosae.stats.combine"),
     "map": (MapBlock, "neurosae.stats.maps"),
     "roi": (RoiBlock, "neurosae.stats.selection"),
     "parametric": (ParametricBlock, "neurosae.stats.parametric"),
     "pairs": (PairsBlock, "neurosae.stats.pairs"),
+    "factorial": (FactorialBlock, "neurosae.stats.factorial"),
+    "equivalence": (EquivalenceBlock, "neurosae.stats.equivalence"),
 }
 """Kind of test -> its schema, and the module whose `run` computes it."""

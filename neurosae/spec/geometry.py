@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from neurosae.errors import unknown
 from neurosae.spec.block import Block
-from neurosae.spec.fields import Bool, FileName, Name, OneOrMore, Strict, Text, fail
+from neurosae.spec.fields import Bool, Count, FileName, Name, OneOrMore, Strict, Text, fail
+from neurosae.spec.words import short
+
+Comparator = Literal["cosine_cov", "corr_cov", "cosine", "corr", "rho-a", "spearman", "tau-a"]
+Distance = Literal["crossnobis", "euclidean", "correlation", "mahalanobis", "poisson"]
+Noise = Literal["none", "shrinkage_diag", "shrinkage_eye"]
 
 
 class RdmModel(Strict):
@@ -38,12 +44,38 @@ class RsaBlock(Block):
     """Factors (and frame) whose combinations are the conditions."""
     models: dict[FileName, RdmModel] = Field(min_length=1)
     """Model RDMs by name."""
-    distance: Literal["crossnobis", "euclidean", "correlation", "mahalanobis", "poisson"] = "crossnobis"
+    distance: Distance = "crossnobis"
     """Distance between the patterns of two conditions; crossnobis is cross-validated over items."""
-    noise: Literal["none", "shrinkage_diag", "shrinkage_eye"] | None = None
+    noise: Noise | None = None
     """Metric of crossnobis and mahalanobis: the residual covariance, shrunk to its diagonal or to a multiple of the
     identity, or none. Left out, none for crossnobis and shrinkage_diag for mahalanobis."""
-    compare: Literal["cosine_cov", "corr_cov", "cosine", "corr", "rho-a", "spearman", "tau-a"] = "cosine_cov"
+    compare: Comparator = "cosine_cov"
     """How the data RDM is compared with a model RDM."""
     p_from: Literal["item_flips"] = "item_flips"
     """Which relabellings give p: flips of whole items."""
+
+
+class SecondOrderBlock(Block):
+    """Second-order geometry: agreement of RDMs and kernels between sites, regions and positions."""
+
+    test: Literal["second_order"]
+    """second_order"""
+    conditions: OneOrMore
+    """Factors (and frame) whose combinations are the conditions."""
+    distance: Distance = "crossnobis"
+    """Distance between the patterns of two conditions."""
+    noise: Noise | None = None
+    """Metric of crossnobis and mahalanobis, as in rsa."""
+    measures: OneOrMore = ("rho-a", "cosine_cov", "cka", "cka_debiased")
+    """How two places are compared: comparators of RDMs, and cka and cka_debiased of item x condition patterns."""
+    n_bootstrap: Annotated[Count, Field(ge=50)] = 1000
+    """Draws of items for the intervals of RDM measures."""
+
+    @field_validator("measures")
+    @classmethod
+    def _check_measures(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        known = (*get_args(Comparator), "cka", "cka_debiased")
+        for name in value:
+            if name not in known:
+                fail(text=unknown("measure", short(name), known))
+        return value

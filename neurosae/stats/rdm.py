@@ -258,16 +258,56 @@ def distances(G: np.ndarray, found: Patterns, distance: str = "crossnobis") -> n
 # --- how far a perfect model could get ------------------------------------------------------------------------------
 
 
-def item_halves(found: Patterns, n_splits: int, rng: np.random.Generator) -> np.ndarray:
-    """Random halves of the items as 0/1 rows, of shape (n_splits, n_items); nested items are halved by condition."""
+def item_kinds(found: Patterns) -> list[np.ndarray]:
+    """Numbers of the items that are in the same conditions: all of them where every item is in every condition."""
     kinds = pd.Series([""] * len(found.items))
     for item, condition in zip(found.item, found.condition, strict=True):
         kinds[item] += f"{condition},"
+    return [np.asarray(members) for members in kinds.groupby(kinds).groups.values()]
+
+
+def item_halves(found: Patterns, n_splits: int, rng: np.random.Generator) -> np.ndarray:
+    """Random halves of the items as 0/1 rows, of shape (n_splits, n_items); nested items are halved by condition."""
     halves = np.zeros((n_splits, len(found.items)))
-    for members in kinds.groupby(kinds).groups.values():
+    for members in item_kinds(found):
         for row in halves:
-            row[rng.permutation(np.asarray(members))[: len(members) // 2]] = 1
+            row[rng.permutation(members)[: len(members) // 2]] = 1
     return halves
+
+
+def item_folds(found: Patterns, n_folds: int, rng: np.random.Generator) -> np.ndarray:
+    """Random folds of the items as 0/1 rows, of shape (n_folds, n_items); nested items are divided by condition."""
+    folds = np.zeros((n_folds, len(found.items)))
+    for members in item_kinds(found):
+        for k, part in enumerate(np.array_split(rng.permutation(members), n_folds)):
+            folds[k, part] = 1
+    return folds
+
+
+def item_draws(found: Patterns, n_draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Bootstrap draws of the items as multiplicities (n_draws, n_items); nested items are drawn by condition.
+
+    A draw with fewer than two different items of a condition has no cross-validated distance and is drawn again.
+    """
+    draws = np.zeros((n_draws, len(found.items)))
+    for members in item_kinds(found):
+        n = len(members)
+        if n < 3:
+            raise DataError(f"a bootstrap over items needs at least 3 items per condition, not {n}.")
+        for row in draws:
+            while len(np.unique(drawn := rng.integers(n, size=n))) < 2:
+                pass
+            row[members] = np.bincount(drawn, minlength=n)
+    return draws
+
+
+def weighted_rdms(G: np.ndarray, found: Patterns, weights: np.ndarray, *, distance: str) -> np.ndarray:
+    """RDMs of items that count unequally often, of shape (n_draws, n_pairs); weights of shape (n_draws, n_items).
+
+    An item that was drawn twice is still one item: its products with its own copies are left out of crossnobis.
+    """
+    of = choose("distance", distance, DISTANCES)
+    return np.stack([of(G, found, w) for w in weights])
 
 
 def half_rdms(G: np.ndarray, found: Patterns, halves: np.ndarray, *, distance: str) -> np.ndarray | None:
