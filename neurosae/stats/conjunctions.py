@@ -48,6 +48,19 @@ def factorial(name: str, *, n_items: int, seed: int, contexts: bool = False, siz
     rng = np.random.default_rng(seed)
     design = _design(n_items, contexts=contexts)
     obs = rows_of(design, "probe")
+    made = context_drives(rng, name, n_items, contexts=contexts, size=size)
+    place = _place(obs, rng if name == "item_shuffled" else None)
+    pre, post, gain = (np.stack([getattr(part, key) for part in made])[place] for key in ("pre", "post", "gain"))
+    obs["norm"] = (1 / gain[:, 0]).astype(np.float32)
+    var = features_table((post > 0).mean(axis=0), _labels(name, made[-1].planted), origin=made[-1].origin)
+    record = {"simulated": True, "world": name, "seed": seed}
+    return responses_of(sp.csr_matrix(post.astype(np.float32)), obs, var, design=design, provenance=record, x=pre)
+
+
+def context_drives(
+    rng: np.random.Generator, name: str, n_items: int, *, contexts: bool = False, size: float = 0.7
+) -> list[Drives]:
+    """The arrays behind `factorial`: one context, or with `contexts` the list and the phrase."""
     inside = {"word_pair": "I1", "item_shuffled": "I1", "I3": "C0"}.get(name, name)
     same = rng.bit_generator.state
     made = [drives(rng, inside, n_items, size=size)]
@@ -55,12 +68,7 @@ def factorial(name: str, *, n_items: int, seed: int, contexts: bool = False, siz
         rng.bit_generator.state = same
         made.insert(0, drives(rng, inside if name[0] in "Cw" else "C0", n_items, size=size))
         made = [_in_context(rng, part, name, phrase=k == 1) for k, part in enumerate(made)]
-    place = _place(obs, rng if name == "item_shuffled" else None)
-    pre, post, gain = (np.stack([getattr(part, key) for part in made])[place] for key in ("pre", "post", "gain"))
-    obs["norm"] = (1 / gain[:, 0]).astype(np.float32)
-    var = features_table((post > 0).mean(axis=0), _labels(name, made[-1].planted), origin=made[-1].origin)
-    record = {"simulated": True, "world": name, "seed": seed}
-    return responses_of(sp.csr_matrix(post.astype(np.float32)), obs, var, design=design, provenance=record, x=pre)
+    return made
 
 
 def drives(rng: np.random.Generator, name: str, n_items: int, *, size: float) -> Drives:
