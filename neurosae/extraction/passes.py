@@ -142,11 +142,11 @@ def _settings(model: LanguageModel, mask: Whole, positions: Whole | None) -> dic
 
 def _refuse_shape(name: str, tensor: Any, shape: torch.Size) -> None:
     """A hook point is read only where it gives one vector per token, or one per head and token."""
-    found = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else ()
+    found = list(tensor.shape) if isinstance(tensor, torch.Tensor) else []
     head = split_head(name)[1]
-    if found[:2] != tuple(shape) or len(found) not in ((3, 4) if head is None else (4,)):
+    if found[:2] != list(shape) or len(found) not in ((3, 4) if head is None else (4,)):
         what = "one vector per token" if head is None else "one vector per head and token"
-        raise ModelError(f"hook point '{name}' gives shape {found}, not {what}.")
+        raise ModelError(f"hook point '{name}' gives shape {tuple(found)}, not {what}.")
     if head is not None and head >= found[2]:
         raise ModelError(f"hook point '{name}': there are {found[2]} heads, h0 to h{found[2] - 1}.")
 

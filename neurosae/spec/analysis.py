@@ -31,13 +31,14 @@ from neurosae.spec.blocks import (
 from neurosae.spec.choices import choice_problems, family_problems, nuisance_problems, regression_problems
 from neurosae.spec.design import Design, load_design, region_names
 from neurosae.spec.effects import effect_problems, shape_problems
+from neurosae.spec.factorial import PatternBlock, chooses_earlier, effects_named, pattern_problems
 from neurosae.spec.fields import Count, FileName, Natural, Strict, Text, fail, fail_all
 from neurosae.spec.geometry import RdmModel, RsaBlock
 from neurosae.spec.load import is_file, load_yaml, similar_file
 from neurosae.spec.maps import map_problems
 from neurosae.spec.parametric import parametric_problems
 from neurosae.spec.planning import Power, power_problems
-from neurosae.spec.positions import WHOLE, Positions
+from neurosae.spec.positions import WHOLE, Positions, score_problems
 from neurosae.spec.sites import DictionaryBlock, ModelBlock, Site, StudyPath, TrainBlock
 from neurosae.spec.words import Problem, Where, describe, short
 
@@ -88,7 +89,7 @@ def _test_block(value: Any, _: Any, info: ValidationInfo) -> Any:
     return tests[kind][0].model_validate(value, context=info.context)
 
 
-Known = ContrastBlock | RsaBlock | RoiBlock | PairsBlock | ParametricBlock | MapBlock | JointBlock
+Known = ContrastBlock | RsaBlock | RoiBlock | PairsBlock | ParametricBlock | MapBlock | JointBlock | PatternBlock
 TestBlock = Annotated[
     SerializeAsAny[Annotated[Known, Field(discriminator="test")]],
     WrapValidator(_test_block),
@@ -240,16 +241,20 @@ def _own_problems(analysis: Analysis) -> Iterator[Problem]:
         yield from _lock_problems(block, positions, where)
         if isinstance(block, ContrastBlock | RoiBlock | MapBlock | ParametricBlock) and block.features is not None:
             yield from choice_problems(name, analysis)
+        if chooses_earlier(block):
+            yield from choice_problems(name, analysis)
         if isinstance(block, MapBlock):
             yield from map_problems(name, analysis)
+    parts = {f"test '{name}'": block.model_dump(mode="json") for name, block in analysis.tests.items()}
+    yield from score_problems(positions, {**parts, "inference": analysis.inference.model_dump(mode="json")})
     yield from family_problems(analysis)
     yield from regression_problems(analysis)
     yield from power_problems(analysis.power, effect=analysis.effects, site=analysis.sites)
 
 
 def _effects_used(block: Any) -> Iterator[tuple[Where, str]]:
-    if isinstance(block, ContrastBlock | RoiBlock | PairsBlock | ParametricBlock | MapBlock | JointBlock):
-        yield from (((), effect) for effect in block.effect)
+    if isinstance(block, ContrastBlock | RoiBlock | PairsBlock | ParametricBlock | MapBlock | JointBlock | PatternBlock):
+        yield from (((), effect) for effect in effects_named(block))
     if isinstance(block, RoiBlock) and block.features.orthogonal is not None:
         yield ("features",), block.features.orthogonal
     if isinstance(block, RsaBlock):
@@ -300,6 +305,8 @@ def _design_problems(analysis: Analysis, design: Design) -> Iterator[Problem]:
             yield from _region_problems(region, known, analysis.positions, where=(*where, "region"))
         if isinstance(block, ParametricBlock):
             yield from parametric_problems(name, analysis, design)
+        if isinstance(block, PatternBlock):
+            yield from pattern_problems(name, analysis, design)
         if isinstance(block, RsaBlock):
             yield from _condition_problems(block, design, where)
             yield from _rdm_problems(block, analysis, design, where=where)

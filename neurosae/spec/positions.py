@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from neurosae.spec.fields import Bool, Count, IntPair, Natural, OneOrMore, Strict, Text, fail
+from neurosae.spec.words import Problem
 
 WHOLE = "all"
 """The region of middle-out alignment: the whole text."""
@@ -77,3 +80,12 @@ class Positions(Strict):
         if self.window is not None and self.window[0] > self.window[1]:
             fail("window", text=f"{list(self.window)} ends before it begins; write [first, last].")
         return self
+
+
+def score_problems(positions: Positions, parts: Mapping[str, Any]) -> Iterator[Problem]:
+    """Parts of an analysis, dumped as JSON-able records, that use scores which `scores: false` leaves out."""
+    for name, part in parts.items() if not positions.scores else ():
+        words = json.dumps(part, default=str)
+        for column in ("surprisal", "logit_diff"):
+            if f'"{column}"' in words:
+                yield ("positions", "scores"), f"is false, but {name} uses {column}; leave it out, or set it to true."
