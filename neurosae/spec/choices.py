@@ -17,6 +17,8 @@ NUISANCE = ("n_tokens", "token_index", "stimulus_tokens", "position", "norm", "s
 """Numbers that every response has and that may be regressed out, beside the design's covariates."""
 REGRESSED = ("contrast", "conjunction", "combination", "map")
 """Kinds of test that regress nuisance out and know slopes on a covariate; others refuse (rsa has nuisance models)."""
+PATTERNS = ("factorial", "anova", "choosing")
+"""Kinds of test that say themselves which effects they take (`factorial.pattern_problems`); none regresses nuisance."""
 
 
 def regression_problems(analysis: Any) -> Iterator[Problem]:
@@ -27,7 +29,7 @@ def regression_problems(analysis: Any) -> Iterator[Problem]:
     for name, block in analysis.tests.items():
         where: Where = ("tests", name)
         effects = {e: analysis.effects.get(e, {}) for e in getattr(block, "effect", ())}
-        slopes = [e for e, written in effects.items() if sloped(written) is not None]
+        slopes = [e for e, written in effects.items() if sloped(written) is not None and block.test not in PATTERNS]
         if block.test not in REGRESSED:
             if inference.nuisance and block.test in ("roi", "pairs", "parametric"):
                 yield where, f"regresses no nuisance out; keep `test: {block.test}` in an analysis without nuisance."
