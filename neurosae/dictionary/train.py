@@ -313,7 +313,7 @@ def _finish(model: Any, data: Data, sites: Mapping[str, Site], *, runs: Mapping[
 def _curve(log: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """The columns of the log that the report draws."""
     table = pd.DataFrame(log)[["tokens", "fvu", "fvu_held_out", "l0", "k", "dead", "loss"]]
-    return {name: [None if pd.isna(v) else v for v in column.tolist()] for name, column in table.items()}
+    return {str(name): [None if pd.isna(v) else v for v in column.tolist()] for name, column in table.items()}
 
 
 def _recalibrated(model: Any, data: Data, dictionary: Dictionary, *, s: Settings) -> tuple[Dictionary, dict[str, Any]]:

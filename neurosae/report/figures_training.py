@@ -48,10 +48,8 @@ def _draw_row(row: list[Axes], table: pd.DataFrame) -> None:
     row[1].plot(tokens, table["l0"], color=ACCENT, lw=1.1)
     row[2].plot(tokens, table["dead"], color=MINUS, lw=1.1)
     row[2].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    for axes in (row[0], row[2]):
-        axes.set_ylim(
-            0, max(1e-3, min(1.0, 1.15 * max(line.get_ydata().max() for line in axes.lines if len(line.get_ydata()))))
-        )
+    for axes, names in ((row[0], ["fvu", "fvu_held_out"]), (row[2], ["dead"])):
+        axes.set_ylim(0, max(1e-3, min(1.0, 1.15 * float(table[names].max().max()))))
     row[1].set_ylim(bottom=0)
 
 
