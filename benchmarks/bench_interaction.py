@@ -1,4 +1,4 @@
-"""The interaction term in worlds with and without planted products, and matching pursuit against scikit-learn.
+"""The interaction term on true codes, and in worlds with and without planted products.
 
 Rows are sums of 5 of 80 features in 64 dimensions. In the planted world each of 16 pairs, where both features are
 active, adds its product along a direction of its own; in the additive world pairs are as often active together and add
@@ -7,16 +7,13 @@ nothing. Every arm is trained separately by one recipe; FVU is measured on other
 
 from __future__ import annotations
 
-from common import Floors, cpu, header  # isort: skip  (sets one thread)
+from common import Floors, header  # isort: skip  (sets one thread)
 
-import numpy as np
 import torch
-from sklearn.linear_model import orthogonal_mp_gram
 from torch.nn import functional
 
 from neurosae.dictionary.interaction_study import interaction_gain, interaction_study
 from neurosae.dictionary.products import pair_sums
-from neurosae.dictionary.pursuit import matching_pursuit
 
 N_FEATURES, WIDTH, ACTIVE, N_PAIRS = 80, 64, 5, 16
 ROWS, HELD_OUT = 40_000, 4_000
@@ -64,8 +61,8 @@ def r2_of_term(rank: int) -> float:
 
 
 def main() -> int:
-    """Tables of both worlds, the oracle on true codes, recovery of atoms, and the speed of the pursuit."""
-    header("torch", "scikit-learn")
+    """The oracle on true codes, and the tables of both worlds."""
+    header("torch")
     floors = Floors()
     for rank, bound in ((16, None), (32, 0.99), (64, 0.99)):
         floors.add("IXD-4", f"R2 of the term on true codes, rank {rank}", r2_of_term(rank), floor=bound)
@@ -78,21 +75,6 @@ def main() -> int:
         floors.add("IXD-3", f"{name}: FVU with the term dropped over FVU of base",
                    float(by_arm["term_dropped"] / by_arm["base"]), floor=1.0)  # fmt: skip
         floors.add("IXD-3", f"{name}: FVU permuted over base", float(by_arm["permuted"] / by_arm["base"]), floor=0.9)
-    g = torch.Generator().manual_seed(0)
-    atoms = functional.normalize(torch.randn(512, 128, generator=g, dtype=torch.float64), dim=1)
-    x = torch.randn(2_000, 128, generator=g, dtype=torch.float64)
-    gram, products_of = (atoms @ atoms.T).numpy(), (atoms @ x.T).numpy()
-    theirs = orthogonal_mp_gram(gram, products_of, n_nonzero_coefs=8, norms_squared=(x**2).sum(1).numpy())
-    found = matching_pursuit(x, atoms, 8)
-    ours = torch.zeros(2_000, 512, dtype=torch.float64).scatter(1, found.kept, found.values)
-    assert np.allclose(ours.T.numpy(), theirs, atol=1e-8)
-    norms = (x**2).sum(1).numpy()
-    floors.ratio(
-        "ALT-2", "matching pursuit, 2,000 rows, 512 atoms, 8 per row, over scikit-learn's Batch-OMP",
-        peer=lambda: cpu(lambda: orthogonal_mp_gram((atoms @ atoms.T).numpy(), (atoms @ x.T).numpy(),
-                                                    n_nonzero_coefs=8, norms_squared=norms)),
-        ours=lambda: cpu(lambda: matching_pursuit(x, atoms, 8)), floor=1.5,
-    )  # fmt: skip
     return floors.finish()
 
 

@@ -12,8 +12,8 @@ from neurosae.dictionary.stream import context_rows
 from neurosae.dictionary.texts import make_contexts
 
 HOOK = "blocks.3.hook_resid_post"
-TOKENS = 40_000
-SETTINGS = {"d_sae": 512, "k": 8, "rank": 16, "n_tokens": 60_000, "batch": 128, "lr": 2e-3}
+TOKENS = 20_000
+SETTINGS = {"d_sae": 512, "k": 8, "rank": 16, "n_tokens": 40_000, "batch": 128, "lr": 2e-3}
 
 
 def main() -> None:

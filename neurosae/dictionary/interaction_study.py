@@ -38,6 +38,7 @@ from neurosae.errors import DataError, ModelError
 
 RIVALS = ("base", "wider", "more_1", "duplicate")
 N_MORE = 2  # further codes per row that are tried
+SCORED = 2_000  # held-out tokens on which the model's scores of an arm are taken
 
 
 def interaction_study(
@@ -170,7 +171,7 @@ def _permuted_fvu(made: Dictionary, x: Tensor, seed: int) -> float:
 
 
 def _scores(made: Dictionary, model: Any, texts: Sequence[str], *, seed: int) -> dict[str, float]:
-    row = pathology(made, model, texts, seed=seed).iloc[0]
+    row = pathology(made, model, texts, n_tokens=SCORED, n_draws=1, seed=seed).iloc[0]
     return {name: float(row[name]) for name in ("ce_base", "ce_sae", "kl_sae", "kl_random", "pathology")}
 
 
