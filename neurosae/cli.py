@@ -22,6 +22,7 @@ Two YAML files make a study: a DESIGN (factors, frames, items) and an ANALYSIS (
   neurosae check stimuli/number_agreement.yaml     what is in the design, what may be exchanged, what is confounded
   neurosae check analyses/number_agreement.yaml    the same, and whether every test can be run; loads no model
   neurosae run analyses/number_agreement.yaml      extract, test, report: results/number_agreement/report.html
+  neurosae compare-dictionaries analyses/dictionaries.yaml   the same study on several dictionaries: what replicates
   neurosae power analyses/number_agreement.yaml    how many items the next study needs
 
 Add --debug to any verb to see the traceback of an error.
@@ -118,6 +119,54 @@ def run_tests(
     else:
         results = ns.test_study(study)
         typer.echo(ns.summarize(results, study.spec.inference.alpha))
+
+
+@app.command()
+def evaluate(
+    analysis: Analysis,
+    *,
+    text: Annotated[list[Path] | None, typer.Option(help="Held-out text; left out, the model writes some.")] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens that are read.")] = 5_000,
+    out: Out = Path("results"),
+    device: Device = "auto",
+    offline: Offline = False,
+) -> None:
+    """Measure the dictionaries of an analysis on held-out text: L0, FVU, what the model loses, dead features.
+
+    One row per site, also in results/NAME/evaluation.csv: l0, fvu and cosine describe the reconstruction; ce_ and
+    kl_recovered what the model keeps of its predictions (against mean ablation; zero flatters); pathology how much
+    worse the error is than a random one of its length; dead with density_bound, its 95 % upper bound; absorbed the
+    pairs of the absorption screen. Intervals are over documents.
+    """
+    study = _prepare(analysis, out, device=device, dtype=None, seed=None, offline=offline)
+    table = ns.evaluate_study(study, texts=[str(path) for path in text or []], n_tokens=tokens)
+    ns.write_table(study.folder / "evaluation.csv", table.set_index("site"))
+    typer.echo(ns.summarize_comparison({"comparison": table}))
+    typer.echo(study.folder / "evaluation.csv")
+
+
+@app.command("compare-dictionaries")
+def compare(
+    analysis: Analysis,
+    *,
+    sites: Annotated[str, typer.Option(help="Some of the sites, as a,b,c; all without.")] = "",
+    text: Annotated[list[Path] | None, typer.Option(help="Held-out text; left out, the model writes some.")] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens of the evaluation.")] = 2_000,
+    out: Out = Path("results"),
+    device: Device = "auto",
+    offline: Offline = False,
+) -> None:
+    """Run a study on every dictionary that its sites name, and say what they agree on.
+
+    Sites may be layers, widths, seeds, architectures, or baselines such as neurons. Compared are the evaluation, what
+    each contrast finds, how well features and probes of equal size tell levels apart, matched features and the
+    geometry of stimuli; never feature indices. Tables and comparison.html lie in results/NAME/comparison.
+    """
+    study = _prepare(analysis, out, device=device, dtype=None, seed=None, offline=offline)
+    asked = [name.strip() for name in sites.split(",") if name.strip()]
+    tables = ns.compare_dictionaries(study, sites=asked, texts=[str(path) for path in text or []], n_tokens=tokens)
+    typer.echo(ns.summarize_comparison(tables))
+    typer.echo(ns.write_comparison(study.folder))
 
 
 @app.command()

@@ -55,7 +55,7 @@ LAYERS = """
 9  stats.glm_kernels stats.mixed_kernels stats.layout
 9  stats.level_kernels stats.relabel stats.tails stats.rdm stats.simulate stats.tfce dictionary.learn
 9  dictionary.stream extraction.shard
-9  stats.products stats.crossfit_kernels
+9  stats.products stats.crossfit_kernels stats.rank_kernels stats.relabel_conditions
 10 stats.glm stats.hurdle_kernels
 10 dictionary.interaction dictionary.plan dictionary.rows
 11 dictionary.architectures dictionary.pathology
@@ -106,7 +106,8 @@ LAYERS = """
 18 report.figures report.prose report.methods report.maps report.joint
 18 report.calibration stats.selection report.regions
 19 report.sections
-20 report.html
+20 report.html report.comparison
+17 report.figures_comparison
 21 provenance
 22 stages
 23 study
@@ -144,7 +145,7 @@ ONLY = {
     "pingouin": ["stats.*"],
     "matplotlib": ["report.figures*", "report.style"],
     "seaborn": ["report.figures*", "report.style"],
-    "jinja2": ["report.html"],
+    "jinja2": ["report.html", "report.comparison"],
     "yaml": ["spec.load"],
     "pydantic": ["spec.*"],
     "pydantic_core": ["spec.*"],

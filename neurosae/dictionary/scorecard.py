@@ -63,7 +63,7 @@ def _row(made: Dictionary, model: Any, texts: Sequence[str], *, n_tokens: int, s
     row: dict[str, Any] = evaluate_dictionary(made, model, texts, n_tokens=n_tokens, seed=seed).iloc[0].to_dict()
     notes = []
     try:
-        found = pathology(made, model, texts, n_tokens=min(n_tokens, 2_000), n_draws=1, seed=seed).iloc[0]
+        found = pathology(made, model, texts, n_tokens=min(n_tokens, 1_000), n_draws=1, seed=seed).iloc[0]
         row |= {name: float(found[name]) for name in ("pathology", "pathology_low", "pathology_high")}
     except ModelError as error:  # nothing predicted, or nothing lost: said, not guessed
         row |= dict.fromkeys(("pathology", "pathology_low", "pathology_high"), np.nan)
