@@ -208,7 +208,9 @@ def _asks(design: Design, analysis: Any, effects: Mapping[str, Effect]) -> Itera
         asked = [one] if isinstance(one, str) else [*one, *(m.effect for m in models if m.effect is not None)]
         alternative = getattr(block, "alternative", None) or analysis.inference.alternative
         split = getattr(block, "split", "test")
-        yield from (Ask(name, effect, known, split, alternative, block.test == "rsa") for effect in asked)
+        yield from (
+            Ask(name, effect, known, split, alternative, block.test in ("rsa", "equivalence")) for effect in asked
+        )
 
 
 def _regions(design: Design, analysis: Any) -> tuple[str, ...]:

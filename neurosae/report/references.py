@@ -19,6 +19,16 @@ REFERENCES: dict[str, tuple[str, str]] = {
         "Statistical Society B 76, 297–318.",
         "https://doi.org/10.1111/rssb.12028",
     ),
+    "lakens2017": (
+        "Lakens D (2017). Equivalence tests: a practical primer for t tests, correlations, and meta-analyses. Social "
+        "Psychological and Personality Science 8, 355–362.",
+        "https://doi.org/10.1177/1948550617697177",
+    ),
+    "schuirmann1987": (
+        "Schuirmann DJ (1987). A comparison of the two one-sided tests procedure and the power approach for assessing "
+        "the equivalence of average bioavailability. Journal of Pharmacokinetics and Biopharmaceutics 15, 657–680.",
+        "https://doi.org/10.1007/BF01068419",
+    ),
     "clark1973": (
         "Clark HH (1973). The language-as-fixed-effect fallacy: a critique of language statistics in psychological "
         "research. Journal of Verbal Learning and Verbal Behavior 12, 335–359.",

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 
 import pandas as pd
 
+from neurosae.report.absence import EQUIVALENCE
 from neurosae.report.figures import draw_contrast, draw_design, draw_overview, draw_pattern
 from neurosae.report.figures_training import draw_training
 from neurosae.report.joint import COMBINATION, CONJUNCTION
@@ -32,6 +33,7 @@ SECTIONS: Mapping[str, Section] = {
     "map": MAP,
     "roi": ROI,
     "pairs": PAIRS,
+    "equivalence": EQUIVALENCE,
     "parametric": PARAMETRIC,
     "conjunction": CONJUNCTION,
     "combination": COMBINATION,

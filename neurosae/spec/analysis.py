@@ -20,6 +20,7 @@ from neurosae.errors import unknown
 from neurosae.spec.blocks import (
     TESTS,
     ContrastBlock,
+    EquivalenceBlock,
     FeatureChoice,
     Inference,
     JointBlock,
@@ -34,6 +35,7 @@ from neurosae.spec.effects import effect_problems, shape_problems
 from neurosae.spec.factorial import PatternBlock, chooses_earlier, effects_named, pattern_problems
 from neurosae.spec.fields import Count, FileName, Natural, Strict, Text, fail, fail_all
 from neurosae.spec.geometry import RdmModel, RsaBlock
+from neurosae.spec.integration import IntegrationBlock, integration_design_problems, integration_problems
 from neurosae.spec.load import is_file, load_yaml, similar_file
 from neurosae.spec.maps import map_problems
 from neurosae.spec.parametric import parametric_problems
@@ -89,7 +91,10 @@ def _test_block(value: Any, _: Any, info: ValidationInfo) -> Any:
     return tests[kind][0].model_validate(value, context=info.context)
 
 
-Known = ContrastBlock | RsaBlock | RoiBlock | PairsBlock | ParametricBlock | MapBlock | JointBlock | PatternBlock
+Own = ContrastBlock | RoiBlock | PairsBlock | ParametricBlock | MapBlock | EquivalenceBlock | JointBlock
+Plain = Own | PatternBlock
+"""Tests whose effects are named under `effect`."""
+Known = RsaBlock | IntegrationBlock | Plain
 TestBlock = Annotated[
     SerializeAsAny[Annotated[Known, Field(discriminator="test")]],
     WrapValidator(_test_block),
@@ -245,6 +250,9 @@ def _own_problems(analysis: Analysis) -> Iterator[Problem]:
             yield from choice_problems(name, analysis)
         if isinstance(block, MapBlock):
             yield from map_problems(name, analysis)
+        if isinstance(block, IntegrationBlock):
+            yield from integration_problems(name, analysis)
+            yield from choice_problems(name, analysis)
     parts = {f"test '{name}'": block.model_dump(mode="json") for name, block in analysis.tests.items()}
     yield from score_problems(positions, {**parts, "inference": analysis.inference.model_dump(mode="json")})
     yield from family_problems(analysis)
@@ -253,10 +261,12 @@ def _own_problems(analysis: Analysis) -> Iterator[Problem]:
 
 
 def _effects_used(block: Any) -> Iterator[tuple[Where, str]]:
-    if isinstance(block, ContrastBlock | RoiBlock | PairsBlock | ParametricBlock | MapBlock | JointBlock | PatternBlock):
+    if isinstance(block, Plain):
         yield from (((), effect) for effect in effects_named(block))
     if isinstance(block, RoiBlock) and block.features.orthogonal is not None:
         yield ("features",), block.features.orthogonal
+    if isinstance(block, IntegrationBlock):
+        yield from ((("parts",), part) for part in block.parts)
     if isinstance(block, RsaBlock):
         for name, model in block.models.items():
             if model.effect is not None:
@@ -307,6 +317,8 @@ def _design_problems(analysis: Analysis, design: Design) -> Iterator[Problem]:
             yield from parametric_problems(name, analysis, design)
         if isinstance(block, PatternBlock):
             yield from pattern_problems(name, analysis, design)
+        if isinstance(block, IntegrationBlock):
+            yield from integration_design_problems(name, analysis, design)
         if isinstance(block, RsaBlock):
             yield from _condition_problems(block, design, where)
             yield from _rdm_problems(block, analysis, design, where=where)

@@ -7,7 +7,7 @@ from typing import Any
 
 from neurosae.errors import unknown
 from neurosae.spec.blocks import ADJUSTABLE, ContrastBlock, MapBlock, not_adjustable
-from neurosae.spec.effects import sloped
+from neurosae.spec.effects import omnibus, sloped
 from neurosae.spec.words import Problem, Where, short
 
 CROSS_FITTED = ("moderated_t", "t", "mean")
@@ -31,8 +31,11 @@ def regression_problems(analysis: Any) -> Iterator[Problem]:
         effects = {e: analysis.effects.get(e, {}) for e in getattr(block, "effect", ())}
         slopes = [e for e, written in effects.items() if sloped(written) is not None and block.test not in PATTERNS]
         if block.test not in REGRESSED:
-            if inference.nuisance and block.test in ("roi", "pairs", "parametric"):
+            if inference.nuisance and block.test in ("roi", "pairs", "parametric", "equivalence"):
                 yield where, f"regresses no nuisance out; keep `test: {block.test}` in an analysis without nuisance."
+            every = [e for e, written in effects.items() if omnibus(written) is not None]
+            if every and block.test == "equivalence":
+                yield where, f"bounds one contrast, and '{every[0]}' compares all levels; write weights of levels."
             if slopes:
                 yield where, f"takes no slope on a covariate, as '{slopes[0]}' is; use `test: contrast`."
             continue
@@ -60,8 +63,12 @@ def choice_problems(name: str, analysis: Any) -> Iterator[Problem]:
     """What is wrong with the features that a test is given: never chosen by its own effect on its own items."""
     block = analysis.tests[name]
     where = ("tests", name, "features")
+    if isinstance(block.features, dict):
+        for part, choice in block.features.items():
+            yield from _earlier_problems(name, analysis, (*where, part), source=choice.from_)
+        return
     if block.features.from_ is not None:
-        yield from _earlier_problems(name, analysis, where)
+        yield from _earlier_problems(name, analysis, where, source=block.features.from_)
     if getattr(block.features, "cross_fit", None) is not None:
         yield from _cross_fit_problems(block, analysis.inference, where)
     orthogonal = getattr(block.features, "orthogonal", None)
@@ -80,9 +87,8 @@ def _cross_fit_problems(block: Any, inference: Any, where: Where) -> Iterator[Pr
         yield (*where, "cross_fit"), text
 
 
-def _earlier_problems(name: str, analysis: Any, where: Where) -> Iterator[Problem]:
+def _earlier_problems(name: str, analysis: Any, where: Where, *, source: str) -> Iterator[Problem]:
     block = analysis.tests[name]
-    source = block.features.from_
     earlier = list(analysis.tests)[: list(analysis.tests).index(name)]
     kind = [other for other in earlier if isinstance(analysis.tests[other], ContrastBlock)]
     chooser = analysis.tests.get(source)

@@ -18,8 +18,9 @@ from scipy import stats
 
 from neurosae.errors import DataError, choose
 from neurosae.extraction.responses import design_of
-from neurosae.spec.results import as_results, check_results
-from neurosae.stats.asked import responses_by_site
+from neurosae.spec.blocks import EquivalenceBlock
+from neurosae.spec.results import Tested, as_results, check_results
+from neurosae.stats.asked import positions_in, read_block, responses_by_site
 from neurosae.stats.effects import FEW
 from neurosae.stats.multiplicity import CORRECTIONS
 from neurosae.stats.tails import flip_p
@@ -113,16 +114,58 @@ def equivalence(
         data = data if sets is None else _pooled(data, sets)
         place = {"test": "equivalence", "kind": "equivalence", "effect": name, "site": site, "region": region}
         tables.append(_rows(data, place, (smallest, scale), label=label))
-    table = as_results({str(c): _column(tables, str(c)) for c in tables[0]})
-    p = correct(table["p_unc"].to_numpy(dtype=float))
-    tested = int(table["p_unc"].notna().sum())
-    family = f"all {'features' if sets is None else 'sets'} of the equivalence test"
-    rest = {"p_corr": p, "p_adjust": correction, "family": family, "n_family": tested}
-    return check_results(as_results({str(c): table[c] for c in table} | rest))
+    return _family(tables, correction, f"all {'features' if sets is None else 'sets'} of the equivalence test")
 
 
-def _column(tables: Sequence[pd.DataFrame], name: str) -> Any:
-    return pd.concat([t[name] for t in tables], ignore_index=True).array
+def run(
+    responses: Mapping[str, AnnData], ask: EquivalenceBlock, *, study: Any, earlier: Mapping[str, Tested], rng: Any
+) -> Tested:
+    """One block of `tests:` with `test: equivalence`; its effects, sites, regions and positions are one family."""
+    asked, sites, _ = read_block(ask, study, responses)
+    tables = []
+    for name, effect in asked.effects.items():
+        for site, adata in sites.items():
+            for region in asked.regions:
+                for position in positions_in(adata, region):
+                    place = {"test": asked.test, "kind": "equivalence", "effect": name, "site": site, "region": region}
+                    place |= {"position": position, "split": asked.split}
+                    where = {"region": region, "position": position, "split": asked.split}
+                    try:
+                        data = item_data(adata, design_of(adata), effect, **where)
+                    except DataError as error:
+                        if position == 0:
+                            raise
+                        tables.append(_without(place, adata.n_vars, "failed", note=str(error)))
+                        continue
+                    tables.append(_without_dead(_rows(data, place, (ask.smallest, ask.scale), label=None), data, place))
+    family = f"all features x positions of test {asked.test}: effects {', '.join(asked.effects)}; "
+    family += f"regions {', '.join(asked.regions)}; sites {', '.join(sites)}"
+    table = _family(tables, ask.correction, family)
+    return Tested(check_results(table, {site: adata.n_vars for site, adata in sites.items()}), None, {})
+
+
+def _without_dead(rows: pd.DataFrame, data: ItemData, place: Mapping[str, Any]) -> pd.DataFrame:
+    """One row for all features without activity in the tested rows."""
+    dead = np.bincount(data.Y.indices, minlength=len(rows)) == 0
+    if not dead.any():
+        return rows
+    one = _without(place, int(dead.sum()), "dead", note="no activity in any tested row")
+    return pd.concat([rows[~dead].dropna(axis=1, how="all"), one.dropna(axis=1, how="all")], ignore_index=True)
+
+
+def _without(place: Mapping[str, Any], n: int, status: str, *, note: str) -> pd.DataFrame:
+    columns = {"n_features": n, "status": status, "note": note, "alternative": "two one-sided"}
+    return as_results(dict(place) | columns, n_rows=1)
+
+
+def _family(tables: Sequence[pd.DataFrame], correction: str, family: str) -> pd.DataFrame:
+    """All rows with their p corrected over them."""
+    correct = CORRECTIONS[correction]
+    assert correct is not None
+    table = pd.concat([t.dropna(axis=1, how="all") for t in tables if len(t)], ignore_index=True)
+    p = table["p_unc"].to_numpy(dtype=float, na_value=np.nan) if "p_unc" in table else np.full(len(table), np.nan)
+    rest = {"p_corr": correct(p), "p_adjust": correction, "family": family, "n_family": int(np.isfinite(p).sum())}
+    return check_results(as_results({str(c): table[c].array for c in table} | rest))
 
 
 def _pooled(data: ItemData, sets: Mapping[str, Sequence[int]]) -> ItemData:
@@ -169,9 +212,10 @@ def _rows(
     unit = SCALES[scale] if data.codes is None or scale == "units" else "pooled standard deviations"
     said = "flips about the bound need contrasts that are symmetric about their mean" if exact else pd.NA
     return as_results(
-        dict(place)
+        {"position": 0, "split": "test"}
+        | dict(place)
         | {
-            "position": 0, "split": "test", "feature": pd.NA if label is not None else data.features,
+            "feature": pd.NA if label is not None else data.features,
             "set": label, "n_features": 1, "stat": "TOST", "value": known(np.minimum(
                 (estimate + bounds.bound) / safe, (bounds.bound - estimate) / safe)), "dof": known(dof),
             "estimate": known(estimate), "se": known(se), "effsize": known(estimate / np.where(spread > 0, spread, 1)),

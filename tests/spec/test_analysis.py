@@ -172,8 +172,8 @@ CASES = [
     ("k: 32,", "k: 4096,",
      "9: sites.late_2.dictionary.train.k: is 4096, but there are only 2048 features; use fewer, or raise d_sae."),
     ("n_tokens: 4000000,", "", "9: sites.late_2.dictionary.train.n_tokens: is missing; tokens seen in training."),
-    ("architecture: topk,", "architecture: gated,",
-     "9: sites.late_2.dictionary.train.architecture: unknown architecture 'gated'. Known: topk, batchtopk, standard, jumprelu."),
+    ("architecture: topk,", "architecture: gatted,",
+     "9: sites.late_2.dictionary.train.architecture: unknown architecture 'gatted'. Did you mean 'gated'? Known: topk, abstopk,"),
     ("  early:", "  a/b:", "7: sites.a/b: 'a/b' becomes a file name; use up to 100 letters, digits, _ and -, a letter or digit first."),
     ("regions: [head, local, pre_verb]", "regions: [head, locl, pre_verb]",
      "10: positions.regions: unknown region 'locl'. Did you mean 'local'? Known: head, prep, local, verb, rel, pre_verb."),
@@ -327,6 +327,7 @@ def test_analysis_refuses(refused, case):
         ("correction: fdr_bh", "statistic: slope", "tests.screen.effect: 'subject' is no slope on a covariate"),
         ("nuisance: [n_tokens]", "nuisance: [n_tokens], intervals: bca", "inference.intervals: bca are not made beside nuisance"),
         ("screen:         {test: contrast,", "screen:         {test: pairs,", "tests.screen: regresses no nuisance out"),
+        ("screen:         {test: contrast,", "screen:         {test: equivalence, smallest: 0.5,", "tests.screen: regresses no nuisance out"),
         ("subject:    {subject: {pl: 1, sg: -1}}", "subject:    {slope: frequency}", "effects.subject.slope: unknown covariate 'frequency'"),
     ],
 )  # fmt: skip
@@ -398,3 +399,21 @@ def test_rsa_block_recovers_defaults():
         "item_flips",
         "test",
     )
+
+
+@pytest.mark.parametrize(
+    ("block", "effect", "message"),
+    [
+        ("{test: equivalence,", None, "tests.screen.smallest: is missing"),
+        ("{test: equivalence, smallest: 0,", None, "tests.screen.smallest"),
+        ("{test: equivalence, smallest: 0.5, scale: sd,", None, "tests.screen.scale: unknown scale 'sd'"),
+        ("{test: equivalence, smallest: 0.5, correction: maxT,", None, "tests.screen.correction"),
+        ("{test: equivalence, smallest: 0.5,", "{subject: all}", "compares all levels; write weights of levels"),
+    ],
+)
+def test_analysis_refuses_equivalence_without_a_bound(study, refused, block, effect, message):
+    """A bound above 0 on a known scale, p that are corrected one by one, and a single contrast."""
+    path = study / "analyses" / "number_agreement.yaml"
+    text = path.read_text().replace(", correction: fdr_bh}", "}")
+    path.write_text(text.replace("subject:    {subject: {pl: 1, sg: -1}}", f"subject:    {effect}") if effect else text)
+    assert message in refused("screen:         {test: contrast,", f"screen:         {block}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +16,10 @@ from numpy.testing import assert_allclose
 from scipy import stats
 
 from neurosae.errors import DataError
-from neurosae.stats.equivalence import _bounds, _rows, equivalence
+from neurosae.report.absence import EQUIVALENCE
+from neurosae.spec.blocks import TESTS, Inference
+from neurosae.stats.equivalence import _bounds, _rows, equivalence, run
+from neurosae.stats.multiplicity import holm
 from neurosae.stats.simulate import example_design, simulate
 from neurosae.stats.units import item_data
 
@@ -129,3 +134,39 @@ def test_equivalence_refuses_what_means_nothing():
     ):
         with pytest.raises(DataError, match=message):
             equivalence(fake, NUMBER, region="noun", **how)
+
+
+def test_a_block_of_a_study_agrees_with_the_function():
+    """Every feature once, dead ones together; one family over effects; p of the function where it asks the same."""
+    fake = simulate(example_design(40), n_features=30, density=0.4, seed=1)
+    X = fake.X.tolil()
+    X[:, [3, 7]] = 0
+    fake.X = sp.csr_matrix(X)
+    asked = {"test": "equivalence", "region": "noun", "effect": ["a", "b"], "smallest": 0.6, "scale": "units"}
+    block = TESTS["equivalence"][0].model_validate(asked)
+    effects = {"a": NUMBER, "b": {"number": {"pl": -1, "sg": 1}}}
+    spec = SimpleNamespace(tests={"none": block}, effects=effects, inference=Inference(), seed=1)
+    made = run({"late": fake}, block, study=SimpleNamespace(spec=spec), earlier={}, rng=None)
+    known = equivalence(fake, NUMBER, region="noun", smallest=0.6, scale="units")
+    table = made.table
+    assert made.null_max is None
+    assert set(table["test"]) == {"none"}
+    assert table.groupby("effect")["n_features"].sum().to_dict() == {"a": 30, "b": 30}
+    assert table.loc[table["status"] == "dead", "n_features"].tolist() == [2, 2]
+    for effect in effects:
+        mine = table[(table["effect"] == effect) & (table["status"] == "ok")].set_index("feature")
+        assert_allclose(mine["p_unc"], known[known["status"] == "ok"].set_index("feature").loc[mine.index, "p_unc"])
+    tested = table["p_unc"].notna()
+    assert (table["n_family"] == tested.sum()).all()
+    assert_allclose(table.loc[tested, "p_corr"], holm(table.loc[tested, "p_unc"].to_numpy(dtype=float)))
+
+
+def test_the_page_states_what_was_bounded():
+    """The bound and the number of features in the sentence; nothing is claimed of the others."""
+    fake = simulate(example_design(60), n_features=12, effects={"number": 2}, density=0.5, shift=6.0, seed=1)
+    table = equivalence(fake, NUMBER, region="noun", smallest=0.8).assign(test="none")
+    study: Any = SimpleNamespace(analysis={"inference": {"alpha": 0.05}}, results=table)
+    said = next(iter(EQUIVALENCE.statements(study, "none", table)))
+    assert "less than would matter (0.8 standard deviations of the items' contrasts)" in said.text
+    assert "nothing is known" in said.cautions[0]
+    assert "[schuirmann1987; lakens2017]" in next(iter(EQUIVALENCE.methods(study, table)))
