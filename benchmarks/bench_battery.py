@@ -24,7 +24,8 @@ from neurosae.stats.mixed import reml
 from neurosae.stats.rdm import Patterns, distances
 from neurosae.stats.rdm_noise import gram
 from neurosae.stats.relabel import flips
-from neurosae.stats.resample import bootstrap_rdms, permute_conditions
+from neurosae.stats.relabel_conditions import permute_conditions
+from neurosae.stats.resample import bootstrap_rdms
 from neurosae.stats.tails import flip_p
 
 CONTRASTS = np.eye(7)[:3]

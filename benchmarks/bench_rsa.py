@@ -13,7 +13,8 @@ from common import Floors, cpu, header  # isort: skip  (sets one thread)
 import numpy as np
 
 from neurosae.stats.rdm_compare import condensed_to_square
-from neurosae.stats.resample import bootstrap_rdms, orders, permute_conditions
+from neurosae.stats.relabel_conditions import orders, permute_conditions
+from neurosae.stats.resample import bootstrap_rdms
 
 
 def bootstrap(floors: Floors, n_conditions: int = 200, n_peer: int = 12) -> None:

@@ -1,28 +1,28 @@
-"""Resampling whole conditions: bootstrap and permutation of RDMs without ever copying, masking or subsampling one.
+"""Drawing conditions and RDMs with replacement, without ever copying, masking or subsampling an RDM.
 
 A bootstrap that draws condition i w_i times gives the pair (i, j) the weight w_i w_j; pairs of a condition with itself
 are missing. With A, B the square RDMs (zero diagonal) every weighted inner product is a quadratic form,
 
     <A, B>_w = sum_{i<j} w_i w_j A_ij B_ij = w'(A o B) w / 2,
 
-so one matrix product serves all draws. A permutation of conditions gathers the permuted model into a tile of rows, and
-one matrix product correlates the tile with all maps at once.
+so one matrix product serves all draws. Subtracted means are products with the matrix of ones. Whitened comparators
+centre rows and columns over the drawn pairs, a_c + a_d with (W/2 + 1 - w_c) a_c + w'a / 2 = (B w)_c, which leaves
+
+    <A, B>_w - sum_c w_c a_c (B w)_c.
+
+Ranks of a draw are running sums over pairs that are sorted once (`rank_kernels`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
 
 from neurosae.errors import DataError, choose
-from neurosae.stats.kernels import compiled, sort_keys
-from neurosae.stats.rdm_compare import condensed_to_square
-
-TILE = 256  # permutations gathered at a time
-STREAM = np.uint64(3)  # purpose of the random stream, beside flips, label permutations and bootstraps of items
-CENTRED = {"cosine": False, "corr": True}
+from neurosae.stats.rank_kernels import drawn_ranks, pair_counts, ranks_of, sorted_pairs
+from neurosae.stats.rdm_compare import CENTRED, COMPARATORS, RANKS, condensed_to_square
 
 
 class Resampled(NamedTuple):
@@ -53,7 +53,7 @@ def bootstrap_rdms(
     models : array of shape (n_models, n_pairs), condensed
     conditions : array of shape (n_draws, n_conditions), how often each condition was drawn
     rdms : array of shape (n_draws, n_rdms), how often each data RDM was drawn
-    compare : "cosine", or "corr" (weighted means subtracted)
+    compare : any comparator but tau-a
     dtype : float32 halves the time and keeps about 6 digits
 
     Returns
@@ -78,33 +78,74 @@ def bootstrap_rdms(
     >>> once.fits.round(4), bool(once.lower[0] <= once.upper[0] <= 1)
     (array([[0.9957]]), True)
     """
-    centred = choose("comparator", compare, CENTRED)
-    W, R = np.asarray(conditions, dtype=dtype), np.asarray(rdms, dtype=np.float64)
-    squares = [condensed_to_square(v).astype(dtype) for v in np.concatenate([models, data])]
-    if squares[0].shape[0] != W.shape[1]:
-        raise DataError(f"the RDMs have {squares[0].shape[0]} conditions, but {W.shape[1]} were drawn from.")
+    return resampled(data, models, conditions=conditions, rdms=[rdms], compare=compare, dtype=dtype)[0]
+
+
+def resampled(
+    data: np.ndarray,
+    models: np.ndarray,
+    *,
+    conditions: np.ndarray,
+    rdms: Sequence[np.ndarray],
+    compare: str = "cosine",
+    dtype: type = np.float64,
+) -> list[Resampled]:
+    """As `bootstrap_rdms`, for several draws of the RDMs with the same draws of conditions, at hardly more cost."""
+    choose("comparator", compare, dict.fromkeys([c for c in COMPARATORS if c != "tau-a"], True))
+    W, draws = np.asarray(conditions, dtype=dtype), [np.asarray(r, dtype=np.float64) for r in rdms]
+    n = round((1 + np.sqrt(1 + 8 * data.shape[1])) / 2)
+    if n != W.shape[1]:
+        raise DataError(f"the RDMs have {n} conditions, but {W.shape[1]} were drawn from.")
+    if compare in RANKS:
+        return _ranked(data, models, W.astype(np.int64), draws=draws, compare=compare)
+    products, plain = _products(np.concatenate([models, data]), W, compare)
+    m = len(models)
+    lengths, norms = products.lengths[:, :m], products.lengths[:, m:]
+    agreement = products.cross[:, :m, m:] / lengths[:, :, None] / norms[:, None, :]
+    scale = plain[:, m:]  # RDMs are pooled at one plain length, whatever the comparator
+    unit = products.cross[:, m:, m:] / scale[:, :, None] / scale[:, None, :]
+    return [Resampled(_mean(agreement, R), *_ceilings(unit, R)) for R in draws]
+
+
+class _Products(NamedTuple):
+    """Inner products of all RDMs in every draw (n_draws, n, n), and their lengths, NaN where nothing varies."""
+
+    cross: np.ndarray
+    lengths: np.ndarray
+
+
+def _products(rdms: np.ndarray, W: np.ndarray, compare: str) -> tuple[_Products, np.ndarray]:
+    """Products in the space of the comparator, and the plain (for correlations: centred) lengths of the RDMs."""
+    squares = [condensed_to_square(v).astype(W.dtype) for v in rdms]
+    n, V = len(squares), W.astype(np.float64)
 
     def weighted(square: np.ndarray) -> np.ndarray:
         return np.einsum("bc,bc->b", W @ square, W, optimize=False).astype(np.float64) / 2
 
-    total = (W.astype(np.float64).sum(axis=1) ** 2 - (W.astype(np.float64) ** 2).sum(axis=1)) / 2
-    means = np.stack([weighted(A) / total for A in squares], axis=1) if centred else np.zeros((len(W), len(squares)))
-
-    def product(i: int, j: int) -> np.ndarray:
-        return weighted(squares[i] * squares[j]) - means[:, i] * means[:, j] * total
-
-    m, k = len(models), len(data)
-    raw = np.stack([weighted(A * A) for A in squares], axis=1)
-    lengths = _lengths(np.stack([product(i, i) for i in range(m)], axis=1), raw[:, :m])
-    gram = np.empty((len(W), k, k))
-    for i in range(k):
+    total = (V.sum(axis=1) ** 2 - (V**2).sum(axis=1)) / 2
+    raw = np.empty((len(W), n, n))
+    for i in range(n):
         for j in range(i + 1):
-            gram[:, i, j] = gram[:, j, i] = product(m + i, m + j)
-    norms = _lengths(np.einsum("bkk->bk", gram), raw[:, m:])
-    cross = np.stack([np.stack([product(i, m + j) for j in range(k)], axis=1) for i in range(m)], axis=1)
-    agreement = cross / lengths[:, :, None] / norms[:, None, :]
-    fits = (agreement * R[:, None, :]).sum(axis=2) / R.sum(axis=1)[:, None]
-    return Resampled(fits, *_ceilings(gram / norms[:, :, None] / norms[:, None, :], R))
+            raw[:, i, j] = raw[:, j, i] = weighted(squares[i] * squares[j])
+    size = np.einsum("bkk->bk", raw).copy()
+    means = np.stack([weighted(A) / total for A in squares], axis=1) if compare in CENTRED else np.zeros((len(W), n))
+    plain = raw - means[:, :, None] * means[:, None, :] * total[:, None, None]
+    plain_lengths = _lengths(np.einsum("bkk->bk", plain), size)
+    if not compare.endswith("_cov"):
+        return _Products(plain, plain_lengths), plain_lengths
+    ones = 1 - np.eye(W.shape[1])
+    B = np.stack([V @ A - means[:, [k]] * (V @ ones) for k, A in enumerate(squares)], axis=1)  # (n_draws, n, C)
+    diagonal = V.sum(axis=1, keepdims=True) / 2 + 1 - V
+    shared = np.einsum("bc,bkc->bk", V / diagonal, B) / (1 + (V / diagonal).sum(axis=1) / 2)[:, None]
+    a = (B - shared[:, :, None] / 2) / diagonal[:, None, :]
+    # <A, B>_w counts every pair once, a matrix product twice
+    cross = 2 * plain - np.einsum("bc,bkc,blc->bkl", V, a, B, optimize=True)
+    return _Products(cross, _lengths(np.einsum("bkk->bk", cross), 2 * size)), plain_lengths
+
+
+def _mean(agreement: np.ndarray, R: np.ndarray) -> np.ndarray:
+    """Mean over the drawn RDMs."""
+    return (agreement * R[:, None, :]).sum(axis=2) / R.sum(axis=1)[:, None]
 
 
 def _lengths(squared: np.ndarray, raw: np.ndarray) -> np.ndarray:
@@ -113,107 +154,62 @@ def _lengths(squared: np.ndarray, raw: np.ndarray) -> np.ndarray:
 
 
 def _ceilings(unit: np.ndarray, R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper ceiling per draw from the Gram matrices of the data RDMs at unit length."""
+    """Lower and upper ceiling per draw from the products of the data RDMs, scaled as they are pooled."""
+    own = np.einsum("bll->bl", unit)
     with_all = np.einsum("bk,bkl->bl", R, unit)  # <sum of all drawn, l>
     squared = np.einsum("bl,bl->b", with_all, R)[:, None]
     drawn = R > 0
-    upper = (with_all / np.sqrt(squared) * drawn).sum(axis=1) / drawn.sum(axis=1)
-    rest = squared - 2 * R * with_all + R**2  # length of the sum without l's own copies
-    alone = np.where(drawn & (rest > 1e-12), (with_all - R) / np.sqrt(np.where(rest > 1e-12, rest, 1)), np.nan)
+    upper = (with_all / np.sqrt(squared * own) * drawn).sum(axis=1) / drawn.sum(axis=1)
+    rest = squared - 2 * R * with_all + R**2 * own  # length of the sum without l's own copies
+    alone = np.where(
+        drawn & (rest > 1e-12), (with_all - R * own) / np.sqrt(np.where(rest > 1e-12, rest, 1) * own), np.nan
+    )
     single = drawn.sum(axis=1) < 2
     lower = np.where(drawn, np.nan_to_num(alone), 0).sum(axis=1) / drawn.sum(axis=1)
     return np.where(single, np.nan, lower), np.where(single, np.nan, upper)
 
 
-def permute_conditions(
-    maps: np.ndarray,
-    model: np.ndarray,
-    *,
-    n_permutations: int = 10_000,
-    blocks: np.ndarray | None = None,
-    compare: str = "corr",
-    seed: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Correlation of a model RDM with many maps, and the largest over maps under permutations of the conditions.
-
-    Parameters
-    ----------
-    maps : array of shape (n_maps, n_pairs)
-        Condensed RDMs: layers x positions x …; one set of permutations serves them all.
-    model : array of shape (n_pairs,)
-    n_permutations : the identity included
-    blocks : array of shape (n_conditions,), optional
-        Conditions move only inside equal numbers.
-    compare : "corr", or "spearman" (ranks of maps and model are taken once)
-    seed : int
-
-    Returns
-    -------
-    observed : array of shape (n_maps,)
-    maxima : float32 array of shape (n_permutations,)
-        Largest absolute correlation over maps; entry 0 is the identity. p of a map = share of maxima that reach it.
-
-    Notes
-    -----
-    H0: the conditions (of a block) are exchangeable: their labels say nothing about the geometry. With few conditions
-    use item flips instead: 4 conditions have 24 permutations.
-
-    Examples
-    --------
-    >>> rng = np.random.default_rng(0)
-    >>> model = rng.random(45)
-    >>> maps = np.stack([model + 0.1 * rng.random(45), rng.random(45)])
-    >>> r, null = permute_conditions(maps, model, n_permutations=200, seed=1)
-    >>> bool(r[0] > 0.9), float((null >= abs(r[0]) - 1e-6).mean())
-    (True, 0.005)
-    """
-    choose("comparator", compare, dict.fromkeys(("corr", "spearman"), True))
-    vectors = np.vstack([model, maps]).astype(np.float64)
-    if compare == "spearman":
-        vectors = scipy.stats.rankdata(vectors, axis=1)
-    vectors -= vectors.mean(axis=1, keepdims=True)
-    lengths = np.sqrt((vectors**2).sum(axis=1, keepdims=True))
-    if (lengths <= 1e-12).any():
-        raise DataError("a map or the model has only equal distances, so it has no correlation; leave it out.")
-    vectors /= lengths
-    square = condensed_to_square(vectors[0]).astype(np.float32)
-    n = len(square)
-    blocks = np.zeros(n, dtype=np.int64) if blocks is None else np.unique(blocks, return_inverse=True)[1]
-    columns = np.ascontiguousarray(vectors[1:].T, dtype=np.float32)
-    maxima, tile = np.empty(n_permutations, np.float32), np.empty((TILE, columns.shape[0]), np.float32)
-    for first in range(0, n_permutations, TILE):
-        count = min(TILE, n_permutations - first)
-        _gather(square, orders(n, first, count, blocks=blocks, seed=seed), tile[:count])
-        maxima[first : first + count] = np.abs(tile[:count] @ columns).max(axis=1)
-    return vectors[1:] @ vectors[0], maxima
+def _ranked(
+    data: np.ndarray, models: np.ndarray, W: np.ndarray, *, draws: Sequence[np.ndarray], compare: str
+) -> list[Resampled]:
+    """Rank comparators: ranks of every draw, their products, and ceilings from ranked means of ranks."""
+    rdms, m, k = np.concatenate([models, data]), len(models), len(data)
+    order, begins = sorted_pairs(rdms)
+    counts, place = np.empty(rdms.shape[1], np.int32), np.empty(rdms.shape[1], np.int32)
+    agreement = np.empty((len(W), m, k))
+    bounds = np.full((len(draws), 2, len(W)), np.nan)
+    for b, w in enumerate(W):
+        drawn = pair_counts(w.astype(np.int32), counts, place)
+        ranks = np.empty((len(rdms), drawn), np.int64)
+        total = drawn_ranks(order, begins, counts, place=place, out=ranks)
+        weights = counts[place >= 0].astype(np.int64)
+        X = ranks.astype(np.float64)
+        size = (X**2) @ weights.astype(np.float64)
+        scale = (total**3 - total) / 3.0 if compare == "rho-a" else np.nan  # doubled ranks: four times the product
+        agreement[b] = _agree((X[:m] * weights) @ X[m:].T, size[:m, None], size[None, m:], scale=scale)
+        for which, R in enumerate(draws):
+            bounds[which, :, b] = _rank_ceiling(ranks[m:], weights, R[b].astype(np.int64), scale=scale)
+    return [Resampled(_mean(agreement, R), *bounds[i]) for i, R in enumerate(draws)]
 
 
-def orders(n: int, first: int, count: int, *, blocks: np.ndarray, seed: int) -> np.ndarray:
-    """Permutations first … first + count - 1 of n conditions inside blocks: int64 (count, n), number 0 the identity.
-
-    Examples
-    --------
-    >>> orders(4, 0, 2, blocks=np.array([0, 0, 1, 1]), seed=0)[0].tolist()
-    [0, 1, 2, 3]
-    """
-    keys = np.empty((count, n), dtype=np.uint64)
-    sort_keys(keys, np.arange(n, dtype=np.uint32), seed=np.uint64(seed), stream=STREAM, first=first)
-    drawn = np.lexsort((keys, np.broadcast_to(blocks, keys.shape)), axis=-1)
-    out = np.empty((count, n), dtype=np.int64)
-    out[:, np.argsort(blocks, kind="stable")] = drawn
-    if first == 0:
-        out[0] = np.arange(n)
-    return out
+def _agree(product: np.ndarray, one: np.ndarray, two: np.ndarray, *, scale: float) -> np.ndarray:
+    lengths = np.sqrt(one * two) if np.isnan(scale) else np.full(np.shape(product), scale)
+    return np.where(one * two > 0, product / np.where(lengths > 0, lengths, 1), np.nan)
 
 
-@compiled()
-def _gather(square, order, out):
-    """out[b] = the condensed square with rows and columns in order b."""
-    n = square.shape[0]
-    for b in range(order.shape[0]):
-        q, p = 0, order[b]
-        for i in range(n - 1):
-            row = square[p[i]]
-            for j in range(i + 1, n):
-                out[b, q] = row[p[j]]
-                q += 1
+def _rank_ceiling(ranks: np.ndarray, weights: np.ndarray, R: np.ndarray, *, scale: float) -> tuple[float, float]:
+    drawn = np.flatnonzero(R)
+    if len(drawn) < 2:
+        return np.nan, np.nan
+    pooled, work = R @ ranks, np.empty((4, ranks.shape[1]), np.int64)
+    out, bounds = np.empty(ranks.shape[1], np.int64), np.empty((2, len(drawn)))
+    ranks_of(pooled, weights, out, work=work)
+    whole = out.astype(np.float64)
+    for at, one in enumerate(drawn):
+        ranks_of(pooled - R[one] * ranks[one], weights, out, work=work)
+        x = ranks[one] * weights.astype(np.float64)
+        size = x @ ranks[one]
+        for row, mean in enumerate((out.astype(np.float64), whole)):
+            bounds[row, at] = _agree(x @ mean, size, (mean**2) @ weights, scale=scale)
+    low, high = bounds.mean(axis=1)
+    return float(low), float(high)

@@ -9,8 +9,9 @@ import pytest
 from scipy import stats
 
 from neurosae.errors import DataError, NeurosaeError
-from neurosae.stats.rdm_compare import condensed_to_square
-from neurosae.stats.resample import bootstrap_rdms, orders, permute_conditions
+from neurosae.stats.rdm_compare import compare_rdms, condensed_to_square
+from neurosae.stats.relabel_conditions import label_null, orders, permute_conditions
+from neurosae.stats.resample import bootstrap_rdms
 
 C, K, M, N = 12, 4, 3, 8
 
@@ -25,7 +26,7 @@ def rdms():
     return np.abs(base + rng.normal(0, 0.3, (K, pairs))), models
 
 
-@pytest.mark.parametrize("compare", ["cosine", "corr"])
+@pytest.mark.parametrize("compare", ["cosine", "corr", "cosine_cov", "corr_cov", "rho-a", "spearman"])
 def test_agrees_with_rsatoolbox_on_the_same_draws(rdms, compare, monkeypatch):
     """Evaluations and both noise ceilings, draw by draw."""
     with warnings.catch_warnings():
@@ -100,6 +101,24 @@ def test_agrees_with_a_loop_over_permutations(rdms, blocks, compare):
     np.testing.assert_allclose(r, loop[0], atol=1e-12)
 
 
+@pytest.mark.parametrize("compare", ["cosine", "cosine_cov", "corr_cov", "rho-a", "spearman"])
+def test_label_null_agrees_with_a_loop_over_permutations(rdms, compare):
+    """Signed agreement of every map with the permuted model, as compare_rdms has it (rho-a up to its own lengths)."""
+    data, models = rdms
+    blocks = np.repeat([0, 1], 6)
+
+    def drawn(first, count):
+        return orders(C, first, count, blocks=blocks, seed=5)
+
+    null = label_null(data, models[2], drawn, n=300, compare=compare)
+    square, at = condensed_to_square(models[2]), np.triu_indices(C, 1)
+    exact = "spearman" if compare == "rho-a" else compare
+    for b in (0, 1, 299):
+        p = drawn(b, 1)[0]
+        loop = [compare_rdms(square[np.ix_(p, p)][at], d, exact) for d in data]
+        np.testing.assert_allclose(null[b], loop, atol=2e-6)
+
+
 def test_invariant_permutations_stay_inside_blocks_and_do_not_depend_on_tiles():
     """Blocks interleave; permutation 300 is the same whether asked for alone or not."""
     blocks = np.tile([0, 1, 2], 5)
@@ -124,3 +143,25 @@ def test_refuses_a_model_without_variation(rdms):
     """Equal distances correlate with nothing."""
     with pytest.raises(NeurosaeError, match="no correlation"):
         permute_conditions(rdms[0], np.ones(C * (C - 1) // 2), seed=0)
+
+
+@pytest.mark.parametrize("compare", ["cosine_cov", "rho-a"])
+def test_ties_and_repeated_conditions_agree_with_a_copied_rdm(compare):
+    """Distances with many ties, conditions drawn up to three times: as if the drawn RDM were written out in full."""
+    rng = np.random.default_rng(3)
+    data, models = rng.integers(0, 4, (2, 45)).astype(float) + 1, rng.integers(0, 3, (1, 45)).astype(float) + 1
+    w = np.array([3, 2, 1, 1, 1, 0, 0, 1, 0, 1])
+    fit = bootstrap_rdms(data, models, conditions=w[None], rdms=np.ones((1, 2)), compare=compare).fits[0, 0]
+    copies = np.repeat(np.arange(10), w)
+    i, j = np.triu_indices(len(copies), 1)
+    apart = copies[i] != copies[j]
+    written = [condensed_to_square(v)[copies[i], copies[j]] for v in (*data, *models)]
+    if compare == "rho-a":
+        expected = np.mean([compare_rdms(v[apart], written[2][apart], compare) for v in written[:2]])
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from rsatoolbox.rdm import compare as peer
+        missing = [np.where(apart, v, np.nan)[None] for v in written]
+        expected = np.mean([peer(v, missing[2], method=compare)[0, 0] for v in missing[:2]])
+    np.testing.assert_allclose(fit, expected, atol=1e-12)
