@@ -37,9 +37,9 @@ SECTIONS: tuple[tuple[str, str, str, dict[str, str]], ...] = (
     ),
     (
         "levels", "How well single features tell levels apart",
-        "AUROC of the best feature (below .5: less active at that level), with a 95 % interval over items (choosing it is "
-        "not repeated: optimistic); "
-        "limit: what the best of all features exceeds in 5 % of relabellings; selective: features beyond it.",
+        "AUROC of the best feature (below .5: less active at that level), with a 95 % interval over items (the choice "
+        "is not repeated: optimistic); limit: what the best of all features exceeds in 5 % of relabellings; selective: "
+        "features beyond it.",
         {"site": "dictionary", "region": "region", "factor": "factor", "level": "level", "auroc": "best AUROC",
          "auroc_low": "low", "auroc_high": "high", "d_prime": "d′", "auroc_limit": "limit",
          "n_selective": "selective", "n_alive": "of"},
@@ -147,7 +147,8 @@ def _headline(tables: Mapping[str, pd.DataFrame]) -> list[tuple[str, str]]:
     found, pairs = tables["contrasts"], tables["pairs"]
     lines = [(digits(len(tables["comparison"])), "dictionaries")]
     if len(found):
-        every = found[found["split"] != "localizer"].groupby(["effect", "region"])["found"].min()
+        tested = found[(found["split"] != "localizer") & (found["tested"] > 0)]
+        every = tested.groupby(["effect", "region"])["found"].min()
         lines.append((f"{int((every > 0).sum())} of {len(every)}", "contrasts found by all of them"))
     if "rho" in pairs and pairs["rho"].notna().any():
         lines.append((digits(pairs["rho"].median()), "median ρ of their geometries"))
