@@ -112,7 +112,7 @@ class TrainBlock(Strict):
     k: Count = 32
     """Features active per token (their mean, but for topk and abstopk)."""
     n_tokens: Count
-    """Tokens seen in training; texts are read again, in another order, when they are shorter."""
+    """Tokens seen in training."""
     seed: Natural = 0
     """Seed of the initial weights: dictionaries that differ in it alone show what is stable."""
     order: Natural = 0
