@@ -104,8 +104,8 @@ def saving(sequences: Sequence[Ids], max_nodes: int = MAX_NODES) -> float:
 
     Examples
     --------
-    >>> saving([[1, 5, 6], [1, 5, 7]])
-    0.3333333333333333
+    >>> saving([[1, 5], [1, 6]])
+    0.25
     """
     tokens = sum(map(len, sequences))
     return 1 - sum(trie_groups(sequences, max_nodes)[1]) / tokens if tokens else 0.0

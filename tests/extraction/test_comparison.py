@@ -115,7 +115,7 @@ def test_page_escapes_names_and_needs_tables(tmp_path):
     evil = "<script>alert(1)</script>"
     about = {"one": evil, "other": "b", "region": evil, "position": 0}
     tables = {
-        "comparison": pd.DataFrame({"site": [evil, "b"], "l0": [1.0, 9.0], "l0_matched": [False, True]}).assign(kind="topk"),
+        "comparison": pd.DataFrame({"site": [evil, "b"], "l0_matched": [False, True]}).assign(kind="topk"),
         "contrasts": pd.DataFrame({"test": ["t"], "effect": [evil], "region": ["r"], "position": [0], "split": ["test"],
                                    "site": [evil], "tested": [3], "found": [1], "share": [0.3]}),
         "levels": pd.DataFrame({"site": [evil], "note": [evil]}),
