@@ -65,18 +65,24 @@ LAYERS = """
 10 stats.conjunctions
 8  stats.gate stats.information stats.ladder
 9  stats.dperp
-11 stats.battery
+11 stats.battery stats.preactivations
+3  spec.integration
+7  design.requirements
+12 stats.integration_rows
+16 stats.conj
+17 stats.integration
 12 stats.integration_worlds
 11 stats.mixed stats.levels stats.hurdle
 11 stats.adjusted stats.projection stats.chains stats.lanes stats.length stats.worlds
-11 stats.plasmode stats.crossfit stats.communities
+11 stats.plasmode stats.crossfit stats.communities stats.model_comparison
 12 stats.crossed stats.lengths
 12 stats.coded stats.matched
 13 stats.decoding stats.spots
 8  stats.cvmanova stats.permanova stats.manova
 14 stats.distances
 15 stats.pattern_statistics
-17 stats.factorial
+17 stats.factorial stats.choosing
+9  stats.logistic stats.rules
 12 dictionary.sweep
 12 stats.subjects stats.intervals stats.statistics stats.geometry dictionary.alternatives
 13 dictionary.load
@@ -96,11 +102,14 @@ LAYERS = """
 16 stats.minimum stats.equivalence
 17 stats.combine
 16 report.tables report.parts
-16 stats.trials stats.maps stats.pairs stats.sets
+16 stats.level_trials
+17 stats.trials
+16 stats.maps stats.pairs stats.sets
 17 report.figures_courses report.figures_features report.figures_pattern report.figures_univariate report.result_tables report.claims
 17 report.limits report.page
 17 report.figures_power report.figures_maps
-17 stats.calibrate stats.crosstest stats.othereffect report.figures_sets
+18 stats.calibrate
+17 stats.crosstest stats.othereffect report.figures_sets
 18 report.models
 18 report.absence
 18 report.figures report.prose report.methods report.maps report.joint
@@ -138,7 +147,7 @@ ONLY = {
     "anndata": ["extraction.*"],
     "zarr": ["extraction.store", "extraction.archive"],
     "numba": ["stats.*", "dictionary.encode"],
-    "rsatoolbox": ["stats.rsa", "stats.rdm"],
+    "rsatoolbox": ["stats.rsa", "stats.rdm", "stats.model_comparison"],
     "sklearn": ["dictionary.*", "stats.*"],
     "networkx": ["stats.communities"],
     "statsmodels": ["stats.*"],

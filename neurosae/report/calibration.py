@@ -32,6 +32,12 @@ frame as an observation, and rows *plain means* average unequal numbers of frame
 because they fail.
 """
 
+LEVELS = """## No effect: several levels, and slopes; familywise error
+
+100 features; `3 levels` within 32 items, groups of items of the sizes shown, or a covariate of 32 items; intra-item
+correlation .3. Columns are densities. All levels at once are an F; 2 / -1 / -1 is a contrast without mirror image.
+"""
+
 
 def calibration_page(table: pd.DataFrame, *, command: str) -> str:
     """The calibration as a page in Markdown, made from its table alone."""
@@ -59,7 +65,19 @@ def calibration_page(table: pd.DataFrame, *, command: str) -> str:
         rows = table[table["kind"] == kind]
         if len(rows):
             parts += ["\n" + title, _by_cell(rows, kind)]
+    levels = table[table["kind"] == "levels"]
+    if len(levels):
+        parts += ["\n" + LEVELS, _by_method(levels)]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _by_method(rows: pd.DataFrame) -> str:
+    """One line per design and method, one column per density."""
+    densities, lines = sorted(rows["density"].unique()), []
+    for (balance, method), part in rows.groupby(["balance", "method"], sort=False):
+        rate = part.set_index("density")["rate"]
+        lines.append([str(balance), str(method), *(_short(rate[d]) for d in densities)])
+    return _markdown(["design", "method", *(f"{d:g}" for d in densities)], lines)
 
 
 def _summary(null: pd.DataFrame) -> str:

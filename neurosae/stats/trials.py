@@ -17,6 +17,7 @@ from neurosae.spec.blocks import Inference
 from neurosae.stats.crossed import min_f
 from neurosae.stats.family import Cell, Outcome, Place, infer
 from neurosae.stats.intervals import Piece, make_intervals
+from neurosae.stats.level_trials import Maps, any_found, compiled
 from neurosae.stats.multiplicity import fdr_bh
 from neurosae.stats.plasmode import grouped_data, grouped_template, paired_data, paired_template
 from neurosae.stats.simulate import Firing, draw_densities, fire
@@ -125,8 +126,10 @@ def _fire(trial: Trial, rng: np.random.Generator, codes: dict[str, np.ndarray]) 
     return fire(rng, codes, drive, densities=densities, firing=firing)
 
 
-def template_of(trial: Trial) -> ItemData:
-    """The item data that every data set of a cell fills."""
+def template_of(trial: Trial) -> Any:
+    """The item data, or the maps of a design, that every data set of a cell fills."""
+    if trial.kind == "levels":
+        return compiled(trial.balance, trial.n_items)
     return (paired_template if trial.design == "within" else grouped_template)(trial.n_items)
 
 
@@ -255,11 +258,18 @@ def items_and_frames(trial: Trial, template: ItemData, *, seed: int, number: int
     }
 
 
+def levels_and_slopes(trial: Trial, template: Maps, *, seed: int, number: int) -> Scores:
+    """No effect anywhere: all levels, contrasts without mirror image, and slopes, under their own relabellings."""
+    found = any_found(template, trial, item_by_cell=ITEM_BY_CONDITION, seed=seed, number=number)
+    return {Score(method, "tested", "familywise"): rejects for method, rejects in found.items()}
+
+
 TRIALS: dict[str, Callable[..., Scores]] = {
     "no effect": error_rates,
     "effects": mixed_effects,
     "intervals": coverage,
     "items x frames": items_and_frames,
+    "levels": levels_and_slopes,
 }
 
 
@@ -287,4 +297,12 @@ def grid(*, full: bool) -> list[Trial]:
             (16, 16, 1.0, 1.0),
         ):
             cells.append(Trial("items x frames", "within", str(frames), sd_frame, sd_item, n_items=n))
+        for design, balance in (
+            ("within", "3 levels"),
+            ("between", "11/11/11"),
+            ("between", "6/8/18"),
+            ("between", "slope"),
+        ):
+            few = Trial("levels", design, balance, 0.05, 0.3, n_features=100)
+            cells += [few._replace(density=d) for d in (0.05, 0.2, 0.5)]
     return cells

@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
+from numpy.testing import assert_allclose
 from pandas.testing import assert_frame_equal
 from scipy import stats
 
 from neurosae.errors import DataError
 from neurosae.report.calibration import calibration_page
 from neurosae.stats.calibrate import CELL, calibrate, judged, run_cells
+from neurosae.stats.level_trials import compiled, filled
 from neurosae.stats.trials import TRIALS, Score, Trial, grid, template_of
 
 COMMITTED = Path(__file__).resolve().parents[2] / "docs" / "calibration.csv"
@@ -187,3 +190,22 @@ def test_trials_invariant_to_nothing_but_seed_and_number():
     one, two = (TRIALS[trial.kind](trial, template, seed=0, number=3) for _ in range(2))
     assert one == two
     assert set(CELL) == set(trial._fields)
+
+
+@pytest.mark.parametrize("balance", ["3 levels", "6/8/18", "slope"])
+def test_levels_and_slopes_control_their_error_rates(balance):
+    """60 null data sets of a cell: no statistic rejects above the 99.9 % band."""
+    cell = Trial("levels", "any", balance, 0.4, 0.3, n_features=40, n_items=24, n_permutations=200)
+    table = run_cells([cell], None, n_sets=60, seed=5)
+    assert len(table) == {"3 levels": 4, "6/8/18": 5, "slope": 2}[balance]
+    assert not table["verdict"].eq("above").any()
+    assert table["rate"].sum() > 0
+
+
+def test_maps_agree_with_the_responses():
+    """What the maps make of a data set is what the engine makes of its responses."""
+    maps = compiled("3 levels", 8)
+    Y = np.random.default_rng(0).gamma(2.0, 1.0, (24, 5))
+    cell = filled(maps, sp.csr_matrix(Y))["2 / -1 / -1"]
+    by_item = Y.reshape(8, 3, 5)
+    assert_allclose(cell.data.D.toarray(), 2 * by_item[:, 1] - by_item[:, 0] - by_item[:, 2])
