@@ -90,7 +90,10 @@ def resampled(
     compare: str = "cosine",
     dtype: type = np.float64,
 ) -> list[Resampled]:
-    """As `bootstrap_rdms`, for several draws of the RDMs with the same draws of conditions, at hardly more cost."""
+    """As `bootstrap_rdms`, for several draws of the RDMs with the same draws of conditions, at hardly more cost.
+
+    One draw of conditions may serve any number of draws of RDMs.
+    """
     choose("comparator", compare, dict.fromkeys([c for c in COMPARATORS if c != "tau-a"], True))
     W, draws = np.asarray(conditions, dtype=dtype), [np.asarray(r, dtype=np.float64) for r in rdms]
     n = round((1 + np.sqrt(1 + 8 * data.shape[1])) / 2)
@@ -104,7 +107,8 @@ def resampled(
     agreement = products.cross[:, :m, m:] / lengths[:, :, None] / norms[:, None, :]
     scale = plain[:, m:]  # RDMs are pooled at one plain length, whatever the comparator
     unit = products.cross[:, m:, m:] / scale[:, :, None] / scale[:, None, :]
-    return [Resampled(_mean(agreement, R), *_ceilings(unit, R)) for R in draws]
+    everyone = [np.broadcast_to(unit, (len(R), *unit.shape[1:])) for R in draws]
+    return [Resampled(_mean(agreement, R), *_ceilings(one, R)) for one, R in zip(everyone, draws, strict=True)]
 
 
 class _Products(NamedTuple):
@@ -177,7 +181,7 @@ def _ranked(
     order, begins = sorted_pairs(rdms)
     counts, place = np.empty(rdms.shape[1], np.int32), np.empty(rdms.shape[1], np.int32)
     agreement = np.empty((len(W), m, k))
-    bounds = np.full((len(draws), 2, len(W)), np.nan)
+    bounds = [np.full((2, len(R)), np.nan) for R in draws]
     for b, w in enumerate(W):
         drawn = pair_counts(w.astype(np.int32), counts, place)
         ranks = np.empty((len(rdms), drawn), np.int64)
@@ -188,7 +192,8 @@ def _ranked(
         scale = (total**3 - total) / 3.0 if compare == "rho-a" else np.nan  # doubled ranks: four times the product
         agreement[b] = _agree((X[:m] * weights) @ X[m:].T, size[:m, None], size[None, m:], scale=scale)
         for which, R in enumerate(draws):
-            bounds[which, :, b] = _rank_ceiling(ranks[m:], weights, R[b].astype(np.int64), scale=scale)
+            for at in range(len(R)) if len(W) == 1 else (b,):
+                bounds[which][:, at] = _rank_ceiling(ranks[m:], weights, R[at].astype(np.int64), scale=scale)
     return [Resampled(_mean(agreement, R), *bounds[i]) for i, R in enumerate(draws)]
 
 
