@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import pandas as pd
 import torch
@@ -102,13 +104,13 @@ def absorption(codes: sparse.csr_matrix, tokens: np.ndarray, decoder: torch.Tens
     by_token = sparse.csr_matrix((np.ones(len(place), np.float32), (place, np.arange(len(place)))))
     share = sparse.csr_matrix(by_token @ active) @ sparse.diags(1 / seen)
     top = np.asarray(share.argmax(axis=0)).ravel()
-    narrow = np.flatnonzero(np.asarray(share.max(axis=0).todense()).ravel() >= TRUE_OF_CHILD)
+    narrow = np.flatnonzero(cast(Any, share).max(axis=0).toarray().ravel() >= TRUE_OF_CHILD)
     if not len(narrow):
         return pd.DataFrame(columns=columns)
     unit = torch.nn.functional.normalize(decoder.cpu()[torch.from_numpy(kept)], dim=1)
     cosine = (unit @ unit[torch.from_numpy(narrow)].t()).numpy()
-    together = np.asarray((active.T @ active[:, narrow]).todense()) / seen[narrow]
-    true_of = np.asarray(share[top[narrow]].todense()).T
+    together = sparse.csc_matrix(active.T @ active[:, narrow]).toarray() / seen[narrow]
+    true_of = sparse.csr_matrix(share[top[narrow]]).toarray().T
     found = (cosine > CLOSE) & (together < TOGETHER) & (true_of >= TRUE_OF_PARENT)
     found[narrow, np.arange(len(narrow))] = False
     j, k = np.nonzero(found)

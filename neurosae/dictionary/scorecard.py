@@ -60,7 +60,8 @@ def evaluate_dictionaries(
 
 
 def _row(made: Dictionary, model: Any, texts: Sequence[str], *, n_tokens: int, seed: int) -> dict[str, Any]:
-    row: dict[str, Any] = evaluate_dictionary(made, model, texts, n_tokens=n_tokens, seed=seed).iloc[0].to_dict()
+    measured = evaluate_dictionary(made, model, texts, n_tokens=n_tokens, seed=seed).iloc[0]
+    row: dict[str, Any] = {str(name): value for name, value in measured.items()}
     notes = []
     try:
         found = pathology(made, model, texts, n_tokens=min(n_tokens, 1_000), n_draws=1, seed=seed).iloc[0]

@@ -49,7 +49,7 @@ def levels_of(adata: Any, rows: ItemCells) -> list[Level]:
 
 def alive_values(rows: ItemCells) -> tuple[np.ndarray, np.ndarray]:
     """Features that vary over the rows, and their values (n, alive)."""
-    kept = np.flatnonzero(np.asarray((rows.X != 0).sum(0)).ravel())
+    kept = np.flatnonzero(np.diff(rows.X.tocsc().indptr))
     values = np.asarray(rows.X[:, kept].todense())
     vary = np.ptp(values, axis=0) > 0
     return kept[vary], values[:, vary]
