@@ -55,6 +55,8 @@ _WHERE = {
     "neurosae.stats.equivalence": ("equivalence",),
     "neurosae.stats.choosing": ("choosing",),
     "neurosae.stats.factorial": ("factorial",),
+    "neurosae.stats.integration": ("integration",),
+    "neurosae.stats.integration_worlds": ("integration_worlds", "worlds_text"),
     "neurosae.stats.intervals": ("selected_intervals",),
     "neurosae.stats.minimum": ("conjunction",),
     "neurosae.stats.multiplicity": ("holm_over_contrasts",),

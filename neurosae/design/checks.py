@@ -25,6 +25,7 @@ from neurosae.design.exchange import exchangeability
 from neurosae.design.expand import SPLITS, expand
 from neurosae.design.model_checks import length_problem, model_facts, model_folder, model_problems
 from neurosae.design.orthogonal import choice_by_other_effect, inner_product
+from neurosae.design.requirements import grade_limits
 from neurosae.design.units import shared_forms
 from neurosae.design.weights import Effect, compile_effect
 from neurosae.errors import SpecError
@@ -131,7 +132,7 @@ def check_design(design: Design, stimuli: pd.DataFrame, analysis: Any = None, *,
     tokens, problems = _tokens(design, stimuli, regions, analysis=analysis, tokenizer=tokenizer)
     reach = _reach_warnings(exchange, alpha)
     warnings, notes = stimulus_warnings(design, stimuli, tested=_tested_regions(asks))
-    chosen = list(_choices(design, stimuli, effects, analysis=analysis))
+    chosen = [*_choices(design, stimuli, effects, analysis=analysis), *grade_limits(design, stimuli, analysis)]
     at_regions, free = region_warnings(lexical, [ask for ask in asks if ask.effect in compared], regions=regions)
     return CheckReport(
         name=design.name,
@@ -204,7 +205,7 @@ def _asks(design: Design, analysis: Any, effects: Mapping[str, Effect]) -> Itera
         regions = tuple(dict.fromkeys(region.partition("@")[0] for region in named))
         known = tuple(region if region in region_names(design) else None for region in regions) or (None,)
         models = getattr(block, "models", {}).values()
-        one = getattr(block, "effect", ()) or ()
+        one = getattr(block, "effect", ()) or getattr(block, "parts", ()) or ()
         asked = [one] if isinstance(one, str) else [*one, *(m.effect for m in models if m.effect is not None)]
         alternative = getattr(block, "alternative", None) or analysis.inference.alternative
         split = getattr(block, "split", "test")
@@ -333,7 +334,7 @@ def _overlaps(design: Design, stimuli: pd.DataFrame, effects: Mapping[str, Effec
     tests = analysis.tests if analysis is not None else {}
     for name, block in tests.items():
         choice = getattr(block, "features", None)
-        if choice is None or choice.from_ not in tests:
+        if getattr(choice, "from_", None) not in tests:
             continue
         chooser = tests[choice.from_]
         for effect in block.effect:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from neurosae.spec.fields import OneOrMore, Strict
+from pydantic import Field
+
+from neurosae.spec.fields import Count, OneOrMore, Strict, Text
 
 Split = Literal["test", "localizer"]
 
@@ -18,3 +20,12 @@ class Block(Strict):
     """On which items: test, or localizer for a test that only chooses features."""
     sites: OneOrMore | None = None
     """Sites; left out, all of them."""
+
+
+class FeatureChoice(Strict):
+    """Features chosen by an earlier test on other items."""
+
+    from_: Annotated[Text, Field(alias="from")]
+    """Name of the earlier test."""
+    top: Count
+    """How many features, by the size of the statistic."""

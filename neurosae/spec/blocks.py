@@ -11,10 +11,11 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from neurosae.errors import unknown
-from neurosae.spec.block import Block
+from neurosae.spec.block import Block, FeatureChoice
 from neurosae.spec.factorial import FactorialBlock
 from neurosae.spec.fields import Bool, Count, FileName, Number, OneOrMore, Strict, Text, fail
 from neurosae.spec.geometry import RsaBlock, SecondOrderBlock
+from neurosae.spec.integration import IntegrationBlock
 from neurosae.spec.sites import AnyPath
 from neurosae.spec.words import short
 
@@ -80,15 +81,6 @@ class Inference(Strict):
             text = f"{self.n_permutations} relabellings cannot reach alpha {self.alpha:g}; use at least {least:.0f}."
             fail("n_permutations", text=text)
         return self
-
-
-class FeatureChoice(Strict):
-    """Features chosen by an earlier test on other items."""
-
-    from_: Annotated[Text, Field(alias="from")]
-    """Name of the earlier test."""
-    top: Count
-    """How many features, by the size of the statistic."""
 
 
 class ContrastBlock(Block):
@@ -331,6 +323,7 @@ TESTS: Mapping[str, tuple[type[Strict], str]] = {
     "roi": (RoiBlock, "neurosae.stats.selection"),
     "parametric": (ParametricBlock, "neurosae.stats.parametric"),
     "pairs": (PairsBlock, "neurosae.stats.pairs"),
+    "integration": (IntegrationBlock, "neurosae.stats.integration"),
     "factorial": (FactorialBlock, "neurosae.stats.factorial"),
     "equivalence": (EquivalenceBlock, "neurosae.stats.equivalence"),
 }

@@ -17,14 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from neurosae.errors import DataError, choose
+from neurosae.spec.integration import EXCLUDED, MEASURES
 
 GRID, ROUNDS = 9, 7  # the minimum is bracketed to 4^-7 of its range
-EXCLUDED = {
-    "i_min": "gives 1 bit of redundancy and 1 bit of synergy to a target that copies two unrelated sources",
-    "mmi": "of Gaussian scores misses products and answers to sums",
-    "shuffled_target": "rejects for purely additive readouts in 98 to 100 % of data sets",
-}
-MEASURES = ("broja", "interaction_information")
 
 
 class Synergy(NamedTuple):
