@@ -47,7 +47,7 @@ def batches(
     """
     if packing == "buckets":
         return length_buckets([len(s) for s in sequences], batch_tokens)
-    groups, nodes = trie_groups(sequences, max_nodes)
+    groups, nodes = trie_groups(sequences, min(max_nodes, batch_tokens))
     out: list[list[np.ndarray]] = []
     width = 0
     for group, n in zip(groups, nodes, strict=True):

@@ -187,7 +187,7 @@ def _gathered(work: Work, mapper: Callable[..., Any], record: dict[str, dict[str
 def _teller(work: Work, bar: Any, told: dict[str, float]) -> Callable[[int, int, int], None]:
     hooks = [d.hook for d in work.dictionaries.values()]
     hooks += [work.model.last_hook] * (work.scores and work.model.has_head)
-    n_cells, most = len(work.cells.rows), work.model.max_nodes
+    n_cells, most = len(work.cells.rows), min(work.model.max_nodes, work.batch_tokens)
     total = total_load(work.ids, work.packing, n_cells=n_cells, shard=SHARD, max_nodes=most)
     cost = partial(operations, model=work.model, dictionaries=work.dictionaries, hooks=hooks)
     return time_teller(bar, cost=cost, total=total, told=told)

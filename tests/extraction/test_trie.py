@@ -49,15 +49,16 @@ def test_trie_groups_hold_everything_within_the_limit():
     assert saving(lists, 30) == 1 - sum(nodes) / sum(map(len, lists))
 
 
+@pytest.mark.parametrize("limit", [12, 64])
 @pytest.mark.parametrize("packing", ["trie", "buckets"])
-def test_batches_and_pack_agree(packing):
+def test_batches_and_pack_agree(packing, limit):
     """A batch holds at most the tokens that it may, and each token of each sequence is where its path says."""
     lists = sequences()
-    found = batches(lists, packing, 64, max_nodes=20)
+    found = batches(lists, packing, limit, max_nodes=20)
     assert sorted(np.concatenate(found)) == list(range(len(lists)))
     for batch in found:
         packed = pack([lists[i] for i in batch], packing, max_nodes=20)
-        assert packed.ids.size <= 64
+        assert packed.ids.size <= limit
         for line, i in enumerate(batch):
             np.testing.assert_array_equal(packed.ids[packed.row[line], packed.paths[line]], lists[i])
 
