@@ -76,10 +76,10 @@ def test_jumps_of_the_loss_are_counted():
     """A batch that is ten times as large jumps; annealing, where the loss rises by itself, is not counted."""
     x, _ = planted(4000)
     x = (x - x.mean(0)) / float((x - x.mean(0)).square().mean().sqrt())
-    s = settings_of({"d_sae": 96, "k": 3, "n_tokens": 12_800, "batch": 64, "anneal": 0.2}, D)
+    s = settings_of({"d_sae": 96, "k": 3, "n_tokens": 25_600, "batch": 64, "anneal": 0.5}, D)
     learner = LEARNERS["topk"](s, D)
-    for step in range(200):
-        learner.step(x[:64] * (10 if step in (20, 30, 150, 170) else 1), step)
+    for step in range(400):
+        learner.step(x[:64] * (10 if step in (100, 150, 300, 350) else 1), step)
     assert int(learner.spikes) == 2
     assert len(learner.recent) == MEMORY
 
