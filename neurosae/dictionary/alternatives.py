@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -217,9 +217,7 @@ def _localizer(stimuli: pd.DataFrame | None, asked: Asked) -> pd.DataFrame:
         raise ModelError("diff_means needs `region`: the region whose last token is read.")
     kept = stimuli[stimuli["split"].astype(str) == "localizer"]
     if not len(kept):
-        raise DataError(
-            "diff_means reads localizer items only, and there are none; add `partition: {localizer: n}`."
-        )
+        raise DataError("diff_means reads localizer items only, and there are none; add `partition: {localizer: n}`.")
     kept.attrs = dict(stimuli.attrs)
     return kept
 
@@ -231,7 +229,7 @@ def _differences(model: Any, stimuli: pd.DataFrame, asked: Asked, *, hook: str) 
     obs, factors = found.obs, list(json.loads(stimuli.attrs["design"])["factors"])
     if not len(obs):
         raise DataError(f"no localizer item has region '{asked.region}'.")
-    values = pd.DataFrame(np.asarray(found.X.todense(), dtype=np.float64))
+    values = pd.DataFrame(cast(Any, found.X).toarray().astype(np.float64))
     cells = values.groupby([obs[f].astype(str).to_numpy() for f in factors], sort=False).mean()
     directions, names = [], []
     for i, factor in enumerate(factors):

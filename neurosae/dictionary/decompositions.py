@@ -138,7 +138,7 @@ def _pca(x: Tensor, asked: FitSettings, *, center: Tensor) -> Dictionary:
 
 
 def _ica(x: Tensor, asked: FitSettings, *, center: Tensor) -> Dictionary:
-    found = FastICA(asked.n, whiten="unit-variance", random_state=asked.seed, max_iter=500, tol=1e-3)
+    found: Any = FastICA(asked.n, whiten="unit-variance", random_state=asked.seed, max_iter=500, tol=1e-3)
     found.fit(x.double().numpy())
     unmix, mix = torch.from_numpy(found.components_), torch.from_numpy(found.mixing_.T)
     length = mix.norm(dim=1, keepdim=True).clamp(min=TINY)
@@ -161,7 +161,8 @@ def from_directions(directions: Tensor, *, center: Tensor) -> Dictionary:
 def _nmf(x: Tensor, asked: FitSettings, *, center: Tensor) -> Dictionary:
     both = torch.cat([x.clamp(min=0), (-x).clamp(min=0)], dim=1)
     start = "nndsvda" if asked.n <= min(both.shape) else "random"
-    found = NMF(asked.n, init=start, random_state=asked.seed, max_iter=200, tol=1e-3).fit(both.numpy())
+    n: Any = asked.n  # scikit-learn annotates by its defaults
+    found = NMF(n, init=start, random_state=asked.seed, max_iter=200, tol=1e-3).fit(both.numpy())
     parts = torch.from_numpy(found.components_).float()
     d = x.shape[1]
     parts = parts / (parts[:, :d] - parts[:, d:]).norm(dim=1, keepdim=True).clamp(min=TINY)
@@ -176,9 +177,11 @@ def _ksvd(x: Tensor, asked: FitSettings, *, center: Tensor) -> Dictionary:
 
 
 def _online(x: Tensor, asked: FitSettings, *, center: Tensor) -> Dictionary:
+    alpha: Any = asked.alpha
+    forever: Any = None  # scikit-learn annotates by its defaults
     learner = MiniBatchDictionaryLearning(
-        asked.n, alpha=asked.alpha, fit_algorithm="cd", transform_algorithm="omp", random_state=asked.seed,
-        batch_size=256, max_iter=max(1, -(-SEEN // len(x))), tol=0, max_no_improvement=None,
+        asked.n, alpha=alpha, fit_algorithm="cd", transform_algorithm="omp", random_state=asked.seed,
+        batch_size=256, max_iter=max(1, -(-SEEN // len(x))), tol=0, max_no_improvement=forever,
     )  # fmt: skip
     scale = x.double().square().mean().sqrt()
     learner.fit((x.double() / scale).numpy())

@@ -206,7 +206,7 @@ def interaction_gain(table: pd.DataFrame) -> pd.DataFrame:
     for arm in ("interaction", "sequential", "permuted"):
         if arm not in means.index:
             continue
-        fvu, ours = float(means.loc[arm, "fvu"]), table.loc[table["arm"] == arm, "fvu"].to_numpy()
+        fvu, ours = float(means["fvu"][arm]), table.loc[table["arm"] == arm, "fvu"].to_numpy()
         theirs = table.loc[table["arm"] == best, "fvu"].to_numpy()
         ratios = 1 - ours[:, None] / theirs[None, :]
         k, note = _k_equal(fvu, ladder)

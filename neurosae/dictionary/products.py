@@ -64,7 +64,7 @@ def strongest(codes: sparse.csr_matrix, n: int) -> sparse.csr_matrix:
     [[0.0, 3.0, 2.0], [0.0, 1.0, 0.0]]
     """
     row = np.repeat(np.arange(codes.shape[0]), np.diff(codes.indptr))  # pyright: ignore[reportOptionalSubscript]
-    order = np.lexsort((-codes.data, row))
+    order = np.lexsort((-np.asarray(codes.data, dtype=float), row))
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order)) - codes.indptr[row[order]]
     out = codes.copy()  # eliminate_zeros works in place, also on arrays that two matrices share

@@ -65,7 +65,7 @@ def _signed(adata: anndata.AnnData) -> anndata.AnnData:
     kept = var.iloc[first].drop(columns="partner")
     density = var["density"].to_numpy()
     kept = kept.assign(density=(density[first] + density[other[first]]).astype(np.float32), threshold=np.float32("nan"))
-    out = anndata.AnnData(values, obs=adata.obs.copy(), var=kept, uns=dict(adata.uns))
+    out = anndata.AnnData(values, obs=cast(Any, adata.obs).copy(), var=kept, uns=dict(adata.uns))
     for name in adata.obsm:
         out.obsm[name] = np.asarray(adata.obsm[name])
     return add_warnings(with_provenance(out, signed=True), [NOTE])
