@@ -83,6 +83,7 @@ LAYERS = """
 15 stats.pattern_statistics
 17 stats.factorial stats.choosing
 9  stats.logistic stats.rules
+10 stats.paired
 12 dictionary.sweep
 12 stats.subjects stats.intervals stats.statistics stats.geometry dictionary.alternatives
 13 dictionary.load

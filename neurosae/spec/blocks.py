@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from neurosae.errors import unknown
 from neurosae.spec.block import Block, FeatureChoice
-from neurosae.spec.factorial import FactorialBlock
+from neurosae.spec.factorial import PATTERNS
 from neurosae.spec.fields import Bool, Count, FileName, Number, OneOrMore, Strict, Text, fail
 from neurosae.spec.geometry import RsaBlock, SecondOrderBlock
 from neurosae.spec.integration import IntegrationBlock
@@ -324,7 +324,7 @@ TESTS: Mapping[str, tuple[type[Strict], str]] = {
     "parametric": (ParametricBlock, "neurosae.stats.parametric"),
     "pairs": (PairsBlock, "neurosae.stats.pairs"),
     "integration": (IntegrationBlock, "neurosae.stats.integration"),
-    "factorial": (FactorialBlock, "neurosae.stats.factorial"),
+    **PATTERNS,
     "equivalence": (EquivalenceBlock, "neurosae.stats.equivalence"),
 }
 """Kind of test -> its schema, and the module whose `run` computes it."""

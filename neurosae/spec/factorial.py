@@ -128,6 +128,11 @@ class ChoosingBlock(Block):
         return self
 
 
+PATTERNS: Mapping[str, tuple[type[Block], str]] = {
+    "factorial": (FactorialBlock, "neurosae.stats.factorial"),
+    "choosing": (ChoosingBlock, "neurosae.stats.choosing"),
+}
+"""Kind of test -> its schema, and the module whose `run` computes it."""
 PatternBlock = FactorialBlock | AnovaBlock | ChoosingBlock
 """Tests of whole patterns, tables of few features, and the comparison of rules that choose features."""
 

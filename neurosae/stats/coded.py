@@ -65,7 +65,7 @@ def standardized(X: np.ndarray) -> np.ndarray:
     return (X - X.mean(axis=0)) / np.sqrt(variance + typical)
 
 
-def coded_rows(data: ItemData, columns: np.ndarray, *, across: int | None = None) -> Coded:
+def coded_rows(data: ItemData, columns: np.ndarray, *, across: int | None = None, scaled: bool = True) -> Coded:
     """The labelled rows of an effect that compares two levels of one factor.
 
     Parameters
@@ -73,6 +73,7 @@ def coded_rows(data: ItemData, columns: np.ndarray, *, across: int | None = None
     data : item data of the effect
     columns : int array, the features
     across : number of the factor in the design whose levels are the contexts; default all factors but the labelled
+    scaled : whether columns are standardized, without looking at labels
 
     Raises
     ------
@@ -84,7 +85,8 @@ def coded_rows(data: ItemData, columns: np.ndarray, *, across: int | None = None
     place = data.row_unit[used] * len(data.cells) + data.row_cell[used]
     rows, inverse, counts = np.unique(place, return_inverse=True, return_counts=True)
     mean = sp.csr_matrix((1 / counts[inverse], (inverse, used)), shape=(len(rows), data.Y.shape[0]))  # pyright: ignore
-    X = standardized((mean @ data.Y[:, columns]).toarray())
+    X = (mean @ data.Y[:, columns]).toarray()
+    X = standardized(X) if scaled and len(columns) else X
     unit, cell = rows // len(data.cells), rows % len(data.cells)
     axis = _label_axis(data)
     free = [k for k in range(len(data.cells[0])) if k != axis] if across is None else [across]

@@ -169,7 +169,7 @@ def answer(asked: Question, sites: Mapping[str, AnnData]) -> Tested:
         rows = [row | _controls(asked, one) for row, one in zip(rows, _each(made), strict=True)]
     frame = pd.DataFrame(rows)
     table = check_results(as_results({name: frame[name] for name in frame.columns}))
-    if not table["value"].notna().any() and len(set(table["note"])) == 1:
+    if (table["status"] == "untestable").all() and len(set(table["note"])) == 1:
         raise DataError(f"factorial test '{asked.name}': {table['note'].iloc[0]}")
     return Tested(table, null_max, {})
 
