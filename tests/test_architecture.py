@@ -60,6 +60,7 @@ LAYERS = """
 10 dictionary.interaction dictionary.plan dictionary.rows
 11 dictionary.architectures dictionary.pathology
 12 dictionary.train dictionary.interaction_study
+10 stats.rdm_models
 10 stats.flips stats.units stats.resample dictionary.checkpoint dictionary.evaluate extraction.record
 11 extraction.run
 10 stats.conjunctions
@@ -70,7 +71,8 @@ LAYERS = """
 7  design.requirements
 12 stats.integration_rows
 16 stats.conj
-17 stats.integration
+17 stats.integration report.figures_integration
+18 report.integration
 12 stats.integration_worlds
 11 stats.mixed stats.levels stats.hurdle
 11 stats.adjusted stats.projection stats.chains stats.lanes stats.length stats.worlds
@@ -84,7 +86,7 @@ LAYERS = """
 17 stats.factorial stats.choosing
 9  stats.logistic stats.rules
 10 stats.paired
-12 dictionary.sweep
+13 dictionary.sweep
 12 stats.subjects stats.intervals stats.statistics stats.geometry dictionary.alternatives
 13 dictionary.load
 9  dictionary.convert dictionary.overlap
@@ -103,6 +105,7 @@ LAYERS = """
 16 stats.minimum stats.equivalence
 17 stats.combine
 16 report.tables report.parts
+17 report.figures_training
 16 stats.level_trials
 17 stats.trials
 16 stats.maps stats.pairs stats.sets
