@@ -6,7 +6,7 @@ What the engine makes of responses is linear in them, so one design is compiled 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -45,7 +45,7 @@ def compiled(balance: str, n_items: int) -> Maps:
     var = pd.DataFrame({"feature": number, "decoder_norm": 1.0, "threshold": 0.0, "density": 1.0, "origin": 0.0})
     obs = obs.set_index(pd.Index(number.astype(str)))
     var = var.set_index(pd.Index(number.astype(str)))
-    unit = build_responses(sp.eye(n, format="csr"), obs, var, design=design, provenance={})
+    unit = build_responses(sp.csr_matrix(sp.eye(n)), obs, var, design=design, provenance={})
     asked = ASKED["slope" if balance == "slope" else "levels"]
     rules = Inference(min_informative=1)
     made = {name: cells_of({"s": unit}, Asked("calibration", {name: effect}, ("w",), "test"), rules)[0][0]
@@ -68,7 +68,7 @@ def filled(maps: Maps, Y: sp.csr_matrix) -> dict[str, Cell]:
         for part in made.values():
             part.eliminate_zeros()
             part.sort_indices()
-        data = replace(data, Y=sp.csr_matrix(data.Y @ Y), features=np.arange(Y.shape[1]), **made)
+        data = replace(data, Y=sp.csr_matrix(data.Y @ Y), features=np.arange(cast(Any, Y).shape[1]), **made)
         out[name] = Cell(place, data, np.flatnonzero(data.informative >= 6))
     return out
 

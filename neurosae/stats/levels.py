@@ -228,7 +228,8 @@ def welch_f(
     """
     counts = np.bincount(codes)
     pick = sp.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))))
-    mean, square = (pick @ Y).toarray() / counts[:, None], (pick @ Y.power(2)).toarray()
+    sums, square = (sp.csc_matrix(pick @ part).toarray() for part in (Y, Y.power(2)))
+    mean = sums / counts[:, None]
     left, least = np.maximum(square - counts[:, None] * mean**2, 0), FLOOR * square.sum(axis=0) / len(codes)
     own = np.tile(s02, (len(counts), 1)) if np.isinf(d0) else (left + d0 * s02) / (counts - 1 + d0)[:, None]
     S = (np.maximum(own, least) / counts[:, None]).T
