@@ -195,6 +195,25 @@ def calibrate(
 
 
 @app.command()
+def integration(
+    *,
+    worlds: Annotated[bool, typer.Option("--worlds", help="Run the battery on its control worlds.")] = False,
+    sets: Annotated[int, typer.Option(help="Data sets per world.")] = 100,
+    quick: Annotated[bool, typer.Option("--quick", help="One size per world, at most 20 data sets.")] = False,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of integration_worlds.csv.")] = Path("results"),
+    seed: Annotated[int, typer.Option(help="Same seed, same numbers.")] = 0,
+) -> None:
+    """What the integration battery finds in worlds with and without integration, its naive variants beside it."""
+    if not worlds:
+        raise typer.BadParameter("say --worlds; a study's own battery is `test: integration` in its analysis.")
+    table = ns.integration_worlds(out, n_sets=min(sets, 20) if quick else sets, quick=quick, seed=seed)
+    typer.echo(ns.worlds_text(table))
+    typer.echo(out / "integration_worlds.csv")
+    if table["verdict"].eq("outside").any():
+        raise typer.Exit(code=1)
+
+
+@app.command()
 def report(
     study: Annotated[Path, typer.Argument(help="The folder of a study, such as results/number_agreement.")],
 ) -> None:

@@ -3,6 +3,26 @@
 from __future__ import annotations
 
 REFERENCES: dict[str, tuple[str, str]] = {
+    "allefeld2014": (
+        "Allefeld C, Haynes J-D (2014). Searchlight-based multi-voxel pattern analysis of fMRI by cross-validated "
+        "MANOVA. NeuroImage 89, 345–357.",
+        "https://doi.org/10.1016/j.neuroimage.2013.11.043",
+    ),
+    "bemis2011": (
+        "Bemis DK, Pylkkänen L (2011). Simple composition: a magnetoencephalography investigation into the "
+        "comprehension of minimal linguistic phrases. Journal of Neuroscience 31, 2801–2814.",
+        "https://doi.org/10.1523/JNEUROSCI.5003-10.2011",
+    ),
+    "bertschinger2014": (
+        "Bertschinger N, Rauh J, Olbrich E, Jost J, Ay N (2014). Quantifying unique information. Entropy 16, "
+        "2161–2183.",
+        "https://doi.org/10.3390/e16042161",
+    ),
+    "mclaren2012": (
+        "McLaren DG, Ries ML, Xu G, Johnson SC (2012). A generalized form of context-dependent psychophysiological "
+        "interactions (gPPI): a comparison to standard approaches. NeuroImage 61, 1277–1286.",
+        "https://doi.org/10.1016/j.neuroimage.2012.03.068",
+    ),
     "benjamini1995": (
         "Benjamini Y, Hochberg Y (1995). Controlling the false discovery rate: a practical and powerful approach to "
         "multiple testing. Journal of the Royal Statistical Society B 57, 289–300.",

@@ -14,6 +14,7 @@ import pandas as pd
 from neurosae.report.absence import EQUIVALENCE
 from neurosae.report.figures import draw_contrast, draw_design, draw_overview, draw_pattern
 from neurosae.report.figures_training import draw_training
+from neurosae.report.integration import INTEGRATION
 from neurosae.report.joint import COMBINATION, CONJUNCTION
 from neurosae.report.maps import MAP
 from neurosae.report.methods import computing, contrast_methods, material, model, other_methods, pattern_methods
@@ -33,6 +34,7 @@ SECTIONS: Mapping[str, Section] = {
     "map": MAP,
     "roi": ROI,
     "pairs": PAIRS,
+    "integration": INTEGRATION,
     "equivalence": EQUIVALENCE,
     "parametric": PARAMETRIC,
     "conjunction": CONJUNCTION,

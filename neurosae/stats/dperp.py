@@ -49,7 +49,7 @@ class OutOfPlane:
     value : T, in squared weighted units; negative values are legal
     null : T under every flip (n_relabellings,), entry 0 is observed
     p : one-sided, large lengths are evidence
-    share : T / (delta(alpha, alpha) + delta(beta, beta)), the emergent share
+    share : T / (delta(alpha, alpha) + delta(beta, beta)), the emergent share; nan where no main effect is there
     low, high : smallest and largest share when one item is left out
     item : number of the item whose absence lowers the share most
     coefficients : of mu, alpha and beta
@@ -164,10 +164,12 @@ def out_of_plane(Z: np.ndarray, signs: np.ndarray, *, min_informative: int = 6) 
     K = X @ X.T
     whole = lengths(K, np.arange(n))
     shares = np.array([lengths(K, np.delete(np.arange(n), i)).share for i in range(n)])
+    shares = shares if np.isfinite(shares).all() and np.isfinite(whole.share) else np.full(n, np.nan)
+    item = 0 if np.isnan(shares[0]) else int(shares.argmin())
     null = flipped_lengths(whole.R, signs)
     return OutOfPlane(
-        float(null[0]), null, reached_share(null), whole.share, float(shares.min()), float(shares.max()),
-        int(shares.argmin()), whole.coefficients, int(kept.sum()),
+        float(null[0]), null, reached_share(null), whole.share, float(shares.min()), float(shares.max()), item,
+        whole.coefficients, int(kept.sum()),
     )  # fmt: skip
 
 
@@ -248,7 +250,8 @@ def lengths(K: np.ndarray, items: np.ndarray) -> Lengths:
     v = _turned(c)
     R = np.einsum("a,aibk,b->ik", v, G, v)
     value = float((R.sum() - np.trace(R)) / (n * (n - 1)))
-    return Lengths(value, value / max(float(PP[1, 1] + PP[2, 2]), 1e-12), c, R)
+    effects = float(PP[1, 1] + PP[2, 2])
+    return Lengths(value, value / effects if effects > 0 else np.nan, c, R)
 
 
 def _turned(c: np.ndarray) -> np.ndarray:

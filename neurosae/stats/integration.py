@@ -273,7 +273,7 @@ def _code(exp: Experiment, S: np.ndarray, sets: Sets | None, *, least: int) -> d
     if exp.n_contexts == 2:
         out["control"] = _tried(lambda: list_control(z[1], z[0], S, min_informative=least))
     # simulated pre-activations are normalized and their norm was recorded; a raw stream has its own length
-    scales = ("times",) if "planted" in exp.adata.var else (None, "over")
+    scales = ("times",) if provenance_of(exp.adata).get("simulated") else (None, "over")
     out["lengths"] = [
         _tried(lambda scale=scale: _length(exp, columns, S, scale=scale, least=least)) for scale in scales
     ]

@@ -186,7 +186,8 @@ def _code(found: Found) -> list[dict[str, Any]]:
         rows.append(_silent(found, "code: D-perp", "part of code", reason=plane))
     elif plane is not None:
         share = {"effsize": plane.share, "eftype": "emergent share", "x_loo_low": plane.low, "x_loo_high": plane.high}
-        note = f"share without one item {plane.low:.3f} to {plane.high:.3f}, least without {found.items[plane.item]}"
+        note = f"share without one item {plane.low:.3g} to {plane.high:.3g}, least without {found.items[plane.item]}"
+        note = note if np.isfinite(plane.low) else "the parts have no effect of their own, so there is no share of it"
         rows.append(
             _base(found, "code: D-perp", "part of code", n_features=plane.n_features)
             | _numbers(found, "D", plane.value, p=plane.p) | share | {"note": note}
@@ -260,6 +261,8 @@ def _grade(found: Found, adjusted: Mapping[tuple[Spot, str], float], *, alpha: f
     missing = [one.name for one in found.lacks if not one.met]
     said = f"grade {grade} of 3, {GRADES[grade]}"
     said += f"; the evidence alone reaches {reached}" if reached > grade else ""
+    silent = [p > alpha for _, p in found.results.get("responds", ())]
+    said += "; a set does not answer to its own part on the test items" if any(silent) else ""
     said += f"; missing: {', '.join(missing)}" if missing else ""
     said += "; no causal read-out, so at most 2" if causal is None else ""
     columns = {"stat": "grade", "value": float(grade), "x_grade": grade, "x_grade_evidence": reached, "x_cap": cap}
