@@ -111,7 +111,8 @@ LAYERS = """
 16 stats.maps stats.pairs stats.sets
 17 report.figures_courses report.figures_features report.figures_pattern report.figures_univariate report.result_tables report.claims
 17 report.limits report.page
-17 report.figures_power report.figures_maps
+17 report.figures_power report.figures_maps report.figures_factorial
+18 report.factorial report.choosing
 18 stats.calibrate
 17 stats.crosstest stats.othereffect report.figures_sets
 18 report.models

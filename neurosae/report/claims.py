@@ -21,7 +21,7 @@ CORRECTIONS = {
     "fdr_by": "false discovery rate held by Benjamini and Yekutieli's method",
     "storey": "false discovery rate held by Storey's q",
     "bb": "false discoveries held inside sites that were selected first (Benjamini and Bogomolov)",
-    "maxT+holm": "family-wise error held by max-T over places and Holm's method over models",
+    "maxT+holm": "family-wise error held by max-T over places and Holm's method over models or effects",
     "cluster": "family-wise error held by the largest cluster mass of the map",
     "tfce": "family-wise error held by the largest exact TFCE of the map",
     "none": "no correction for multiple tests",

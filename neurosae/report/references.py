@@ -49,6 +49,45 @@ REFERENCES: dict[str, tuple[str, str]] = {
         "the equivalence of average bioavailability. Journal of Pharmacokinetics and Biopharmaceutics 15, 657–680.",
         "https://doi.org/10.1007/BF01068419",
     ),
+    "anderson2001": (
+        "Anderson MJ (2001). A new method for non-parametric multivariate analysis of variance. Austral Ecology 26, "
+        "32–46.",
+        "https://doi.org/10.1111/j.1442-9993.2001.01070.pp.x",
+    ),
+    "bernardi2020": (
+        "Bernardi S, Benna MK, Rigotti M, Munuera J, Fusi S, Salzman CD (2020). The geometry of abstraction in the "
+        "hippocampus and prefrontal cortex. Cell 183, 954–967.",
+        "https://doi.org/10.1016/j.cell.2020.09.031",
+    ),
+    "kobak2016": (
+        "Kobak D, Brendel W, Constantinidis C, et al. (2016). Demixed principal component analysis of neural "
+        "population data. eLife 5, e10989.",
+        "https://doi.org/10.7554/eLife.10989",
+    ),
+    "ojala2010": (
+        "Ojala M, Garriga GC (2010). Permutation tests for studying classifier performance. Journal of Machine "
+        "Learning Research 11, 1833–1863.",
+        "",
+    ),
+    "tibshirani1996": (
+        "Tibshirani R (1996). Regression shrinkage and selection via the lasso. Journal of the Royal Statistical "
+        "Society B 58, 267–288.",
+        "https://doi.org/10.1111/j.2517-6161.1996.tb02080.x",
+    ),
+    "greenhouse1959": (
+        "Greenhouse SW, Geisser S (1959). On methods in the analysis of profile data. Psychometrika 24, 95–112.",
+        "https://doi.org/10.1007/BF02289823",
+    ),
+    "mauchly1940": (
+        "Mauchly JW (1940). Significance test for sphericity of a normal n-variate distribution. Annals of "
+        "Mathematical Statistics 11, 204–209.",
+        "https://doi.org/10.1214/aoms/1177731915",
+    ),
+    "olejnik2003": (
+        "Olejnik S, Algina J (2003). Generalized eta and omega squared statistics: measures of effect size for some "
+        "common research designs. Psychological Methods 8, 434–447.",
+        "https://doi.org/10.1037/1082-989X.8.4.434",
+    ),
     "clark1973": (
         "Clark HH (1973). The language-as-fixed-effect fallacy: a critique of language statistics in psychological "
         "research. Journal of Verbal Learning and Verbal Behavior 12, 335–359.",

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 import pandas as pd
 
 from neurosae.report.absence import EQUIVALENCE
+from neurosae.report.choosing import CHOOSING
+from neurosae.report.factorial import FACTORIAL
 from neurosae.report.figures import draw_contrast, draw_design, draw_overview, draw_pattern
 from neurosae.report.figures_training import draw_training
 from neurosae.report.integration import INTEGRATION
@@ -34,6 +36,8 @@ SECTIONS: Mapping[str, Section] = {
     "map": MAP,
     "roi": ROI,
     "pairs": PAIRS,
+    "factorial": FACTORIAL,
+    "choosing": CHOOSING,
     "integration": INTEGRATION,
     "equivalence": EQUIVALENCE,
     "parametric": PARAMETRIC,

@@ -244,9 +244,8 @@ def _own_problems(analysis: Analysis) -> Iterator[Problem]:
                 hint = unknown("effect", short(effect), analysis.effects).partition("'.")[2]
                 yield (*where, *inner), f"uses effect '{effect}', which is not under `effects:`.{hint}"
         yield from _lock_problems(block, positions, where)
-        if isinstance(block, ContrastBlock | RoiBlock | MapBlock | ParametricBlock) and block.features is not None:
-            yield from choice_problems(name, analysis)
-        if chooses_earlier(block):
+        given = isinstance(block, ContrastBlock | RoiBlock | MapBlock | ParametricBlock) and block.features is not None
+        if given or chooses_earlier(block):
             yield from choice_problems(name, analysis)
         if isinstance(block, MapBlock):
             yield from map_problems(name, analysis)

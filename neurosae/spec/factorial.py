@@ -113,7 +113,7 @@ class ChoosingBlock(Block):
     """Numbers of chosen features."""
     folds: Annotated[Count, Field(ge=2)] = 5
     """Groups of items; features are chosen, and the classifier is fitted, without the group that is predicted."""
-    repeats: Count = 5
+    repeats: Count = 3
     """How often items are divided into groups anew."""
     penalty: Annotated[Number, Field(gt=0)] = 1.0
     """Weight of the L1 norm of the classifier's coefficients (1/C), on standardized features."""
