@@ -222,12 +222,12 @@ def summarize_comparison(tables: Mapping[str, pd.DataFrame]) -> str:
 
     Examples
     --------
-    >>> rows = pd.DataFrame({"site": ["a", "b"], "l0": [8.0, 16.0], "fvu": [0.2, 0.1], "l0_matched": [False, True]})
+    >>> rows = pd.DataFrame({"site": ["a", "b"], "l0": [8.0, 16.0], "fvu": [0.2, 0.1], "l0_matched": [True, False]})
     >>> print(summarize_comparison({"comparison": rows}))
     site     l0   fvu  l0_matched
-       a  8.000 0.200       False
-       b 16.000 0.100        True
-    L0 of a is more than 20 % from the median: its numbers are not comparable at equal sparsity.
+       a  8.000 0.200        True
+       b 16.000 0.100       False
+    L0 of b is more than 20 % from that of a: its numbers are not comparable at equal sparsity.
     """
     lines = []
     shown = {
@@ -247,7 +247,7 @@ def summarize_comparison(tables: Mapping[str, pd.DataFrame]) -> str:
     text = "\n\n".join(lines)
     if len(odd):
         text += (
-            f"\nL0 of {', '.join(odd)} is more than 20 % from the median: "
+            f"\nL0 of {', '.join(odd)} is more than 20 % from that of {tables['comparison']['site'].iloc[0]}: "
             f"{'its' if len(odd) == 1 else 'their'} numbers are not comparable at equal sparsity."
         )
     return text

@@ -22,7 +22,7 @@ SECTIONS: tuple[tuple[str, str, str, dict[str, str]], ...] = (
         "Measured on the same held-out text. Recovered: share of what the model loses by ablation to the mean that the "
         "dictionary brings back. Pathology: divergence over that of a random error of the same length (published: 2 to "
         "4.5). Dead: never active on these tokens. Comparisons hold only at equal sparsity: “no” marks an L0 more than "
-        "20 % from the median.",
+        "20 % from that of the first.",
         {"site": "dictionary", "n_features": "features", "l0": "L0", "l0_matched": "L0 matched", "fvu": "FVU",
          "cosine": "cosine", "shrinkage": "shrinkage", "ce_recovered_mean": "CE recovered",
          "kl_recovered_mean": "KL recovered", "pathology": "pathology", "dead": "dead",
@@ -165,7 +165,9 @@ def _cautions(tables: Mapping[str, pd.DataFrame]) -> Sequence[str]:
     ]
     odd = rows.loc[~rows["l0_matched"].astype(bool), "site"]
     if len(odd):
-        said.append(f"L0 of {', '.join(map(str, odd))} lies more than 20 % from the median: not equal sparsity.")
+        said.append(
+            f"L0 of {', '.join(map(str, odd))} is more than 20 % from that of {rows['site'].iloc[0]}: not equal sparsity."
+        )
     if not rows["kind"].eq("standard").any():
         said.append(
             "No raw or linear baseline is among the sites; add `{dictionary: {neurons: true}}` to see what it does."
