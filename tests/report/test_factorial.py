@@ -55,18 +55,18 @@ def test_statements_say_what_was_found_and_what_was_not(study):
 
 
 @pytest.mark.parametrize(
-    ("p", "geometry", "both", "words"),
+    ("p", "words"),
     [
-        (0.01, 0.01, 0.4, "abstract, additive"),
-        (0.01, 0.01, 0.01, "changed by the condition"),
-        (0.5, 0.4, 0.01, "context-bound"),
-        (0.01, 0.4, 0.4, "undecided"),
+        ((0.01, 0.01, 0.4), "abstract, additive"),
+        ((0.01, 0.01, 0.01), "changed by the condition"),
+        ((0.5, 0.4, 0.01), "context-bound"),
+        ((0.01, 0.4, 0.4), "undecided"),
     ],
 )
-def test_reading_of_abstraction(p, geometry, both, words):
+def test_reading_of_abstraction(p, words):
     """High generalization and no interaction is abstract; none and an interaction is bound to its context."""
-    row = {"value": 0.9, "p_corr": p, "x_decoding": 0.95, "x_p_geometry": geometry, "x_parallelism": np.nan}
-    said = page.reading(pd.Series(row | {"x_p_interaction": both, "x_interaction": 1.0}))
+    row = {"value": 0.9, "p_corr": p[0], "x_decoding": 0.95, "x_p_geometry": p[1], "x_parallelism": np.nan}
+    said = page.reading(pd.Series(row | {"x_p_interaction": p[2], "x_interaction": 1.0}))
     assert words in said.partition("Reading:")[2]
     assert "parallelism undefined" in said
 
