@@ -166,7 +166,7 @@ def _cautions(tables: Mapping[str, pd.DataFrame]) -> Sequence[str]:
     odd = rows.loc[~rows["l0_matched"].astype(bool), "site"]
     if len(odd):
         said.append(
-            f"L0 of {', '.join(map(str, odd))} is more than 20 % from that of {rows['site'].iloc[0]}: not equal sparsity."
+            f"L0 of {', '.join(map(str, odd))} is not within 20 % of that of {rows['site'].iloc[0]}: unequal sparsity."
         )
     if not rows["kind"].eq("standard").any():
         said.append(
