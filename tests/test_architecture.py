@@ -55,7 +55,7 @@ LAYERS = """
 9  stats.glm_kernels stats.mixed_kernels stats.layout
 9  stats.level_kernels stats.relabel stats.tails stats.rdm stats.simulate stats.tfce dictionary.learn
 9  dictionary.stream extraction.shard
-9  stats.products stats.crossfit_kernels stats.rank_kernels stats.relabel_conditions
+9  stats.products stats.crossfit_kernels stats.rdm_fit stats.rank_kernels stats.relabel_conditions
 10 stats.glm stats.hurdle_kernels
 10 dictionary.interaction dictionary.plan dictionary.rows
 11 dictionary.architectures dictionary.pathology
@@ -95,7 +95,8 @@ LAYERS = """
 10 stats.probes
 8  dictionary.decompositions
 13 stats.parametric_models
-13 stats.family stats.rsa stats.second_order
+13 stats.family stats.second_order stats.rsa_rows stats.rsa_tests
+14 stats.rsa
 14 stats.rows stats.heights stats.asked
 15 stats.map_rows
 15 stats.contrast report.style report.wording report.references report.stored

@@ -34,7 +34,7 @@ from neurosae.spec.design import Design, load_design, region_names
 from neurosae.spec.effects import effect_problems, shape_problems
 from neurosae.spec.factorial import PatternBlock, chooses_earlier, effects_named, pattern_problems
 from neurosae.spec.fields import Count, FileName, Natural, Strict, Text, fail, fail_all
-from neurosae.spec.geometry import RdmModel, RsaBlock
+from neurosae.spec.geometry import GeometryBlock, RdmModel, RsaBlock, geometry_effects, geometry_problems
 from neurosae.spec.integration import IntegrationBlock, integration_design_problems, integration_problems
 from neurosae.spec.load import is_file, load_yaml, similar_file
 from neurosae.spec.maps import map_problems
@@ -45,9 +45,6 @@ from neurosae.spec.sites import DictionaryBlock, ModelBlock, Site, StudyPath, Tr
 from neurosae.spec.words import Problem, Where, describe, short
 
 SCHEMA = "neurosae/analysis/1"
-COLUMNS = ("n_tokens", "position", "norm", "surprisal", "logit_diff")
-"""Numbers that every stimulus or response has, for model RDMs."""
-
 __all__ = [
     "Analysis",
     "ContrastBlock",
@@ -94,7 +91,7 @@ def _test_block(value: Any, _: Any, info: ValidationInfo) -> Any:
 Own = ContrastBlock | RoiBlock | PairsBlock | ParametricBlock | MapBlock | EquivalenceBlock | JointBlock
 Plain = Own | PatternBlock
 """Tests whose effects are named under `effect`."""
-Known = RsaBlock | IntegrationBlock | Plain
+Known = GeometryBlock | IntegrationBlock | Plain
 TestBlock = Annotated[
     SerializeAsAny[Annotated[Known, Field(discriminator="test")]],
     WrapValidator(_test_block),
@@ -266,10 +263,7 @@ def _effects_used(block: Any) -> Iterator[tuple[Where, str]]:
         yield ("features",), block.features.orthogonal
     if isinstance(block, IntegrationBlock):
         yield from ((("parts",), part) for part in block.parts)
-    if isinstance(block, RsaBlock):
-        for name, model in block.models.items():
-            if model.effect is not None:
-                yield ("models", name), model.effect
+    yield from geometry_effects(block)
 
 
 def _site_problems(site: str, sites: Mapping[str, Site], where: Where) -> Iterator[Problem]:
@@ -318,9 +312,8 @@ def _design_problems(analysis: Analysis, design: Design) -> Iterator[Problem]:
             yield from pattern_problems(name, analysis, design)
         if isinstance(block, IntegrationBlock):
             yield from integration_design_problems(name, analysis, design)
-        if isinstance(block, RsaBlock):
-            yield from _condition_problems(block, design, where)
-            yield from _rdm_problems(block, analysis, design, where=where)
+        if isinstance(block, GeometryBlock):
+            yield from geometry_problems(name, analysis, design)
 
 
 def _region_problems(region: str, known: tuple[str, ...], positions: Positions, *, where: Where) -> Iterator[Problem]:
@@ -333,36 +326,3 @@ def _region_problems(region: str, known: tuple[str, ...], positions: Positions, 
     elif positions.regions is not None and name not in positions.regions:
         text = f"region '{name}' is not under positions.regions, so it never leaves the model; add it there."
         yield where, text
-
-
-def _condition_problems(block: RsaBlock, design: Design, where: Where) -> Iterator[Problem]:
-    inner = (*where, "conditions")
-    n = 1
-    for name in block.conditions:
-        if name not in design.factors and name != "frame":
-            yield inner, unknown("factor", short(name), [*design.factors, "frame"])
-            return
-        if name != "frame" and design.factors[name].varies == "between":
-            yield inner, f"'{name}' varies between items; p_from: item_flips needs factors that vary within items."
-        n *= len(design.frames) if name == "frame" else len(design.factors[name].levels)
-    if n < 3:
-        yield inner, f"give {n} conditions, that is {n * (n - 1) // 2} distance; add a factor, or use a contrast."
-
-
-def _rdm_problems(block: RsaBlock, analysis: Analysis, design: Design, *, where: Where) -> Iterator[Problem]:
-    columns = [*COLUMNS, *design.covariates]
-    for name, model in block.models.items():
-        inner = (*where, "models", name)
-        if model.column is not None and model.column not in columns:
-            yield inner, unknown("column", short(model.column), columns)
-        effect = analysis.effects.get(model.effect or "", {})
-        missing = [
-            factor
-            for factor in (design.factors if "cells" in effect else effect)
-            if factor in design.factors and factor not in block.conditions
-        ]
-        if missing:
-            yield (
-                inner,
-                f"the effect '{model.effect}' needs {' and '.join(missing)} among the conditions; add it there.",
-            )

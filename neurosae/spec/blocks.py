@@ -14,7 +14,7 @@ from neurosae.errors import unknown
 from neurosae.spec.block import Block, FeatureChoice
 from neurosae.spec.factorial import PATTERNS
 from neurosae.spec.fields import Bool, Count, FileName, Number, OneOrMore, Strict, Text, fail
-from neurosae.spec.geometry import RsaBlock, SecondOrderBlock
+from neurosae.spec.geometry import GEOMETRY
 from neurosae.spec.integration import IntegrationBlock
 from neurosae.spec.sites import AnyPath
 from neurosae.spec.words import short
@@ -315,8 +315,7 @@ JointBlock = ConjunctionBlock | CombinationBlock
 
 TESTS: Mapping[str, tuple[type[Strict], str]] = {
     "contrast": (ContrastBlock, "neurosae.stats.contrast"),
-    "rsa": (RsaBlock, "neurosae.stats.rsa"),
-    "second_order": (SecondOrderBlock, "neurosae.stats.second_order"),
+    **GEOMETRY,
     "conjunction": (ConjunctionBlock, "neurosae.stats.combine"),
     "combination": (CombinationBlock, "neurosae.stats.combine"),
     "map": (MapBlock, "neurosae.stats.maps"),

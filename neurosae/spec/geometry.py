@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from neurosae.errors import unknown
 from neurosae.spec.block import Block
-from neurosae.spec.fields import Bool, Count, FileName, Name, OneOrMore, Strict, Text, fail
-from neurosae.spec.words import short
+from neurosae.spec.fields import (
+    Bool,
+    Count,
+    FileName,
+    Name,
+    NamePair,
+    Names,
+    Natural,
+    Number,
+    OneOrMore,
+    Strict,
+    Text,
+    fail,
+)
+from neurosae.spec.frames import slots_of
+from neurosae.spec.sites import AnyPath
+from neurosae.spec.words import Problem, Where, short
 
 Comparator = Literal["cosine_cov", "corr_cov", "cosine", "corr", "rho-a", "spearman", "tau-a"]
 Distance = Literal["crossnobis", "euclidean", "correlation", "mahalanobis", "poisson"]
@@ -17,22 +33,68 @@ Noise = Literal["none", "shrinkage_diag", "shrinkage_eye"]
 
 
 class RdmModel(Strict):
-    """A model RDM: of an effect, or of differences in a column."""
+    """A model RDM: exactly one of effect, column, edit, site, matrix, norms, weighted and select."""
 
     effect: Text | None = None
     """An effect: conditions differ by their weights."""
     column: Name | None = None
-    """A number of each stimulus: n_tokens, position, or a covariate."""
-    metric: Literal["absolute"] = "absolute"
-    """How two values of the column differ."""
+    """A number of each stimulus: n_tokens, position, surprisal, or a covariate such as log frequency."""
+    edit: Text | None = None
+    """Edit distance between the texts of two conditions: a region, or all for the whole text."""
+    site: FileName | None = None
+    """The RDM of another site, such as one at hook_embed: what the words themselves already explain."""
+    matrix: AnyPath | None = None
+    """A csv file with a distance for every pair of conditions: square with labels, or first, second, value."""
+    norms: AnyPath | None = None
+    """A csv file with ratings of conditions or items by people; their differences are the distances."""
+    weighted: Names | None = None
+    """Other models of this test, mixed with non-negative weights that are fitted on other items."""
+    select: Names | None = None
+    """Other models of this test, of which the best on other items is taken."""
+    metric: Literal["absolute", "squared", "equal"] = "absolute"
+    """How two values of a column or of norms differ; equal: whether they do."""
+    by: Literal["characters", "words"] = "characters"
+    """What edit distances count."""
+    columns: Names = ()
+    """Columns of norms to use; left out, all with numbers."""
+    similarity: Bool = False
+    """The matrix holds similarities: larger means more alike."""
     nuisance: Bool = False
-    """A model that the others must explain more than; not tested itself."""
+    """A model that the others must explain more than (partial RSA); not tested itself."""
+
+    @property
+    def kind(self) -> str:
+        """What the model is made of."""
+        return next(name for name in KINDS if getattr(self, name) is not None)
+
+    @property
+    def fitted(self) -> tuple[str, ...]:
+        """Names of the models that this one is fitted from; none for a fixed model."""
+        return self.weighted or self.select or ()
 
     @model_validator(mode="after")
     def _check(self) -> RdmModel:
-        if (self.effect is None) == (self.column is None):
-            fail(text="is made of an effect or a column; give exactly one, {effect: name} or {column: n_tokens}.")
+        given = [name for name in KINDS if getattr(self, name) is not None]
+        if len(given) != 1:
+            said = f"is made of {' and '.join(given)}" if given else "says not what it is made of"
+            fail(text=f"{said}; give exactly one of {', '.join(KINDS)}, e.g. {{effect: name}} or {{column: n_tokens}}.")
+        kind = given[0]
+        for name, kinds in BELONGS.items():
+            if getattr(self, name) != type(self).model_fields[name].default and kind not in kinds:
+                fail(name, text=f"has no meaning with {kind}; it belongs to {' and '.join(kinds)}.")
+        if self.fitted and len(self.fitted) < 2:
+            fail(kind, text=f"names one model; a fitted model needs two, use {self.fitted[0]} itself.")
+        if self.fitted and self.nuisance:
+            fail(
+                "nuisance", text="is for fixed models; a fitted one is made of models that may be nuisance themselves."
+            )
         return self
+
+
+KINDS = ("effect", "column", "edit", "site", "matrix", "norms", "weighted", "select")
+BELONGS = {"metric": ("column", "norms"), "by": ("edit",), "columns": ("norms",), "similarity": ("matrix",)}
+FEW = 8
+"""Conditions below which neither permuted labels nor a bootstrap over conditions, nor ranks, say anything."""
 
 
 class RsaBlock(Block):
@@ -41,18 +103,56 @@ class RsaBlock(Block):
     test: Literal["rsa"]
     """rsa"""
     conditions: OneOrMore
-    """Factors (and frame) whose combinations are the conditions."""
+    """Factors, frame and item, whose combinations are the conditions; with item every word is one."""
     models: dict[FileName, RdmModel] = Field(min_length=1)
     """Model RDMs by name."""
     distance: Distance = "crossnobis"
-    """Distance between the patterns of two conditions; crossnobis is cross-validated over items."""
+    """Distance between the patterns of two conditions; crossnobis is cross-validated over items (over frames, where
+    items are conditions)."""
     noise: Noise | None = None
     """Metric of crossnobis and mahalanobis: the residual covariance, shrunk to its diagonal or to a multiple of the
     identity, or none. Left out, none for crossnobis and shrinkage_diag for mahalanobis."""
     compare: Comparator = "cosine_cov"
     """How the data RDM is compared with a model RDM."""
-    p_from: Literal["item_flips"] = "item_flips"
-    """Which relabellings give p: flips of whole items."""
+    p_from: Literal["item_flips", "condition_labels", "bootstrap"] = "item_flips"
+    """What gives p: flips of whole items (models of effects, any number of conditions); permuted labels of conditions
+    (8 or more, any model); or a bootstrap over conditions and several RDMs."""
+    blocks: OneOrMore | None = None
+    """Factors or labels inside whose levels condition labels are permuted; left out, the strata of the design."""
+    over: Literal["item_folds", "frames", "sites"] = "item_folds"
+    """What the several RDMs of a bootstrap are: random groups of items, frames, or sites (seeds, models)."""
+    folds: Annotated[Count, Field(ge=2)] = 4
+    """Groups of items for cross-validated fits, and for a bootstrap over item_folds."""
+    n_bootstrap: Annotated[Count, Field(ge=50)] = 1000
+    """Draws of a bootstrap."""
+    differences: Bool = False
+    """Also compare every pair of models, with Holm over pairs."""
+    margin: Annotated[Number, Field(gt=0)] | None = None
+    """Smallest difference of two fits that would matter; pairs are then tested for equivalence too."""
+
+    @model_validator(mode="after")
+    def _check(self) -> RsaBlock:
+        for name, model in self.models.items():
+            for part in model.fitted:
+                if part == name or part not in self.models or self.models[part].fitted:
+                    known = [other for other, m in self.models.items() if not m.fitted]
+                    fail("models", name, text=unknown("fixed model of this test", short(part), known))
+        if self.noise not in (None, "none") and self.distance not in ("crossnobis", "mahalanobis"):
+            fail("noise", text=f"is a metric of crossnobis and mahalanobis, not of {self.distance}; leave it out.")
+        if self.noise == "none" and self.distance == "mahalanobis":
+            fail("noise", text="none makes mahalanobis the euclidean distance; set distance: euclidean.")
+        if self.blocks is not None and self.p_from != "condition_labels":
+            fail("blocks", text="belong to p_from: condition_labels.")
+        if self.compare == "tau-a" and self.p_from != "item_flips":
+            fail("compare", text=f"tau-a has no fast {self.p_from}; use rho-a for rank claims.")
+        if self.margin is not None and not self.differences:
+            fail("margin", text="is of differences between models; set differences: true.")
+        if self.p_from == "item_flips" and "item" in self.conditions:
+            fail(
+                "p_from",
+                text="item_flips flips conditions inside items, but items are conditions; use condition_labels.",
+            )
+        return self
 
 
 class SecondOrderBlock(Block):
@@ -79,3 +179,186 @@ class SecondOrderBlock(Block):
             if name not in known:
                 fail(text=unknown("measure", short(name), known))
         return value
+
+
+class FeatureGeometryBlock(Block):
+    """Which features carry the geometry of an effect: each feature's share of the fit, with max-T over features."""
+
+    test: Literal["feature_geometry"]
+    """feature_geometry"""
+    effect: OneOrMore
+    """Effects by their names under `effects:`; each is a model RDM, conditions differ by its weights."""
+    conditions: OneOrMore
+    """Factors (and frame) whose combinations are the conditions."""
+    compare: Literal["cosine_cov", "corr_cov", "cosine", "corr"] = "cosine_cov"
+    """The fit that leaving a feature out changes; descriptive."""
+    n_shapley: Natural = 0
+    """Random orders of features for sampled Shapley values of that fit; 0 for none."""
+    reweighted: Bool = False
+    """Also fit non-negative weights of features to the model on some items and evaluate them on others."""
+    folds: Annotated[Count, Field(ge=2)] = 4
+    """Groups of items for the reweighted fit."""
+
+
+class SearchlightBlock(Block):
+    """The length of an effect in many small sets of features: neighbours of each feature, or communities."""
+
+    test: Literal["searchlight"]
+    """searchlight"""
+    effect: OneOrMore
+    """Effects by their names under `effects:`."""
+    sets: Literal["decoder", "coactivation"] = "decoder"
+    """decoder: every feature with its k nearest decoder directions; coactivation: communities of features that fire
+    together on other text."""
+    k: Annotated[Count, Field(ge=2)] = 50
+    """Features of a decoder neighbourhood, its centre included; 25 to 100 are usual."""
+    n_controls: Annotated[Count, Field(ge=19)] = 199
+    """Random sets matched in size, density and energy that every set is compared with."""
+    n: Count | None = None
+    """Largest communities that are used; left out, 200."""
+    texts: tuple[AnyPath, ...] = ()
+    """Reference text for coactivation, files or folders; none: what the model writes itself."""
+    n_tokens: Count | None = None
+    """Tokens of reference text; left out, 50,000."""
+
+    @model_validator(mode="after")
+    def _check(self) -> SearchlightBlock:
+        if self.sets == "decoder" and (self.texts or self.n_tokens or self.n):
+            fail("texts", text="n and n_tokens belong to sets: coactivation.")
+        return self
+
+
+class TemporalBlock(Block):
+    """Temporal RSA of every feature: are its courses over tokens more alike within categories than across?"""
+
+    test: Literal["temporal_rsa"]
+    """temporal_rsa"""
+    factor: Name
+    """The factor whose levels are the categories; positions.tokens must be all."""
+    levels: NamePair | None = None
+    """Two levels for the categorical form (alike within the first, minus alike within the second); left out, the first
+    two of the factor."""
+
+
+GeometryBlock = RsaBlock | SecondOrderBlock
+"""Tests of geometry."""
+GEOMETRY: Mapping[str, tuple[type[Block], str]] = {
+    "rsa": (RsaBlock, "neurosae.stats.rsa"),
+    "second_order": (SecondOrderBlock, "neurosae.stats.second_order"),
+}
+"""Kind of test -> its schema, and the module whose `run` computes it."""
+
+
+def geometry_effects(block: Any) -> Iterator[tuple[Where, str]]:
+    """The effects that a test of geometry names, and where."""
+    if isinstance(block, RsaBlock):
+        yield from ((("models", name), model.effect) for name, model in block.models.items() if model.effect)
+    elif isinstance(block, FeatureGeometryBlock | SearchlightBlock):
+        yield from (((), effect) for effect in block.effect)
+
+
+# ------------------------------------------------------------------ what the design admits
+
+COLUMNS = ("n_tokens", "position", "norm", "surprisal", "logit_diff")
+"""Numbers that every stimulus or response has, for model RDMs."""
+
+
+def geometry_problems(name: str, analysis: Any, design: Any) -> Iterator[Problem]:
+    """What is wrong with conditions, models and inference of one geometry, as far as the design shows it."""
+    block, where = analysis.tests[name], ("tests", name)
+    if isinstance(block, SearchlightBlock):
+        return
+    if isinstance(block, TemporalBlock):
+        yield from _temporal_problems(block, analysis, design, where=where)
+        return
+    known, inner = (
+        [*design.factors, "frame", *(("item",) if isinstance(block, RsaBlock) else ())],
+        (*where, "conditions"),
+    )
+    for condition in block.conditions:
+        if condition not in known:
+            yield inner, unknown("factor", short(condition), known)
+            return
+    n = n_conditions(block.conditions, design)
+    if n < 3:
+        yield inner, f"give {n} conditions, that is {n * (n - 1) // 2} distance; add a factor, or use a contrast."
+    if isinstance(block, RsaBlock):
+        yield from _inference_problems(block, design, where, n=n)
+        yield from _model_problems(block, analysis, design, where=where)
+
+
+def n_conditions(conditions: tuple[str, ...], design: Any) -> int:
+    """Number of conditions: combinations of levels, times frames, times items."""
+    n = 1
+    for name in conditions:
+        if name == "frame":
+            n *= len(design.frames)
+        elif name != "item":
+            between = "item" in conditions and design.factors[name].varies == "between"
+            n *= 1 if between else len(design.factors[name].levels)
+    return n * (_n_items(design) if "item" in conditions else 1)
+
+
+def _n_items(design: Any) -> int:
+    def leaves(tree: Any) -> int:
+        return len(tree) if isinstance(tree, list | tuple) else sum(leaves(part) for part in tree.values())
+
+    return leaves(design.lists) if design.lists is not None else len(design.items)
+
+
+def _inference_problems(block: RsaBlock, design: Any, where: Where, *, n: int) -> Iterator[Problem]:
+    between = [c for c in block.conditions if c in design.factors and design.factors[c].varies == "between"]
+    if block.p_from == "item_flips" and between:
+        said = f"'{between[0]}' varies between items; p_from: item_flips needs factors that vary within items."
+        yield (*where, "conditions"), said
+    if block.p_from != "item_flips" and n < FEW:
+        text = f"{block.p_from} needs at least {FEW} conditions, not {n}: so few labels have too few permutations"
+        yield (*where, "p_from"), f"{text}; use item_flips with models of effects."
+    if block.compare == "spearman" and n < FEW:
+        yield (
+            (*where, "compare"),
+            f"spearman ranks {n * (n - 1) // 2} distances only, which says little; use cosine_cov.",
+        )
+    if block.over == "frames" and len(design.frames) < 3 and block.p_from == "bootstrap":
+        yield (*where, "over"), f"frames are {len(design.frames)} here; a bootstrap needs at least 3 RDMs."
+    if "item" in block.conditions and block.p_from == "bootstrap" and block.over == "item_folds":
+        yield (*where, "over"), "item_folds divides items, but they are the conditions; use over: frames or sites."
+    for name in block.blocks or ():
+        known = [*design.factors, *design.labels]
+        if name not in known:
+            yield (*where, "blocks"), unknown("factor or label", short(name), known)
+
+
+def _model_problems(block: RsaBlock, analysis: Any, design: Any, *, where: Where) -> Iterator[Problem]:
+    columns = [*COLUMNS, *design.covariates]
+    for name, model in block.models.items():
+        inner = (*where, "models", name)
+        if model.column is not None and model.column not in columns:
+            yield inner, unknown("column", short(model.column), columns)
+        if model.site is not None and model.site not in analysis.sites:
+            yield inner, unknown("site", short(model.site), analysis.sites)
+        regions = ["all", *slots_of(design), *design.regions]
+        if model.edit is not None and model.edit not in regions:
+            yield inner, unknown("region", short(model.edit), regions)
+        effect = analysis.effects.get(model.effect or "", {})
+        needed = [f for f in (design.factors if "cells" in effect else effect) if f in design.factors]
+        free = "item" in block.conditions  # an item has one level of every factor that varies between items
+        missing = [
+            f for f in needed if f not in block.conditions and not (free and design.factors[f].varies == "between")
+        ]
+        if missing:
+            text = f"the effect '{model.effect}' needs {' and '.join(missing)} among the conditions; add it there."
+            yield inner, text
+
+
+def _temporal_problems(block: TemporalBlock, analysis: Any, design: Any, *, where: Where) -> Iterator[Problem]:
+    if block.factor not in design.factors:
+        yield (*where, "factor"), unknown("factor", short(block.factor), design.factors)
+        return
+    known = design.factors[block.factor].levels
+    for level in block.levels or ():
+        if level not in known:
+            yield (*where, "levels"), unknown("level", short(level), known)
+    if analysis.positions.tokens != "all":
+        text = "compares courses over tokens, but positions.tokens makes one response of them; set `tokens: all`."
+        yield where, text

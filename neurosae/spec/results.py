@@ -34,7 +34,7 @@ COLUMNS: dict[str, str] = {
     "p_min": REAL,
     **dict.fromkeys(("alternative", "h0", "status", "note"), TEXT),
 }
-STATUSES = ("ok", "dead", "untestable", "degenerate", "failed")
+STATUSES = ("ok", "dead", "untestable", "degenerate", "undefined", "failed")
 NUMBERS = ("value", "dof", "estimate", "se", "effsize", "ci_low", "ci_high", "p_unc", "p_corr")
 KEY = ["test", "effect", "site", "region", "position", "split", "set", "feature"]
 MIXED = "relabelled in different ways"

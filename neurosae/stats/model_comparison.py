@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 LEAST_CONDITIONS, LEAST_RDMS = 8, 3
 LEVEL = 0.95
+LEAST_VARYING = 0.8  # share of the draws in which all models and RDMs must vary
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Bootstrapped:
         ceiling are the last two columns of every one of `raw` (3, …): both, RDMs, conditions
     ceiling : lower and upper noise ceiling of the data
     n_rdms, n_conditions : sizes of the two samples
+    n_left_out : draws in which a model or an RDM did not vary (all conditions of one level, say)
     """
 
     names: tuple[str, ...]
@@ -58,6 +60,7 @@ class Bootstrapped:
     ceiling: tuple[float, float]
     n_rdms: int
     n_conditions: int
+    n_left_out: int = 0
 
     @property
     def df(self) -> int:
@@ -122,11 +125,25 @@ def dual_bootstrap(
         both, conditions = resampled(vectors, table, conditions=W, rdms=[R, np.ones_like(R)], compare=compare)
         once = np.ones((1, n_conditions))
         (rdms,) = resampled(vectors, table, conditions=once, rdms=[R], compare=compare)
-    draws = (both, rdms, conditions)
+    varies = np.all([np.isfinite(np.column_stack(one)).all(axis=1) for one in (both, rdms, conditions)], axis=0)
+    if varies.mean() < LEAST_VARYING:
+        raise DataError(
+            f"in {1 - varies.mean():.0%} of the draws a model or RDM does not vary; leave out models whose distances "
+            "hardly differ, or take more conditions."
+        )
+    draws = tuple(Resampled(*(part[varies] for part in one)) for one in (both, rdms, conditions))
     raw = np.stack([_covariance(one) for one in draws])
     fits = np.array([[compare_rdms(v, m, compare) for v in vectors] for m in table])
     return Bootstrapped(
-        tuple(named), compare, fits, draws, raw, noise_ceiling(vectors, compare), len(vectors), n_conditions
+        tuple(named),
+        compare,
+        fits,
+        draws,
+        raw,
+        noise_ceiling(vectors, compare),
+        len(vectors),
+        n_conditions,
+        int((~varies).sum()),
     )
 
 
@@ -277,8 +294,6 @@ def as_result(found: Bootstrapped, models: Any) -> Result:
 def _covariance(one: Resampled) -> np.ndarray:
     """Covariance of fits and ceilings over the draws."""
     table = np.column_stack([one.fits, one.lower, one.upper])
-    if not np.isfinite(table).all():
-        raise DataError("a draw has a model or RDM without variation; leave out models whose distances hardly differ.")
     table = table - table.mean(axis=0)
     return table.T @ table / (len(table) - 1)
 

@@ -74,7 +74,13 @@ def permute_conditions(
 
 
 def label_null(
-    maps: np.ndarray, model: np.ndarray, drawn: Callable[[int, int], np.ndarray], *, n: int, compare: str
+    maps: np.ndarray,
+    model: np.ndarray,
+    drawn: Callable[[int, int], np.ndarray],
+    *,
+    n: int,
+    compare: str,
+    nuisance: np.ndarray | None = None,
 ) -> np.ndarray:
     """Agreement of every map with the model under n permutations of the conditions, float32 (n, n_maps).
 
@@ -83,6 +89,8 @@ def label_null(
     maps : array of shape (n_maps, n_pairs);  model : array of shape (n_pairs,)
     drawn : (first, count) -> orders of the conditions, int (count, n_conditions); number 0 is the identity
     compare : any comparator but tau-a. rho-a is divided by its lengths here (that of spearman), which changes no p
+    nuisance : array of shape (n_nuisance, n_pairs), optional
+        Regressed out of maps and model first; the agreement is then the partial one
 
     Examples
     --------
@@ -92,6 +100,13 @@ def label_null(
     array([1.], dtype=float32)
     """
     rows = unit_rows(np.vstack([model, maps]), compare)
+    if nuisance is not None and len(nuisance):
+        Z = unit_rows(nuisance, compare).T
+        rows = rows - (Z @ np.linalg.lstsq(Z, rows.T, rcond=1e-10)[0]).T
+        lengths = np.sqrt((rows**2).sum(axis=1, keepdims=True))
+        if (lengths <= 1e-9).any():
+            raise DataError("nuisance models explain the model or a map completely, so nothing is left to compare.")
+        rows /= lengths
     out = np.empty((n, len(maps)), np.float32)
     for first, tile in _tiles(rows, n, drawn, compare=compare):
         out[first : first + len(tile)] = tile

@@ -140,11 +140,23 @@ def _products(rdms: np.ndarray, W: np.ndarray, compare: str) -> tuple[_Products,
     ones = 1 - np.eye(W.shape[1])
     B = np.stack([V @ A - means[:, [k]] * (V @ ones) for k, A in enumerate(squares)], axis=1)  # (n_draws, n, C)
     diagonal = V.sum(axis=1, keepdims=True) / 2 + 1 - V
-    shared = np.einsum("bc,bkc->bk", V / diagonal, B) / (1 + (V / diagonal).sum(axis=1) / 2)[:, None]
-    a = (B - shared[:, :, None] / 2) / diagonal[:, None, :]
+    a = _centring(V, diagonal, B)
     # <A, B>_w counts every pair once, a matrix product twice
     cross = 2 * plain - np.einsum("bc,bkc,blc->bkl", V, a, B, optimize=True)
     return _Products(cross, _lengths(np.einsum("bkk->bk", cross), 2 * size)), plain_lengths
+
+
+def _centring(V: np.ndarray, diagonal: np.ndarray, B: np.ndarray) -> np.ndarray:
+    """A of diagonal_c a_c + w'a / 2 = B_c for every draw and RDM, shape (n_draws, n, C)."""
+    safe = (np.abs(diagonal) > 1e-9).all(axis=1)
+    d = np.where(safe[:, None], diagonal, 1.0)
+    shared = np.einsum("bc,bkc->bk", V / d, B) / np.where(safe, 1 + (V / d).sum(axis=1) / 2, 1)[:, None]
+    a = (B - shared[:, :, None] / 2) / d[:, None, :]
+    for b in np.flatnonzero(
+        ~safe
+    ):  # one condition makes up half of the draw and one more: the sum formula divides by 0
+        a[b] = np.linalg.solve(np.diag(diagonal[b]) + V[b][None, :] / 2, B[b].T).T
+    return a
 
 
 def _mean(agreement: np.ndarray, R: np.ndarray) -> np.ndarray:

@@ -145,12 +145,13 @@ def test_refuses_a_model_without_variation(rdms):
         permute_conditions(rdms[0], np.ones(C * (C - 1) // 2), seed=0)
 
 
-@pytest.mark.parametrize("compare", ["cosine_cov", "rho-a"])
-def test_ties_and_repeated_conditions_agree_with_a_copied_rdm(compare):
+@pytest.mark.parametrize("w", [(3, 2, 1, 1, 1, 0, 0, 1, 0, 1), (6, 1, 1, 1, 1, 0, 0, 0, 0, 0)])
+@pytest.mark.parametrize("compare", ["cosine_cov", "corr_cov", "rho-a"])
+def test_ties_and_repeated_conditions_agree_with_a_copied_rdm(compare, w):
     """Distances with many ties, conditions drawn up to three times: as if the drawn RDM were written out in full."""
     rng = np.random.default_rng(3)
     data, models = rng.integers(0, 4, (2, 45)).astype(float) + 1, rng.integers(0, 3, (1, 45)).astype(float) + 1
-    w = np.array([3, 2, 1, 1, 1, 0, 0, 1, 0, 1])
+    w = np.array(w)
     fit = bootstrap_rdms(data, models, conditions=w[None], rdms=np.ones((1, 2)), compare=compare).fits[0, 0]
     copies = np.repeat(np.arange(10), w)
     i, j = np.triu_indices(len(copies), 1)
