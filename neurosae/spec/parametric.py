@@ -9,6 +9,11 @@ from neurosae.spec.words import Problem, Where
 
 FRAMES = 6
 """Frames below which nothing is claimed over them."""
+NO_STRATA = (
+    "min-F' compares means over items and over frames, in which strata of items have no place; "
+    "use model ols, where strata are a fixed factor, or leave `strata` out of the design."
+)
+"""Why min-F' is refused for an effect between items of a design with strata."""
 
 
 def parametric_problems(name: str, analysis: Any, design: Any) -> Iterator[Problem]:
@@ -30,6 +35,8 @@ def parametric_problems(name: str, analysis: Any, design: Any) -> Iterator[Probl
         elif block.model == "item_intercept" and not _only_between(written, design):
             text = f"'{effect}' varies within items, and items react to it differently, so (1 | item) is no valid error"
             yield (*where, "model"), f"{text} term; the paired t test of the items' differences is: model: ols."
+        elif block.model == "min_f" and design.strata is not None and _only_between(written, design):
+            yield (*where, "model"), NO_STRATA
 
 
 def _only_between(written: Mapping[str, Any], design: Any) -> bool:

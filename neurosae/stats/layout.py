@@ -7,6 +7,9 @@
 | `stimuli` | a stimulus | one per cell; frames as deviations |
 | `frames` | a unit's datum in one frame | one per group of items |
 
+Effects between items have a column per stratum of the design too (deviations from the mean of the strata, no claim over
+them), as their relabellings stay inside strata; an effect within items compares items with themselves and needs none.
+
 Cell means as columns make the weights of an effect, as written, the contrast of the coefficients. The datum, the units
 (items, or items merged by shared forms) and the groups are those of `design.exchange`, as in every other test.
 """
@@ -26,6 +29,8 @@ from neurosae.errors import DataError, SpecError
 from neurosae.extraction.responses import ItemCells, item_cells
 from neurosae.spec.design import Design
 from neurosae.spec.frames import between
+
+BLOCK = "stratum "  # how names of columns of strata begin
 
 
 class Layout(NamedTuple):
@@ -100,6 +105,10 @@ def layout(adata: Any, design: Design, effect: Mapping[str, Any], *, rows: str, 
     makers = {"items": _datum_rows, "frames": _datum_rows}
     Y, X, names, weights, own, frame = makers.get(rows, _cell_rows)(design, made, table, exchange=exchange)
     n_dropped = len(found.dropped)
+    is_between = exchange is not None and exchange.groups is not None
+    if is_between and design.strata is not None:
+        assert exchange is not None
+        X, names, weights = _with_strata(design, exchange, own, columns=(X, names, weights))
     return Layout(
         Y=Y,
         X=X,
@@ -110,10 +119,30 @@ def layout(adata: Any, design: Design, effect: Mapping[str, Any], *, rows: str, 
         n_units=len(np.unique(own)),
         n_frames=len(frames) if apart else found.n_frames,
         activity=np.asarray(abs(table.X).mean(axis=0)).ravel(),
-        is_between=exchange is not None and exchange.groups is not None,
+        is_between=is_between,
         is_difference=exchange is None or abs(_within_sum(design, made, exchange)) < 1e-9,
         dropped=f"{n_dropped} item x frame dropped: incomplete" if n_dropped else "",
     )
+
+
+def _with_strata(
+    design: Design, exchange: Exchange, unit: np.ndarray, *, columns: tuple[np.ndarray, tuple[str, ...], np.ndarray]
+) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
+    """X with the strata of the rows' units as deviations from their mean, which leave the effect's weights alone."""
+    X, names, weights = columns
+    items, label = items_of(design), str(design.strata)
+    of_unit = {k: items[name].labels[label] for name, k in zip(exchange.items, exchange.units.tolist(), strict=True)}
+    own = np.array([of_unit[k] for k in unit])
+    strata = sorted(set(own))
+    last = own == strata[-1]
+    blocks = np.column_stack([(own == s) - 1.0 * last for s in strata[:-1]]) if len(strata) > 1 else X[:, :0]
+    X = np.column_stack([X, blocks])
+    if np.linalg.matrix_rank(X) < X.shape[1]:
+        raise DataError(
+            f"the strata ({label}) and the groups of items cannot be told apart: some groups share no stratum. Leave "
+            "`strata` out of the design, or give every stratum items of all groups."
+        )
+    return X, (*names, *(f"{BLOCK}{s}" for s in strata[:-1])), np.r_[weights, np.zeros(len(strata) - 1)]
 
 
 class _Rows(NamedTuple):

@@ -10,6 +10,7 @@ r"""Parametric models of an effect, feature by feature: labelled alternatives be
 | `min_f` | differences per frame | normal item means and frame means | items, frames |
 | `limma_trend` | items | normal items; variances around a trend over activity | items |
 
+Strata of the design are a fixed factor of effects between items; min-F' has no place for them and is refused.
 Prompts of one item repeat the same words. Where rows are taken as independent they are one number per item.
 """
 
@@ -29,7 +30,7 @@ from neurosae.spec.blocks import Inference, ParametricBlock
 from neurosae.spec.results import Tested, as_results, check_results
 from neurosae.stats.asked import features_from_earlier, many, named_effects, positions_in, responses_by_site
 from neurosae.stats.contrast import contrast
-from neurosae.stats.layout import Layout, layout
+from neurosae.stats.layout import BLOCK, Layout, layout
 from neurosae.stats.multiplicity import CORRECTIONS
 from neurosae.stats.parametric_models import MODELS, Numbers
 
@@ -151,8 +152,6 @@ def _run(sites: Mapping[str, Any], asked: Asked) -> Tested:
     parts, words = [], [MODELS[asked.block.model].assumed]
     if asked.inference.nuisance:
         words.append(f"without the nuisance {', '.join(asked.inference.nuisance)}, which this model has no columns for")
-    if strata := design_of(next(iter(sites.values()))).strata:
-        words.append(f"without the strata ({strata}), inside which the relabellings stay")
     for (effect, site, region, position), rows in base.groupby(
         ["effect", "site", "region", "position"], sort=False, observed=True, dropna=False
     ):
@@ -163,7 +162,10 @@ def _run(sites: Mapping[str, Any], asked: Asked) -> Tested:
             made, alive, layed = _fitted(
                 sites[str(site)], asked, str(effect), where=where, features=rows.loc[tested, "feature"]
             )
-            common = {"words": words, "alternative": str(rows["alternative"].iloc[0])}
+            blocked = any(name.startswith(BLOCK) for name in layed.names)
+            strata = design_of(sites[str(site)]).strata
+            own = [*words, f"the strata ({strata}) are a fixed factor: no claim over them"] if blocked else words
+            common = {"words": own, "alternative": str(rows["alternative"].iloc[0])}
             parts.append(_rows(rows[tested], made, layed, alive=alive, **common))
     table = pd.concat([p.dropna(axis=1, how="all") for p in parts if len(p)])
     table = table.loc[base.index]

@@ -9,9 +9,10 @@ import numpy as np
 from scipy import stats
 
 from neurosae.errors import DataError
+from neurosae.spec.parametric import NO_STRATA
 from neurosae.stats.crossed import check_frames, combine_f, crossed_reml
 from neurosae.stats.glm import moderated, ols, robust_errors
-from neurosae.stats.layout import Layout
+from neurosae.stats.layout import BLOCK, Layout
 from neurosae.stats.mixed import UNBOUNDED, reml
 
 
@@ -82,6 +83,8 @@ def _crossed(rows: Layout) -> Numbers:
 def _min_f(rows: Layout) -> Numbers:
     """F1 over the units that have all frames, F2 over frames of the weighted means of their groups."""
     check_frames(rows.n_frames)
+    if any(name.startswith(BLOCK) for name in rows.names):
+        raise DataError(NO_STRATA)
     whole = np.flatnonzero(np.bincount(rows.unit, minlength=rows.unit.max() + 1) == rows.n_frames)
     if len(whole) < 2:
         raise DataError("fewer than 2 items stand in all frames; min-F' needs complete items: use model crossed.")

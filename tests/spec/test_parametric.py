@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from neurosae.errors import SpecError
 from neurosae.spec.blocks import ParametricBlock
+from neurosae.spec.parametric import NO_STRATA, parametric_problems
 
 ANCHOR = "  geometry:"
 
@@ -44,3 +47,14 @@ def test_parametric_block_refuses(models, block, text):
     """Each refusal names the line, the field and what would do."""
     with pytest.raises(SpecError, match=rf"analyses/number_agreement.yaml:\d+: .*{text}"):
         models(block)
+
+
+def test_min_f_is_refused_with_strata_before_a_model_loads():
+    """Strata matter to effects between items; an effect within items has none to lose."""
+    factors = {"kind": SimpleNamespace(varies="between"), "number": SimpleNamespace(varies="within")}
+    design = SimpleNamespace(frames=dict.fromkeys("abcdef"), factors=factors, strata="topic")
+    effects = {"kind": {"kind": {"a": 1, "b": -1}}, "number": {"number": {"a": 1, "b": -1}}}
+    block = ParametricBlock(test="parametric", region=("noun",), effect=("kind", "number"), model="min_f")
+    rules = SimpleNamespace(alternative="two-sided")
+    analysis = SimpleNamespace(tests={"models": block}, effects=effects, inference=rules)
+    assert list(parametric_problems("models", analysis, design)) == [(("tests", "models", "model"), NO_STRATA)]

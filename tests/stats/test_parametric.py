@@ -325,11 +325,40 @@ def test_models_are_those_of_the_schema():
     assert set(get_args(ParametricModel)) == set(MODELS)
 
 
-def test_rows_say_that_strata_do_not_enter(between):
-    """The p of the relabellings beside the model's stays inside strata; the model knows none."""
-    parts = grouped().model_dump(by_alias=True, exclude_none=True)
+def stratified(design):
+    """The same with topics a and b as strata."""
+    parts = design.model_dump(by_alias=True, exclude_none=True)
     items = {name: {**forms, "topic": "ab"[k // 8]} for k, (name, forms) in enumerate(parts["items"].items())}
-    stratified = Design.model_validate(parts | {"items": items, "labels": ["topic"], "strata": "topic"})
-    fake = simulate(stratified, n_features=10, density=0.6, seed=1)
-    assert all("without the strata (topic)" in note for note in fitted(fake, KIND, "ols")["note"])
+    return Design.model_validate(parts | {"items": items, "labels": ["topic"], "strata": "topic"})
+
+
+def test_strata_agree_with_a_factor_of_statsmodels(between):
+    """Effects between items have a column per stratum, and say so; effects within items need none."""
+    fake = simulate(stratified(grouped()), n_features=10, density=0.6, effects={"kind": 2}, shift=2.0, seed=1)
+    rows = fitted(fake, KIND, "ols")
+    assert all("the strata (topic) are a fixed factor" in note for note in rows["note"])
+    for row in rows.itertuples():
+        means = long(fake, row.feature).groupby("item", sort=False).agg({"y": "mean", "kind": "first"})
+        X = np.column_stack([means["kind"] == "tool", means["kind"] == "food", np.arange(16) // 8]).astype(float)
+        known = OLS(means["y"].to_numpy(), X).fit().t_test([1, -1, 0])
+        assert_allclose([row.value, row.dof], [known.tvalue.item(), known.df_denom], rtol=1e-8)
+    assert not fitted(fake, NUMBER, "ols")["note"].str.contains("strata").any()
     assert not fitted(between, KIND, "ols")["note"].str.contains("strata").any()
+
+
+@pytest.mark.parametrize("model", ["hc3", "limma_trend", "cluster", "item_intercept"])
+def test_strata_are_regressed_out_by_every_model(model):
+    """A shift of one topic is no noise: no model's answer changes with its size."""
+    fake = simulate(stratified(grouped()), n_features=10, density=1.0, effects={"kind": 2}, shift=1.0, seed=1)
+    moved, late = fake.copy(), fake.obs["item"].astype(str).isin([f"i{k}" for k in range(8, 16)]).to_numpy()
+    moved.X = sp.csr_matrix(moved.X.toarray() + 50.0 * late[:, None])
+    here, there = fitted(fake, KIND, model), fitted(moved, KIND, model)
+    assert_allclose(there["estimate"], here["estimate"], atol=1e-4)
+    assert_allclose(there["se"], here["se"], rtol=0.05 if model == "limma_trend" else 1e-3)
+
+
+def test_strata_are_refused_by_min_f():
+    """Means over frames have no strata."""
+    fake = simulate(stratified(grouped(n_frames=6)), n_features=4, density=1.0, seed=1)
+    with pytest.raises(DataError, match="strata of items have no place; use model ols"):
+        fitted(fake, KIND, "min_f")
