@@ -119,7 +119,8 @@ LAYERS = """
 18 report.models
 18 report.absence
 18 report.figures report.prose report.methods report.maps report.joint
-18 report.calibration stats.selection report.regions
+18 stats.selection report.regions
+19 report.calibration
 19 report.sections
 20 report.html report.comparison
 17 report.figures_comparison
