@@ -53,6 +53,7 @@ _WHERE = {
     "neurosae.stats.communities": ("coactivation_communities", "decoder_clusters", "reference_activations"),
     "neurosae.stats.contrast": ("contrast", "null_rate"),
     "neurosae.stats.equivalence": ("equivalence",),
+    "neurosae.stats.anova": ("anova",),
     "neurosae.stats.choosing": ("choosing",),
     "neurosae.stats.factorial": ("factorial",),
     "neurosae.stats.integration": ("integration",),

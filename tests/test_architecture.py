@@ -113,7 +113,8 @@ LAYERS = """
 17 report.figures_courses report.figures_features report.figures_pattern report.figures_univariate report.result_tables report.claims
 17 report.limits report.page
 17 report.figures_power report.figures_maps report.figures_factorial
-18 report.factorial report.choosing
+18 report.factorial report.choosing report.anova stats.anova
+9  stats.anova_tables
 18 stats.calibrate
 17 stats.crosstest stats.othereffect report.figures_sets
 18 report.models

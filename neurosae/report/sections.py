@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 import pandas as pd
 
 from neurosae.report.absence import EQUIVALENCE
+from neurosae.report.anova import ANOVA
 from neurosae.report.choosing import CHOOSING
 from neurosae.report.factorial import FACTORIAL
 from neurosae.report.figures import draw_contrast, draw_design, draw_overview, draw_pattern
@@ -38,6 +39,7 @@ SECTIONS: Mapping[str, Section] = {
     "pairs": PAIRS,
     "factorial": FACTORIAL,
     "choosing": CHOOSING,
+    "anova": ANOVA,
     "integration": INTEGRATION,
     "equivalence": EQUIVALENCE,
     "parametric": PARAMETRIC,

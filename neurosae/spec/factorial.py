@@ -130,6 +130,7 @@ class ChoosingBlock(Block):
 
 PATTERNS: Mapping[str, tuple[type[Block], str]] = {
     "factorial": (FactorialBlock, "neurosae.stats.factorial"),
+    "anova": (AnovaBlock, "neurosae.stats.anova"),
     "choosing": (ChoosingBlock, "neurosae.stats.choosing"),
 }
 """Kind of test -> its schema, and the module whose `run` computes it."""
