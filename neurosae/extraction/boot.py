@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,8 +49,12 @@ def boot_folder(folder: Path, device: torch.device, change: Change | None = None
 
     try:
         with quiet():
-            bridge = TransformerBridge.boot_transformers(str(folder), device=device, model_class=Checked)
+            bridge = TransformerBridge.boot_transformers(
+                str(folder), device=device, model_class=Checked, tokenizer=_stand_in()
+            )
     except Exception as error:  # transformers, safetensors and the bridge each raise their own
+        if "supported architecture" in str(error) or "Unsupported architecture" in str(error):
+            raise ModelError(_unsupported(folder)) from error
         raise ModelError(
             f"{folder} cannot be loaded as a language model ({first_line(error)}); "
             "check config.json and the weight files, or copy the checkpoint again."
@@ -61,6 +67,15 @@ def boot_folder(folder: Path, device: torch.device, change: Change | None = None
             f"{folder}: the checkpoint lacks {len(trunk)} weights, such as {trunk[0]}; copy the whole checkpoint again."
         )
     return bridge, not lost
+
+
+def _unsupported(folder: Path) -> str:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    names = ", ".join(config.get("architectures") or [str(config.get("model_type", "without a name"))])
+    return (
+        f"{folder}: architecture {names} is not known to transformer-lens {version('transformer-lens')}, so its hook "
+        "points have no names; use a model of another architecture, such as GPT-2, Llama, Pythia or BERT."
+    )
 
 
 def boot_objects(model: Any, device: torch.device) -> Any:

@@ -85,6 +85,11 @@ def _finished(
         with quiet():
             bridge.enable_compatibility_mode()
     cfg = bridge.cfg
+    if f"blocks.{cfg.n_layers - 1}.hook_resid_post" not in bridge.hook_dict:
+        raise ModelError(
+            f"{facts['name']} is no single stack of layers (an encoder with a decoder, or a model of images); use a "
+            "decoder (GPT-2, Llama …) or an encoder (BERT)."
+        )
     complete = facts.pop("complete", True)
     numbers = {"d_model": cfg.d_model, "n_layers": cfg.n_layers, "n_ctx": cfg.n_ctx, "n_vocab": cfg.d_vocab}
     bridge.eval()
@@ -141,11 +146,12 @@ def _objects(pair: tuple[Any, Any], device: torch.device, bos: Bos) -> tuple[Any
 
 def _folder(source: str | Path, device: torch.device, bos: Bos) -> tuple[Any, Tokenizer | None, dict[str, Any]]:
     folder = find_checkpoint(source)
+    tokens = load_tokenizer(folder, bos=bos)  # first: what it lacks is told in our words
     bridge, complete = boot_folder(folder, device)
     facts = {"name": folder.name if Path(source).is_dir() else str(source), "source": str(folder)}
     facts |= {"complete": complete, "weights_hash": weights_hash(folder)}
     facts["config"] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return bridge, load_tokenizer(folder, bos=bos), facts
+    return bridge, tokens, facts
 
 
 # --- its control ----------------------------------------------------------------------------------------------------

@@ -163,4 +163,10 @@ def logits_of(model: LanguageModel, x: torch.Tensor) -> torch.Tensor:
     if not model.has_head:
         raise ModelError(f"{model.name} has no head that predicts the next token; surprisal and targets need one.")
     with torch.inference_mode(), precision(model):
-        return model.bridge.unembed(model.bridge.ln_final(x)).float()
+        return read_head(model.bridge, x)
+
+
+def read_head(bridge: Any, x: torch.Tensor) -> torch.Tensor:
+    """Logits of the last residual stream; some architectures scale or cap them after the unembedding."""
+    logits = bridge.unembed(bridge.ln_final(x)).float()
+    return getattr(bridge.adapter, "apply_output_logits_transform", lambda plain: plain)(logits)

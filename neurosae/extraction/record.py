@@ -48,7 +48,7 @@ def site_records(
         "n_stimuli": len(work.cells.ids),
         **missing,
     }
-    warned = _warnings(model, missing, packing, n_stimuli=len(work.cells.ids))
+    warned = _warnings(model, missing, packing, n_stimuli=len(work.cells.ids)) + _unknown_words(work)
     return {
         site: common
         | {"warnings": warned + [_precision_words(model, site, s) for s in [switched.get(site)] if s]}
@@ -128,6 +128,22 @@ def _warnings(
     if control := model.provenance.get("control"):
         out.append(f"the weights are a random control ({control['mode']}, seed {control['seed']})")
     return out
+
+
+def _unknown_words(work: Work) -> list[str]:
+    """What the tokenizer does not know becomes one and the same token: such words cannot differ from one another."""
+    tokens, rows = work.model.tokens, work.cells.rows
+    if tokens is None or tokens.unknown_id is None:
+        return []
+    ids = np.array([work.cells.ids[row][at] for row, at in zip(rows["row"], rows["token_index"], strict=True)])
+    lost = rows.loc[ids == tokens.unknown_id]
+    if lost.empty:
+        return []
+    words = ", ".join(f"'{word.strip()}'" for word in lost["token"].value_counts().index[:3])
+    return [
+        f"{len(lost)} of {len(rows)} tokens that were read are unknown to the tokenizer ({words}) and enter the model "
+        f"as the same {tokens.backend.id_to_token(tokens.unknown_id)}: no response tells them apart"
+    ]
 
 
 def _is_fallback(packing: Mapping[str, Any]) -> bool:

@@ -14,7 +14,7 @@ import torch
 
 from neurosae.errors import ModelError
 from neurosae.extraction.packing import Packing, pack
-from neurosae.extraction.passes import LanguageModel, hooked_pass, precision
+from neurosae.extraction.passes import LanguageModel, hooked_pass, precision, read_head
 from neurosae.extraction.trie import trie_groups
 
 # largest max|d| / rms between a batch and single sequences: ten times what float32 shows on real models (1e-6 to 1e-5),
@@ -41,7 +41,7 @@ def probe(model: LanguageModel) -> tuple[bool, bool]:
     with torch.inference_mode(), precision(model):
         logits = model.bridge(ids, return_type="logits", attention_mask=torch.ones_like(ids)).float()
         try:
-            own = model.bridge.unembed(model.bridge.ln_final(stream)).float()
+            own = read_head(model.bridge, stream)
         except (AttributeError, TypeError, RuntimeError):
             return True, False
     spread = TOLERANCE[model.dtype] * float(logits.square().mean().sqrt())

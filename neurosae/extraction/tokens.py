@@ -39,6 +39,7 @@ class Tokenizer:
     bos_id : the BOS id, None if it has none
     rule : `auto` while a dictionary may still decide about BOS, else `true` or `false`
     hash : sha256 of the tokenizer's definition, the specials excluded
+    unknown_id : the id that stands for whatever the vocabulary lacks, None where nothing is lost
     """
 
     backend: Backend
@@ -48,6 +49,7 @@ class Tokenizer:
     bos_id: int | None
     rule: str
     hash: str
+    unknown_id: int | None = None
 
     @property
     def first(self) -> int:
@@ -112,7 +114,7 @@ def make_tokenizer(backend: Backend, *, bos_token: str | None = None, bos: Bos =
     if bos_id is None and prefix:
         bos_id = prefix[0]
     digest = hashlib.sha256(definition.encode()).hexdigest()
-    plain = Tokenizer(backend, prefix, suffix, prefix, bos_id, "auto", digest)
+    plain = Tokenizer(backend, prefix, suffix, prefix, bos_id, "auto", digest, _unknown_id(backend, definition))
     rule = str(bos).lower()
     return plain if rule == "auto" else with_bos(plain, rule == "true")
 
@@ -146,6 +148,15 @@ def _habit(backend: Backend) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if full[at : at + len(plain)] == plain:
             return tuple(full[:at]), tuple(full[at + len(plain) :])
     raise ModelError("the tokenizer changes a text when it adds its special tokens; set `bos: false`.")
+
+
+def _unknown_id(backend: Backend, definition: str) -> int | None:
+    if isinstance(backend, SlowBackend):
+        return getattr(backend.tokenizer, "unk_token_id", None)
+    model = json.loads(definition)["model"]
+    if model.get("unk_id") is not None:  # Unigram
+        return int(model["unk_id"])
+    return backend.token_to_id(model["unk_token"]) if model.get("unk_token") else None
 
 
 def _bos_token(folder: Path) -> str | None:

@@ -1,0 +1,115 @@
+"""Models that were made elsewhere: read exactly, or refused with what would be right."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+from neurosae.errors import ModelError
+from neurosae.extraction.model import hooked_pass, load_model, logits_of
+from neurosae.extraction.responses import provenance_of
+from neurosae.extraction.run import extract
+from neurosae.extraction.tokens import make_tokenizer
+from tests.extraction.conftest import TinyDictionary, byte_level, sentencepiece, wordpiece
+
+WIDE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 340}
+GROUPED = WIDE | {"num_key_value_heads": 1, "intermediate_size": 24, "max_position_embeddings": 32}
+FAMILIES = {
+    "Gemma2": GROUPED | {"head_dim": 8, "sliding_window": 4, "final_logit_softcapping": 0.05},
+    "OPT": WIDE | {"max_position_embeddings": 32, "ffn_dim": 24, "word_embed_proj_dim": 16},
+    "Bloom": {"hidden_size": 16, "n_layer": 2, "n_head": 2, "vocab_size": 340},
+    "Mamba": {"hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 340, "state_size": 4},
+    "Qwen2": GROUPED | {"tie_word_embeddings": True},
+}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A function from a class of transformers and its settings to a folder, in half precision and several files."""
+
+    def make(name, config, settings, *, tokenizer=byte_level):
+        torch.manual_seed(0)
+        model = getattr(transformers, name)(getattr(transformers, config)(**settings)).half()
+        with torch.no_grad():
+            for weight in model.parameters():
+                if weight.dim() > 1:
+                    weight.mul_(3)
+        model.save_pretrained(tmp_path / name, max_shard_size="20KB")
+        if tokenizer is not None:
+            tokenizer().save(str(tmp_path / name / "tokenizer.json"))
+        return tmp_path / name
+
+    return make
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+def test_streams_and_logits_agree_with_transformers(saved, family):
+    """Residual streams and logits of each family, capped and scaled logits included, are those of transformers."""
+    folder = saved(f"{family}ForCausalLM", f"{family}Config", FAMILIES[family])
+    ours = load_model(folder, device="cpu")
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = torch.arange(3, 12)[None]
+    with torch.inference_mode():
+        whole = theirs(ids, output_hidden_states=True)
+    n = ids.shape[1]
+    hooks = ["blocks.0.hook_resid_post", ours.last_hook]
+    got = hooked_pass(ours, ids, ids * 0 + 1, hooks=hooks, rows=[0] * n, cols=range(n))
+    first = whole.hidden_states[0 if family == "Mamba" else 1][0]  # Mamba lists its layers without the embedding
+    torch.testing.assert_close(got[hooks[0]], first, rtol=1e-5, atol=1e-5 * float(first.abs().max()))
+    assert ours.has_head
+    size = float(whole.logits.abs().max())
+    torch.testing.assert_close(logits_of(ours, got[hooks[1]]), whole.logits[0], rtol=0, atol=2e-5 * size)
+
+
+def test_an_architecture_without_hook_points_is_refused_by_its_name(saved):
+    """The reader learns that the architecture is the trouble, not that the files are damaged."""
+    settings = WIDE | {"intermediate_size": 24, "max_position_embeddings": 32}
+    folder = saved("RobertaForMaskedLM", "RobertaConfig", settings)
+    with pytest.raises(ModelError, match=r"RobertaForMaskedLM is not known .* use a model of another architecture"):
+        load_model(folder, device="cpu")
+
+
+def test_an_encoder_with_a_decoder_is_refused_in_one_sentence(saved):
+    """Two stacks have two residual streams: refused when the model is loaded."""
+    settings = {"d_model": 16, "num_layers": 2, "num_heads": 2, "d_ff": 24, "d_kv": 8, "vocab_size": 340}
+    folder = saved("T5ForConditionalGeneration", "T5Config", settings)
+    with pytest.raises(ModelError, match=r"no single stack of layers .* use a decoder"):
+        load_model(folder, device="cpu")
+
+
+def test_a_missing_tokenizer_is_named_before_the_weights_are_read(saved):
+    """A folder with tokenizer_config.json, but no tokenizer.json, gets the remedy and no foreign error."""
+    settings = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32, "vocab_size": 340}
+    folder = saved("GPT2LMHeadModel", "GPT2Config", settings, tokenizer=None)
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}', encoding="utf-8")
+    with pytest.raises(ModelError, match=r"has no tokenizer.json; write one with"):
+        load_model(folder, device="cpu")
+
+
+def test_words_that_the_tokenizer_does_not_know_are_announced(saved):
+    """!? and ## both become [UNK]: their vectors are equal, and the record says so."""
+    settings = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32, "vocab_size": 340}
+    folder = saved("GPT2LMHeadModel", "GPT2Config", settings, tokenizer=wordpiece)
+    texts = ["the !? is", "the ## is", "the key is"]
+    stimuli = pd.DataFrame(
+        {"item": ["a", "b", "c"], "frame": "f", "split": "test", "text": texts, "word_start": 4},
+        index=pd.Index(["s0", "s1", "s2"], name="stimulus"),
+    ).assign(word_end=[6, 6, 7])
+    dictionary = TinyDictionary("blocks.0.hook_resid_post", 16)
+    out = extract(stimuli, load_model(folder, device="cpu"), {"s": dictionary}, positions={"regions": ["word"]})["s"]
+    said = [w for w in provenance_of(out)["warnings"] if "unknown to the tokenizer" in w]
+    assert len(said) == 1
+    assert said[0].startswith("4 of 5 tokens that were read are unknown to the tokenizer ('#', '!', '?')")
+    assert np.array_equal(out.X[0].toarray(), out.X[2].toarray())
+
+
+@pytest.mark.parametrize(("tokenizer", "name"), [(wordpiece, "[UNK]"), (sentencepiece, "<unk>"), (byte_level, None)])
+def test_the_unknown_token_is_read_from_the_definition(tokenizer, name):
+    """WordPiece and sentencepiece lose what they do not know; bytes lose nothing."""
+    ours = make_tokenizer(tokenizer())
+    assert ours.unknown_id == (None if name is None else ours.backend.token_to_id(name))
