@@ -26,7 +26,7 @@ LAYERS = """
 1  spec.hooks spec.fields spec.files spec.frames
 2  spec.load spec.effects spec.sites spec.results
 2  spec.block
-3  spec.geometry spec.factorial spec.design spec.positions
+3  spec.geometry spec.factorial spec.design spec.positions spec.subjects
 4  spec.blocks
 3  spec.planning
 4  design.regions design.units design.weights
@@ -60,7 +60,7 @@ LAYERS = """
 10 dictionary.interaction dictionary.plan dictionary.rows
 11 dictionary.architectures dictionary.pathology
 12 dictionary.train dictionary.interaction_study
-10 stats.rdm_models
+10 stats.rdm_models stats.feature_shares
 10 stats.flips stats.units stats.resample dictionary.checkpoint dictionary.evaluate extraction.record
 11 extraction.run
 10 stats.conjunctions
@@ -88,15 +88,18 @@ LAYERS = """
 10 stats.paired
 13 dictionary.sweep
 12 stats.subjects stats.intervals stats.statistics stats.geometry dictionary.alternatives
-13 dictionary.load
+13 dictionary.load dictionary.control
 9  dictionary.convert dictionary.overlap
 12 dictionary.scorecard
 9  stats.agreement
 10 stats.probes
 8  dictionary.decompositions
 13 stats.parametric_models
-13 stats.family stats.second_order stats.rsa_rows stats.rsa_tests
+13 stats.family stats.second_order stats.rsa_rows stats.rsa_tests stats.feature_geometry
 14 stats.rsa
+16 stats.across_subjects
+17 report.figures_subjects
+18 report.subjects
 14 stats.rows stats.heights stats.asked
 15 stats.map_rows
 15 stats.contrast report.style report.wording report.references report.stored
@@ -114,6 +117,9 @@ LAYERS = """
 17 report.limits report.page
 17 report.figures_power report.figures_maps report.figures_factorial
 18 report.factorial report.choosing report.anova stats.anova
+1  design.import_files
+2  design.import_tables
+4  design.importers
 9  stats.anova_tables
 18 stats.calibrate
 17 stats.crosstest stats.othereffect report.figures_sets

@@ -240,11 +240,12 @@ class TemporalBlock(Block):
     two of the factor."""
 
 
-GeometryBlock = RsaBlock | SecondOrderBlock
+GeometryBlock = RsaBlock | SecondOrderBlock | FeatureGeometryBlock
 """Tests of geometry."""
 GEOMETRY: Mapping[str, tuple[type[Block], str]] = {
     "rsa": (RsaBlock, "neurosae.stats.rsa"),
     "second_order": (SecondOrderBlock, "neurosae.stats.second_order"),
+    "feature_geometry": (FeatureGeometryBlock, "neurosae.stats.feature_geometry"),
 }
 """Kind of test -> its schema, and the module whose `run` computes it."""
 

@@ -18,7 +18,7 @@ crossnobis proper, and Mahalanobis for the plug-in form.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -46,6 +46,7 @@ class Patterns:
     numbers : numeric columns of the responses, averaged as X is
     n_dead, n_untestable : features without activity here, and with too few informative items
     n_dropped : items left out because a condition or frame was missing
+    columns : place of each kept feature among the columns of the responses
     """
 
     items: tuple[str, ...]
@@ -57,6 +58,7 @@ class Patterns:
     n_dead: int
     n_untestable: int
     n_dropped: int
+    columns: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     @property
     def labels(self) -> list[str]:
@@ -129,6 +131,7 @@ def patterns(cells: ItemCells, *, crossed: bool, min_informative: int = 6) -> Pa
         n_dead=int((~alive).sum()),
         n_untestable=int((alive & ~keep).sum()),
         n_dropped=n_items - len(used) + len(frames),
+        columns=np.flatnonzero(keep),
     )
 
 
@@ -244,7 +247,8 @@ def measured(found: Patterns, distance: str, noise: str = "none") -> tuple[Patte
         raise DataError(f"{N} patterns of {K} conditions leave no residuals for a noise covariance; set noise: none.")
     groups = [found.condition, found.item] if crossed else [found.condition]
     G, kept = noise_gram(found.X, groups, dof=dof, method=noise)
-    return replace(found, X=sp.csr_matrix(found.X[:, kept])), G
+    columns = found.columns[kept] if len(found.columns) else found.columns
+    return replace(found, X=sp.csr_matrix(found.X[:, kept]), columns=columns), G
 
 
 def distances(G: np.ndarray, found: Patterns, distance: str = "crossnobis") -> np.ndarray:
