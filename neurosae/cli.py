@@ -61,11 +61,19 @@ def check(
 
 @app.command()
 def expand(
-    design: Annotated[Path, typer.Argument(help="A design file (schema: neurosae/design/1).")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Stimulus table to write: .csv or .parquet.")],
+    design: Annotated[Path, typer.Argument(help="A design file (schema: neurosae/design/1); with --from, any file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Table to write, .csv or .parquet; .yaml: an imported design.")],
+    *,
+    given: Annotated[str | None, typer.Option("--from", help="Import lists, csv, jsonl or minimal_pairs.")] = None,
+    factors: Annotated[str | None, typer.Option(help="With --from: names of the factors, a,b.")] = None,
 ) -> None:
     """Write the stimulus table of a design: one row per text, with the character span of every region."""
-    stimuli = ns.expand(ns.load_design(design))
+    made = ns.import_design(design, given, factors=factors.split(",") if factors else None) if given else None
+    if made is not None and out.suffix == ".yaml":
+        ns.write_design(out, made)
+        typer.echo(f"{out}: check it, `neurosae check {out}`, before an analysis names it")
+        return
+    stimuli = ns.expand(made or ns.load_design(design))
     ns.write_table(out, stimuli)
     typer.echo(f"{len(stimuli)} stimuli in {out}")
 

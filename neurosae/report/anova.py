@@ -44,8 +44,8 @@ def anova_statements(study: Study, test: str, rows: pd.DataFrame) -> Iterator[St
     detail = (
         f"Holm's method over features, term by term; {plural(n_units(table), 'item')}. The strongest is "
         f"{best['effect'].replace(':', ' × ')} of {feature_name(best['site'], best['feature'])} "
-        f"(F({digits(best['x_df1'])}, {digits(best['dof'])}) = {digits(best['value'])}, partial η² {digits(best['effsize'])}, p corrected "
-        f"{digits(best['p_corr'])}{also})."
+        f"(F({digits(best['x_df1'])}, {digits(best['dof'])}) = {digits(best['value'])}, partial η² "
+        f"{digits(best['effsize'])}, p corrected {digits(best['p_corr'])}{also})."
     )
     verdict = "exploratory" if len(found) else "nothing"
     yield Statement(test, "", verdict, f"{len(found):,}", text, detail, localizer, (PARAMETRIC,))
