@@ -11,7 +11,7 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -31,12 +31,14 @@ def boot_folder(folder: Path, device: torch.device, change: Change | None = None
     Raises
     ------
     ModelError
-        If the checkpoint is broken or lacks weights below the head.
+        If the checkpoint is broken, lacks weights below the head, or holds more layers than it says.
     """
     from transformer_lens.model_bridge import TransformerBridge  # 3 to 11 s: only when a model is loaded
     from transformer_lens.model_bridge.sources.transformers import get_hf_model_class_for_architecture
 
     lost: list[str] = []
+    left: list[str] = []
+    known: list[str] = []
 
     class Checked:
         @staticmethod
@@ -45,6 +47,8 @@ def boot_folder(folder: Path, device: torch.device, change: Change | None = None
             auto = cast(Any, get_hf_model_class_for_architecture(architecture))
             model, info = auto.from_pretrained(*args, output_loading_info=True, **kwargs)
             lost.extend(sorted(info["missing_keys"]))
+            left.extend(sorted(info["unexpected_keys"]))
+            known.extend(model.state_dict())
             return change(model) if change else model
 
     try:
@@ -59,14 +63,25 @@ def boot_folder(folder: Path, device: torch.device, change: Change | None = None
             f"{folder} cannot be loaded as a language model ({first_line(error)}); "
             "check config.json and the weight files, or copy the checkpoint again."
         ) from error
-    trunk = [
-        name for name in lost if not re.match(r"(cls|lm_head|predictions|vocab_projector|vocab_transform)\b", name)
-    ]
+    _check_weights(folder, lost=lost, left=left, known=known)
+    return bridge, not lost
+
+
+def _check_weights(folder: Path, *, lost: Sequence[str], left: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse a checkpoint whose weights are not those of its config.json: fewer (`lost`), or more layers (`left`)."""
+    for name in left:
+        stack = re.split(r"\.\d+\.", name, maxsplit=1)[0]
+        if stack != name and any(f"{stack}.0." in own for own in known):
+            raise ModelError(
+                f"{folder}: the weights hold a layer that config.json does not speak of ({name}); copy config.json and "
+                "weights of the same model."
+            )
+    heads = r"(cls|lm_head|predictions|vocab_projector|vocab_transform)\b"
+    trunk = [name for name in lost if not re.match(heads, name)]
     if trunk:
         raise ModelError(
             f"{folder}: the checkpoint lacks {len(trunk)} weights, such as {trunk[0]}; copy the whole checkpoint again."
         )
-    return bridge, not lost
 
 
 def _unsupported(folder: Path) -> str:

@@ -99,12 +99,17 @@ def hooked_pass(
     Raises
     ------
     ModelError
-        If a name is unknown, or a hook point never fired.
+        If a name or a token id is unknown, or a hook point never fired.
     """
     for name in hooks:
         check_hook(name, model.hooks)
     place = torch.device(model.device)
     tokens, row, col = (torch.as_tensor(a, dtype=torch.long).to(place) for a in (ids, rows, cols))
+    if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < model.n_vocab:
+        raise ModelError(
+            f"token id {int(tokens.max())} was given to {model.name}, which knows 0 to {model.n_vocab - 1}; its "
+            "tokenizer belongs to another model: copy the one of this checkpoint."
+        )
     got: dict[str, torch.Tensor] = {}
     n_wanted = len(set(hooks))
 

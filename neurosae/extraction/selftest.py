@@ -91,9 +91,12 @@ def batch_invariance(
     Raises
     ------
     ModelError
-        If it exceeds rounding (1e-4 in float32).
+        If it exceeds rounding (1e-4 in float32), or the vectors are not finite.
     """
     error, hook = packing_error(model, id_lists, [hooks] if isinstance(hooks, str) else hooks, packing="buckets")
+    if not np.isfinite(error):
+        remedy = "copy its checkpoint again" if model.dtype == "float32" else "set `model: {dtype: float32}`"
+        raise ModelError(f"{model.name} gives vectors at {hook} that are no numbers; {remedy}.")
     if not error <= TOLERANCE[model.dtype]:
         raise ModelError(
             f"{model.name} gives other vectors in a batch than alone at {hook} (relative error {error:.1e}, allowed "

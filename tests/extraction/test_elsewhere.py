@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +12,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from neurosae.errors import ModelError
-from neurosae.extraction.model import hooked_pass, load_model, logits_of
+from neurosae.extraction.model import batch_invariance, hooked_pass, load_model, logits_of
 from neurosae.extraction.responses import provenance_of
 from neurosae.extraction.run import extract
 from neurosae.extraction.tokens import make_tokenizer
@@ -113,3 +115,35 @@ def test_the_unknown_token_is_read_from_the_definition(tokenizer, name):
     """WordPiece and sentencepiece lose what they do not know; bytes lose nothing."""
     ours = make_tokenizer(tokenizer())
     assert ours.unknown_id == (None if name is None else ours.backend.token_to_id(name))
+
+
+GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32, "vocab_size": 340}
+
+
+def test_a_tokenizer_of_another_model_is_refused(saved):
+    """An id beyond the vocabulary of the model ends in a sentence that names the tokenizer."""
+    folder = saved("GPT2LMHeadModel", "GPT2Config", GPT2 | {"vocab_size": 40})
+    model = load_model(folder, device="cpu")
+    with pytest.raises(ModelError, match=r"token id 41 was given to .*, which knows 0 to 39; its tokenizer belongs"):
+        hooked_pass(model, [[3, 41]], [[1, 1]], hooks=[model.last_hook], rows=[0], cols=[1])
+    with pytest.raises(ModelError, match=r"its tokenizer belongs to another model"):
+        hooked_pass(model, [[3, -1]], [[1, 1]], hooks=[model.last_hook], rows=[0], cols=[1])
+
+
+def test_weights_that_are_no_numbers_are_refused_as_such(saved):
+    """NaN in one weight is not blamed on batching."""
+    folder = saved("GPT2LMHeadModel", "GPT2Config", GPT2)
+    model = load_model(folder, device="cpu")
+    with torch.no_grad():
+        next(p for p in model.bridge.parameters() if p.dim() > 1).fill_(torch.nan)
+    with pytest.raises(ModelError, match=r"gives vectors at .* that are no numbers; copy its checkpoint again"):
+        batch_invariance(model, [[1, 2, 3], [4]], model.last_hook)
+
+
+def test_layers_that_the_settings_leave_out_are_refused(saved):
+    """config.json with fewer layers than the weights would give a shorter model without a word."""
+    folder = saved("GPT2LMHeadModel", "GPT2Config", GPT2)
+    told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(told | {"n_layer": 1}), encoding="utf-8")
+    with pytest.raises(ModelError, match=r"hold a layer that config.json does not speak of \(transformer.h.1"):
+        load_model(folder, device="cpu")
