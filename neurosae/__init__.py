@@ -68,6 +68,8 @@ _WHERE = {
     "neurosae.stats.maps": ("effect_map", "set_mean"),
     "neurosae.stats.tfce": ("cosine_graph", "tfce"),
     "neurosae.stats.feature_geometry": ("feature_geometry",),
+    "neurosae.stats.searchlight": ("decoder_neighbours", "searchlight"),
+    "neurosae.stats.temporal": ("temporal_rsa",),
     "neurosae.stats.model_comparison": ("as_result", "compare_models", "dual_bootstrap"),
     "neurosae.stats.relabel_conditions": ("permute_conditions",),
     "neurosae.stats.resample": ("bootstrap_rdms",),

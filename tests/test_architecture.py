@@ -101,7 +101,7 @@ LAYERS = """
 17 report.figures_subjects
 18 report.subjects
 14 stats.rows stats.heights stats.asked
-15 stats.map_rows
+15 stats.map_rows stats.searchlight stats.temporal
 15 stats.contrast report.style report.wording report.references report.stored
 15 report.directions
 15 stats.power

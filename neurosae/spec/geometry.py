@@ -240,12 +240,14 @@ class TemporalBlock(Block):
     two of the factor."""
 
 
-GeometryBlock = RsaBlock | SecondOrderBlock | FeatureGeometryBlock
+GeometryBlock = RsaBlock | SecondOrderBlock | FeatureGeometryBlock | SearchlightBlock | TemporalBlock
 """Tests of geometry."""
 GEOMETRY: Mapping[str, tuple[type[Block], str]] = {
     "rsa": (RsaBlock, "neurosae.stats.rsa"),
     "second_order": (SecondOrderBlock, "neurosae.stats.second_order"),
     "feature_geometry": (FeatureGeometryBlock, "neurosae.stats.feature_geometry"),
+    "searchlight": (SearchlightBlock, "neurosae.stats.searchlight"),
+    "temporal_rsa": (TemporalBlock, "neurosae.stats.temporal"),
 }
 """Kind of test -> its schema, and the module whose `run` computes it."""
 
