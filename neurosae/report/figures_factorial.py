@@ -135,7 +135,7 @@ def shares(rows: pd.DataFrame) -> Figure:
 
 @drawn
 def rule_curves(curves: pd.DataFrame) -> Figure:
-    """Accuracy over the number of chosen features, a line per rule with its band, a panel per site and region.
+    """Accuracy over the number of chosen features, a line per rule with its intervals, a panel per site and region.
 
     Parameters
     ----------
@@ -153,9 +153,10 @@ def rule_curves(curves: pd.DataFrame) -> Figure:
         for j, rule in enumerate(names):
             line = part[part["rule"] == rule].sort_values("k")
             colour = GROUPS[j % len(GROUPS)]
-            axes.fill_between(line["k"], line["low"], line["high"], color=colour, alpha=0.1, linewidth=0)
+            at = line["k"] * 2.0 ** ((j - (len(names) - 1) / 2) * 0.07)  # side by side, so that intervals stay apart
+            axes.vlines(at, line["low"], line["high"], color=colour, linewidth=1.1, alpha=0.5)
             axes.plot(
-                line["k"], line["accuracy"], color=colour, marker=MARKERS[j % len(MARKERS)], markersize=4.5,
+                at, line["accuracy"], color=colour, marker=MARKERS[j % len(MARKERS)], markersize=4.5,
                 linewidth=1.5, label=plain(rule.replace("_rsa", " RSA")),
             )  # fmt: skip
         axes.axhline(CHANCE, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)

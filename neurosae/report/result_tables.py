@@ -22,7 +22,8 @@ Column = tuple[dict[str, str], list[Cell]]
 
 def count_rows(study: Study) -> list[dict[str, Any]]:
     """The counts of `tables.counts`, as text."""
-    table = counts(study.results, alpha_of(study))
+    whole = study.results["kind"].isin(["factorial", "choosing"]).to_numpy(dtype=bool)  # no rows of features
+    table = counts(study.results[~whole], alpha_of(study))
     for name in ("position", "split", "failed", "other", "degenerate"):  # columns that would say the same in every row
         if table[name].nunique(dropna=False) <= 1 and not (name in ("failed", "degenerate") and table[name].any()):
             table = table.drop(columns=name)

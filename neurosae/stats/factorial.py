@@ -309,7 +309,7 @@ def _corrected(
     else:
         exhaustive = spot.relabelling.exhaustive
     n_effects = len({name for name, _ in p})
-    over_places = "maximum over sites, regions and positions of this test"
+    over_places = f"maximum over sites, regions and positions of test {asked.name}"
     return {
         "p_unc": _p(found),
         "p_corr": p[at],
