@@ -31,6 +31,7 @@ from neurosae.design.weights import Effect, compile_effect
 from neurosae.errors import SpecError
 from neurosae.spec.design import Design, region_names
 from neurosae.spec.load import parse_yaml
+from neurosae.spec.subjects import subject_notes
 
 ALPHA = 0.05
 
@@ -144,7 +145,11 @@ def check_design(design: Design, stimuli: pd.DataFrame, analysis: Any = None, *,
         forms=shared_forms(design),
         tokens=tokens,
         warnings=tuple(dict.fromkeys([*warnings, *repeated, *reach, *chosen, *at_regions, *problems])),
-        notes=tuple(dict.fromkeys([*notes, *free, *_overlaps(design, stimuli, effects, analysis=analysis)])),
+        notes=tuple(
+            dict.fromkeys(
+                [*subject_notes(analysis), *notes, *free, *_overlaps(design, stimuli, effects, analysis=analysis)]
+            )
+        ),
     )
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from neurosae.report.figures_courses import courses
 from neurosae.report.figures_features import cells, items, profile
 from neurosae.report.figures_pattern import fits, rdms, weights
+from neurosae.report.figures_subjects import subject_numbers
 from neurosae.report.figures_training import training_curves
 from neurosae.report.figures_univariate import null_maximum, strip, volcano
 from neurosae.report.parts import Drawing
@@ -37,6 +38,7 @@ FIGURES: dict[str, Callable[..., Figure]] = {
     "weights": weights,
     "rdms": rdms,
     "fits": fits,
+    "subjects": subject_numbers,
     "training": training_curves,
 }
 MAX_EFFECTS = 8  # figures of one test; its table has them all

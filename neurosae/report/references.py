@@ -8,6 +8,11 @@ REFERENCES: dict[str, tuple[str, str]] = {
         "MANOVA. NeuroImage 89, 345–357.",
         "https://doi.org/10.1016/j.neuroimage.2013.11.043",
     ),
+    "allefeld2016": (
+        "Allefeld C, Görgen K, Haynes J-D (2016). Valid population inference for information-based imaging: from the "
+        "second-level t-test to prevalence inference. NeuroImage 141, 378–392.",
+        "https://doi.org/10.1016/j.neuroimage.2016.07.040",
+    ),
     "bemis2011": (
         "Bemis DK, Pylkkänen L (2011). Simple composition: a magnetoencephalography investigation into the "
         "comprehension of minimal linguistic phrases. Journal of Neuroscience 31, 2801–2814.",

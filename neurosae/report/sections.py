@@ -27,6 +27,7 @@ from neurosae.report.prose import contrast_statements, other_statements, pattern
 from neurosae.report.references import REFERENCES
 from neurosae.report.regions import PAIRS, ROI
 from neurosae.report.stored import Study
+from neurosae.report.subjects import SUBJECTS
 from neurosae.report.tables import distinct, first_known
 
 CONTRAST = Section(contrast_statements, draw_contrast, contrast_methods)
@@ -42,6 +43,7 @@ SECTIONS: Mapping[str, Section] = {
     "anova": ANOVA,
     "integration": INTEGRATION,
     "equivalence": EQUIVALENCE,
+    "subjects": SUBJECTS,
     "parametric": PARAMETRIC,
     "conjunction": CONJUNCTION,
     "combination": COMBINATION,

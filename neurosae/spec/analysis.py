@@ -42,6 +42,7 @@ from neurosae.spec.parametric import parametric_problems
 from neurosae.spec.planning import Power, power_problems
 from neurosae.spec.positions import WHOLE, Positions, score_problems
 from neurosae.spec.sites import DictionaryBlock, ModelBlock, Site, StudyPath, TrainBlock
+from neurosae.spec.subjects import SubjectsBlock, subject_problems
 from neurosae.spec.words import Problem, Where, describe, short
 
 SCHEMA = "neurosae/analysis/1"
@@ -89,7 +90,7 @@ def _test_block(value: Any, _: Any, info: ValidationInfo) -> Any:
 
 
 Own = ContrastBlock | RoiBlock | PairsBlock | ParametricBlock | MapBlock | EquivalenceBlock | JointBlock
-Plain = Own | PatternBlock
+Plain = Own | PatternBlock | SubjectsBlock
 """Tests whose effects are named under `effect`."""
 Known = GeometryBlock | IntegrationBlock | Plain
 TestBlock = Annotated[
@@ -246,6 +247,8 @@ def _own_problems(analysis: Analysis) -> Iterator[Problem]:
             yield from choice_problems(name, analysis)
         if isinstance(block, MapBlock):
             yield from map_problems(name, analysis)
+        if isinstance(block, SubjectsBlock):
+            yield from subject_problems(name, analysis)
         if isinstance(block, IntegrationBlock):
             yield from integration_problems(name, analysis)
             yield from choice_problems(name, analysis)

@@ -17,6 +17,7 @@ from neurosae.spec.fields import Bool, Count, FileName, Number, OneOrMore, Stric
 from neurosae.spec.geometry import GEOMETRY
 from neurosae.spec.integration import IntegrationBlock
 from neurosae.spec.sites import AnyPath
+from neurosae.spec.subjects import SubjectsBlock
 from neurosae.spec.words import short
 
 Statistic = Literal["mean", "t", "moderated_t", "signed_rank", "hurdle", "F", "slope"]
@@ -325,5 +326,6 @@ TESTS: Mapping[str, tuple[type[Strict], str]] = {
     "integration": (IntegrationBlock, "neurosae.stats.integration"),
     **PATTERNS,
     "equivalence": (EquivalenceBlock, "neurosae.stats.equivalence"),
+    "subjects": (SubjectsBlock, "neurosae.stats.across_subjects"),
 }
 """Kind of test -> its schema, and the module whose `run` computes it."""

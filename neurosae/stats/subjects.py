@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from scipy import stats
+from scipy.optimize import brentq
 
 from neurosae.errors import DataError
 from neurosae.spec.results import as_results, check_results, counted_p
@@ -114,7 +115,7 @@ def prevalence(
     names: Sequence[str] | None = None,
     gamma0: float = 0.5,
     alpha: float = 0.05,
-    n_permutations: int = 10_000,
+    n_permutations: int | None = 10_000,
     seed: int,
 ) -> pd.DataFrame:
     r"""In what share of subjects is there an effect? Permutation prevalence by the minimum statistic.
@@ -125,7 +126,15 @@ def prevalence(
         p(gamma <= gamma0) = ((1 - gamma0) p_N^(1/N) + gamma0)^N,
         gamma >= (alpha^(1/N) - p_N^(1/N)) / (1 - p_N^(1/N)),
 
-    for the prevalence gamma. Over measures p_N comes from the maximum, and alpha is corrected for it.
+    for the prevalence gamma. Over several measures p_N comes from the maximum, and p_corr = p_N + (1 - p_N) p.
+
+    That is for subjects whose data are independent. Dictionaries that read the same items are not: what these items
+    happen to do moves all of them. With `n_permutations` None relabelling b is the same in all subjects, so that it
+    moves all of them too, and with c_b the number of subjects with a_k*(b) >= m
+
+        p(gamma <= gamma0) = mean_b gamma0^(N - c_b),
+
+    which is the formula above where subjects are independent, and p_N at gamma0 = 0.
 
     Parameters
     ----------
@@ -135,8 +144,8 @@ def prevalence(
     gamma0 : float in [0, 1)
         Prevalence to be exceeded; .5 is the majority of subjects.
     alpha : float
-    n_permutations : second-level relabellings, the identity included
-    seed : int
+    n_permutations : second-level relabellings, the identity included; None: relabelling b is one for all subjects
+    seed : int, unused where relabellings are shared
 
     Returns
     -------
@@ -172,35 +181,65 @@ def prevalence(
     N, first, m = a.shape
     if N < 2 or not np.isfinite(a).all():
         raise DataError("prevalence needs two subjects or more, and every number of each.")
-    drawn = _second_level(N, first, n_permutations, seed=seed)
-    best = ((1 - gamma0) * (1 / len(drawn)) ** (1 / N) + gamma0) ** N
+    shared = n_permutations is None
+    drawn = np.repeat(np.arange(first)[:, None], N, axis=1)
+    drawn = drawn if n_permutations is None else _second_level(N, first, n_permutations, seed=seed)
+    best = smallest_prevalence_p(N, len(drawn), gamma0, shared=shared)
     if best > alpha:
         raise DataError(
             f"{N} subjects with {first} relabellings each and {len(drawn):,} pairings of them cannot show a prevalence "
             f"above {gamma0:g}: the smallest p is {best:.3g}. Use more subjects or relabellings, or a smaller gamma0."
         )
-    observed, reached, reached_max = a[:, 0].min(axis=0), np.zeros(m), np.zeros(m)
-    for pairing in drawn:
-        smallest = a[np.arange(N), pairing].min(axis=0)
-        reached += smallest >= observed - 1e-12
-        reached_max += smallest.max() >= observed - 1e-12
-    p, p_corr = reached / len(drawn), reached_max / len(drawn)
-    share = ((1 - gamma0) * p ** (1 / N) + gamma0) ** N
-    corrected = p_corr + (1 - p_corr) * share
-    left = (alpha - p_corr) / (1 - p_corr).clip(1e-300)
-    root = np.where(left > 0, np.maximum(left, 0) ** (1 / N), np.nan)
-    low = (root - p ** (1 / N)) / (1 - p ** (1 / N)).clip(1e-300)
+    observed = a[:, 0].min(axis=0)
+    below, p_corr = _second_level_counts(a, drawn, observed)
+    p = below[:, 0]
+    n_below = np.arange(N + 1)
+
+    def share_p(gamma: float | np.ndarray, at: int) -> float:
+        """P of a prevalence of at most gamma, at one measure."""
+        if shared:
+            return float(below[at] @ np.power(float(gamma), n_below))
+        return float(((1 - gamma) * p[at] ** (1 / N) + gamma) ** N)
+
+    share = np.array([share_p(gamma0, at) for at in range(m)])
+    spent = p_corr if m > 1 else np.zeros(1)  # what the maximum over measures takes; one measure needs no correction
+    left = (alpha - spent) / (1 - spent).clip(1e-300)
+    low = [brentq(lambda g, k=k: share_p(g, k) - left[k], 0, 1) if p[k] < left[k] else np.nan for k in range(m)]
     labels = list(names) if names is not None else [f"measure {k}" for k in range(m)]
     rows = {
         "test": "prevalence", "kind": "prevalence", "effect": labels, "site": "all", "region": "all", "position": 0,
         "split": "test", "set": labels, "n_features": 1, "stat": "minimum over subjects", "value": observed,
-        "estimate": a[:, 0].mean(axis=0), "p_unc": share, "p_corr": corrected, "p_adjust": "maxT",
+        "estimate": a[:, 0].mean(axis=0), "p_unc": share, "p_corr": spent + (1 - spent) * share, "p_adjust": "maxT",
         "p_method": "permutations", "family": "all measures over subjects", "n_family": m, "unit": "subject",
         "n_units": N, "n_perm": len(drawn), "p_min": best, "alternative": "greater",
         "h0": f"the share of subjects with an effect is at most {gamma0:g}", "status": "ok",
-        "x_gamma_low": np.where(low >= 0, low, np.nan), "x_p_global": p, "x_p_global_corr": p_corr,
+        "x_gamma_low": np.array(low, dtype=float), "x_p_global": p, "x_p_global_corr": p_corr,
     }  # fmt: skip
     return check_results(as_results(rows))
+
+
+def smallest_prevalence_p(n_subjects: int, n: int, gamma0: float, *, shared: bool) -> float:
+    """Smallest p of a prevalence of at most gamma0 that n relabellings can give.
+
+    Examples
+    --------
+    >>> smallest_prevalence_p(8, 10_000, 0.5, shared=True) < 0.005 < smallest_prevalence_p(8, 10_000, 0.5, shared=False)
+    True
+    """
+    if shared:
+        return (1 + (n - 1) * gamma0**n_subjects) / n
+    return ((1 - gamma0) * (1 / n) ** (1 / n_subjects) + gamma0) ** n_subjects
+
+
+def _second_level_counts(a: np.ndarray, drawn: np.ndarray, observed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Share of the relabellings that leave 0, 1, … N subjects below (m, N + 1), and p of the maximum of minima (m,)."""
+    N, _, m = a.shape
+    below, reached_max = np.zeros((m, N + 1)), np.zeros(m)
+    for pairing in drawn:
+        values = a[np.arange(N), pairing]
+        below[np.arange(m), (values < observed - 1e-12).sum(axis=0)] += 1
+        reached_max += values.min(axis=0).max() >= observed - 1e-12
+    return below / len(drawn), reached_max / len(drawn)
 
 
 def _second_level(N: int, first: int, n: int, *, seed: int) -> np.ndarray:
