@@ -84,8 +84,8 @@ def draw_choosing(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Drawi
     source = f"Drawn from {plural(n_units(rows), 'item')} of split {listed(distinct(rows['split']))}."
     if curves is not None and len(curves):
         words = (
-            "Accuracy on held-out items over the number of features that each rule chooses on the others; upright: 95 % "
-            f"intervals from resampled items; dashed: chance. {source}"
+            "Accuracy on held-out items over the number of features that each rule chooses on the others; upright: "
+            f"95 % intervals from resampled items; dashed: chance. {source}"
         )
         title = "What predicts held-out items"
         yield Drawing(f"{slug(test)}-rules", "rules", test, title, words, rule_curves(curves), wide=True)
