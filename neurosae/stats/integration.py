@@ -247,7 +247,8 @@ def _place(exp: Experiment, ask: Ask, where: Spot, *, seed: int) -> Found:
     if scores is not None:
         results["responds"] = _responds(scores)
     if "gate" in block.members:
-        results["gate"] = why or _tried(lambda: _gate(exp, scores, S, gain=block.gain))
+        lame = why or _unresponsive(results["responds"], block.parts, alpha=ask.settings.alpha)
+        results["gate"] = lame or _tried(lambda: _gate(exp, scores, S, gain=block.gain))
         if not _said(results["gate"]):
             p["gate"] = float(results["gate"].p_corr[0])
     results |= {name: why or result for name, result in _readers(exp, ask, scores, sets=sets, seed=seed).items()}
@@ -304,6 +305,15 @@ def _responds(scores: np.ndarray) -> list[tuple[float, float]]:
         p = flip_p(sparse.csc_matrix(d[:, None]))[0][0]
         out.append((float(d.mean() / d.std(ddof=1)), float(p)))
     return out
+
+
+def _unresponsive(responds: Sequence[tuple[float, float]], parts: Sequence[str], *, alpha: float) -> str:
+    """Why coupling says nothing: a set that does not answer to its part, in its localizer direction; else nothing."""
+    for part, (d_z, p) in zip(parts, responds, strict=True):
+        if d_z <= 0 or p > alpha:
+            size = f"d_z {d_z:.2f}, p {p:.2g}"
+            return f"is about sets that answer to their parts, and that of {part} does not on the test items ({size})."
+    return ""
 
 
 def _gate(exp: Experiment, scores: Any, S: np.ndarray, *, gain: Sequence[str]) -> Any:

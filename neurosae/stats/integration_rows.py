@@ -261,7 +261,7 @@ def _grade(found: Found, adjusted: Mapping[tuple[Spot, str], float], *, alpha: f
     missing = [one.name for one in found.lacks if not one.met]
     said = f"grade {grade} of 3, {GRADES[grade]}"
     said += f"; the evidence alone reaches {reached}" if reached > grade else ""
-    silent = [p > alpha for _, p in found.results.get("responds", ())]
+    silent = [d_z <= 0 or p > alpha for d_z, p in found.results.get("responds", ())]
     said += "; a set does not answer to its own part on the test items" if any(silent) else ""
     said += f"; missing: {', '.join(missing)}" if missing else ""
     said += "; no causal read-out, so at most 2" if causal is None else ""

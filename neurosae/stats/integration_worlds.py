@@ -52,7 +52,7 @@ def integration_worlds(
     out : folder, optional
         Where `integration_worlds.csv` is written.
     n_sets : int
-        Data sets per world and size; the whole battery, which is the slowest, gets a fifth of them.
+        Data sets per world and size; the whole battery, which is the slowest, gets two fifths of them.
     quick : bool
         The larger size of every group alone.
     seed : int
@@ -80,7 +80,7 @@ def integration_worlds(
     rows: list[dict[str, object]] = []
     tasks = [(task, world, n) for task in TASKS for world in task.worlds for n in task.sizes[-1 if quick else 0 :]]
     for task, world, n in tqdm(tasks, unit="world", desc="worlds", disable=None, mininterval=1):
-        wanted = max(2, n_sets // 5) if task.group == "battery" else n_sets
+        wanted = max(2, 2 * n_sets // 5) if task.group == "battery" else n_sets
         rows += _rows(task, world, n, n_sets=wanted, seed=seed)
     table = pd.DataFrame(rows)
     if out is not None:

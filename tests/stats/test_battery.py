@@ -251,6 +251,15 @@ def test_synergy_controls_sums_that_shuffling_rejects():
     assert sum(x <= 0.05 for x in naive) >= 0.9 * R
 
 
+def test_interaction_information_is_corrected_for_bias():
+    """Every entropy gets (cells - 1) / 2n nats: by hand for a full table, and about 0 for independent coins."""
+    p = np.full((1, 2, 2, 2), 0.125)
+    assert interaction_information(p, 50)[0] == pytest.approx(-1 / (100 * np.log(2)))
+    T, A, B = np.random.default_rng(0).integers(0, 2, (3, 400, 60))
+    bits = [interaction_information(joint(t[None], a, b), 60)[0] for t, a, b in zip(T, A, B, strict=True)]
+    assert abs(np.mean(bits)) < 4 * np.std(bits) / 20
+
+
 def test_synergy_recovers_products():
     """A product and a gate of two sources are above the surrogates."""
     for name in ("I5", "I7"):
@@ -294,6 +303,16 @@ def test_ladder_controls_on_the_rung_that_models_the_world():
     linked = rates("D1e")
     assert linked["quadratic"] >= 14
     assert linked["link"] <= most(20, 0.13)
+
+
+def test_the_link_rung_removes_what_ranks_leave():
+    """An exponential link of sparse sums: normal scores of the target leave a product, a fitted link does not."""
+    found = []
+    for seed in range(12):
+        made = groups("D1e", n_items=48, seed=seed, sparse=True)
+        found.append(ladder(made.first, made.second, made.target, orders=orders_of(48, 199, seed)).p)
+    assert sum(p["rank"] <= 0.05 for p in found) >= 4
+    assert sum(p["link"] <= 0.05 for p in found) <= 2
 
 
 def test_ladder_recovers_products_on_every_rung():

@@ -111,6 +111,19 @@ def test_the_gain_is_taken_out_of_the_coupling():
     assert abs(measured["effsize"]) < abs(blind["effsize"]) / 2
 
 
+def test_coupling_needs_sets_that_answer_to_their_parts():
+    """Sets of noise may be coupled differently, and that is about neither part: no gate, no grade, the reason said."""
+    adata = made("C0", 48, 4)
+    x, phrase = np.asarray(adata.obsm["x"]).copy(), (adata.obs["context"] == "phrase").to_numpy()
+    x[phrase, 100:120] += 3 * x[phrase, 80:100].mean(axis=1, keepdims=True)
+    adata.obsm["x"] = x
+    rows = rows_of(adata, {"a": range(80, 100), "b": range(100, 120)})
+    assert rows.loc["gate", "status"] == "untestable"
+    assert "does not on the test items" in rows.loc["gate", "note"]
+    assert "a set does not answer to its own part" in rows.loc["grade", "note"]
+    assert rows.loc["grade", "x_grade_evidence"] == 0
+
+
 def test_without_a_list_there_is_no_gate_and_at_most_grade_1():
     """D-perp alone is evidence, and the missing list caps it; the gate says what it needs."""
     rows = rows_of(world("I1", n_items=24, seed=1), context=None)
