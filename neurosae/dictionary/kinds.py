@@ -204,7 +204,14 @@ def _nonnegative(made: Dictionary, x: Tensor) -> sparse.csr_matrix:
 
 
 def _by_sae_lens(made: Dictionary, x: Tensor) -> sparse.csr_matrix:
-    return threshold_codes(made.sae.encode(x).float(), x.new_zeros(()))
+    codes = made.sae.encode(x).float()
+    if bool((codes < 0).any()):
+        raise ModelError(
+            f"{made.hook or 'the dictionary'}: its activations may be negative ({made.sae.cfg.architecture()} with "
+            f"normalize_activations: {made.sae.cfg.normalize_activations}), which is read here only without that "
+            "normalization; use another dictionary."
+        )
+    return threshold_codes(codes, x.new_zeros(()))
 
 
 # --- decoders -------------------------------------------------------------------------------------------------------

@@ -99,10 +99,10 @@ def _plain(kind: str, config: Mapping[str, Any], state: dict[str, Tensor], *, wh
     if config.get("architecture") == "gated":
         state = _ungated(state)
     _check_tensors(kind, state, where)
+    k = _check_settings(kind, config, state, where=where)
     decoder = state["W_dec"].contiguous()
     encoder = state["W_enc"].t().contiguous() if "W_enc" in state else decoder
     bias = state.get("b_enc", decoder.new_zeros(len(decoder)))
-    k = config.get("k", metadata.get("k"))
     if kind == "topk" and config.get("rescale_acts_by_decoder_norm"):
         norm = decoder.norm(dim=1).clamp(min=1e-8)  # selection by z |W_dec|: folded, the same codes by plain top-k
         encoder, bias, decoder = encoder * norm[:, None], bias * norm, decoder / norm[:, None]
@@ -112,7 +112,7 @@ def _plain(kind: str, config: Mapping[str, Any], state: dict[str, Tensor], *, wh
     fill = torch.zeros_like(bias) if kind == "standard" else torch.full_like(bias, float("nan"))
     return Dictionary(
         str(metadata.get("hook_name") or ""), kind, encoder, bias, decoder, state["b_dec"],
-        state.get("threshold", fill), int(k) if k is not None and kind not in ("jumprelu", "standard") else None,
+        state.get("threshold", fill), k,
         bool(config.get("apply_b_dec_to_input", True)), metadata=metadata,
     )  # fmt: skip
 
@@ -125,6 +125,26 @@ def _check_tensors(kind: str, state: Mapping[str, Tensor], where: str) -> None:
     shapes = {"W_enc": (d, m), "b_enc": (m,), "W_dec": (m, d), "b_dec": (d,), "threshold": (m,)}
     if wrong := [n for n in wanted if tuple(state[n].shape) != shapes[n]]:
         raise ModelError(f"{where}: {wrong[0]} has shape {tuple(state[wrong[0]].shape)}, not {shapes[wrong[0]]}.")
+    for name in wanted:  # a threshold of infinity is a feature that was switched off
+        if state[name].isnan().any() or (name != "threshold" and state[name].isinf().any()):
+            raise ModelError(f"{where}: {name} holds values that are not finite; copy or train the dictionary again.")
+
+
+def _check_settings(kind: str, config: Mapping[str, Any], state: Mapping[str, Tensor], *, where: str) -> int | None:
+    """The number of active features, None where the kind has none; refused where settings and tensors disagree."""
+    for name, size in zip(("d_sae", "d_in"), state["W_dec"].shape, strict=True):
+        if config.get(name, size) != size:
+            raise ModelError(
+                f"{where}: {CONFIG} says {name} = {config[name]}, but W_dec has {size}; copy the dictionary again."
+            )
+    k = config.get("k", config["metadata"].get("k"))
+    if kind in ("jumprelu", "standard") or (k is None and kind != "topk"):
+        return None
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(state["W_dec"]):
+        raise ModelError(
+            f"{where}: k in {CONFIG} is {k}, but must be the number of active features, 1 to {len(state['W_dec'])}."
+        )
+    return k
 
 
 def _ungated(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -153,6 +173,7 @@ def from_state(config: Mapping[str, Any], state: Mapping[str, Tensor], *, where:
 def foreign(sae: Any) -> Dictionary:
     """A sae-lens object of any architecture; what is no kind of ours keeps its own encode and decode."""
     _refuse_foreign(sae.cfg)
+    sae = sae.to(dtype=torch.float32)  # what was saved in half precision is computed in whole, like our own kinds
     sae.turn_off_forward_pass_hook_z_reshaping()  # hooks hand over flattened heads
     config = {**sae.cfg.to_dict(), "architecture": sae.cfg.architecture()}
     if (made := from_state(config, sae.state_dict(), where="the dictionary")) is not None:

@@ -120,9 +120,9 @@ def test_gated_agrees_with_sae_lens_exactly_at_its_gate(lens, tmp_path):
     for value in sae.parameters():
         value.data.copy_(torch.randn(value.shape, generator=g))
     sae.save_model(tmp_path / "d")
-    ours, theirs = read_folder(tmp_path / "d"), foreign(lens.SAE.load_from_disk(str(tmp_path / "d")))
-    assert (ours.kind, theirs.kind) == ("jumprelu", "sae_lens")
-    a, b = ours.encode(X).toarray(), theirs.encode(X).toarray()
+    ours, theirs = read_folder(tmp_path / "d"), lens.SAE.load_from_disk(str(tmp_path / "d"))
+    assert (ours.kind, foreign(theirs).kind) == ("jumprelu", "jumprelu")
+    a, b = ours.encode(X).toarray(), theirs.encode(X).detach().numpy()
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
     gate = ((X - ours.b_dec) @ sae.W_enc + sae.b_gate).detach().numpy() > 0
     assert ((b > 0) != (ours.preactivations(X).numpy() > 0)).any()

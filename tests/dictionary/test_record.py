@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch.testing import assert_close
 
@@ -148,3 +149,72 @@ def test_folder_content_refuses_foreign_kinds(make_dictionary):
     made: Dictionary = make_dictionary("standard")
     with pytest.raises(ModelError, match="saved with sae-lens"):
         folder_content(replace(made, kind="sae_lens"))
+
+
+def _broken(folder, settings=None, **tensors):
+    """Change entries of cfg.json (None: take out) and the first value of tensors."""
+    config = json.loads((folder / "cfg.json").read_text()) | (settings or {})
+    config = {name: value for name, value in config.items() if value is not None}
+    (folder / "cfg.json").write_text(json.dumps(config))
+    state = safetensors.torch.load_file(folder / "sae_weights.safetensors")
+    for name, value in tensors.items():
+        state[name].view(-1)[0] = value
+    safetensors.torch.save_file(state, folder / "sae_weights.safetensors")
+
+
+WRONG = {
+    "k in cfg.json is None, but must be .* 1 to 64": {"settings": {"k": None}},
+    "k in cfg.json is five": {"settings": {"k": "five"}},
+    "k in cfg.json is 0": {"settings": {"k": 0}},
+    "k in cfg.json is 65": {"settings": {"k": 65}},
+    "says d_in = 48, but W_dec has 16": {"settings": {"d_in": 48}},
+    "says d_sae = 48, but W_dec has 64": {"settings": {"d_sae": 48}},
+    "W_enc holds values that are not finite": {"W_enc": float("nan")},
+    "W_dec holds values that are not finite": {"W_dec": float("inf")},
+    "b_enc holds values that are not finite": {"b_enc": float("nan")},
+    "b_dec holds values that are not finite": {"b_dec": float("inf")},
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_read_folder_refuses_numbers_that_cannot_be(make_dictionary, tmp_path, message):
+    """Weights that are not finite and settings that contradict the files are refused when the folder is read."""
+    write_folder(tmp_path / "d", make_dictionary("topk"))
+    _broken(tmp_path / "d", **WRONG[message])
+    with pytest.raises(ModelError, match=message):
+        read_folder(tmp_path / "d")
+
+
+def test_thresholds_may_be_infinite_but_not_missing(make_dictionary, tmp_path):
+    """An infinite threshold is a feature that never fires; NaN is a feature that would vanish without a word."""
+    write_folder(tmp_path / "d", make_dictionary("jumprelu"))
+    _broken(tmp_path / "d", threshold=float("inf"))
+    assert read_folder(tmp_path / "d").encode(torch.randn(50, 16))[:, 0].nnz == 0
+    _broken(tmp_path / "d", threshold=float("nan"))
+    with pytest.raises(ModelError, match="threshold holds values that are not finite"):
+        read_folder(tmp_path / "d")
+
+
+@pytest.mark.parametrize("kind", ["Standard", "MatchingPursuit"])
+def test_half_precision_is_read_in_whole(lens, tmp_path, kind):
+    """A dictionary that sae-lens saved in bfloat16, and that only sae-lens can encode, decodes float32 codes."""
+    settings = {"normalize_activations": "layer_norm"} if kind == "Standard" else {}
+    config = getattr(lens, f"{kind}SAEConfig")(d_in=16, d_sae=48, dtype="bfloat16", **settings)
+    sae = getattr(lens, f"{kind}SAE")(config)
+    sae.save_model(tmp_path / "d")
+    x = torch.randn(20, 16, generator=torch.Generator().manual_seed(0))
+    made = read_folder(tmp_path / "d")
+    whole = sae.to(dtype=torch.float32)
+    codes = made.encode(x)
+    expected = whole.encode(x)
+    assert_close(torch.tensor(codes.toarray()), expected.detach(), rtol=0, atol=1e-6)
+    assert_close(made.decode(codes), whole.decode(expected).detach(), rtol=0, atol=1e-5)
+
+
+def test_negative_codes_are_never_dropped(lens, tmp_path):
+    """AbsTopK behind a normalization is refused: half of its codes would be lost."""
+    config = lens.AbsTopKSAEConfig(d_in=16, d_sae=48, k=4, normalize_activations="layer_norm")
+    lens.AbsTopKSAE(config).save_model(tmp_path / "d")
+    made = read_folder(tmp_path / "d")
+    with pytest.raises(ModelError, match=r"may be negative \(abstopk with normalize_activations: layer_norm\)"):
+        made.encode(torch.randn(20, 16, generator=torch.Generator().manual_seed(0)))
