@@ -156,7 +156,7 @@ def _sphericity(C: np.ndarray, df: int) -> tuple[float, float, float]:
     """Epsilon of Greenhouse and Geisser, Mauchly's W and its p (Box's second-order chi-square)."""
     d = len(C)
     if d < 2 or not np.trace(C) > 0:
-        return (float("nan"),) * 3
+        return float("nan"), float("nan"), float("nan")
     epsilon = float(np.trace(C) ** 2 / (d * np.sum(C**2)))
     values = np.maximum(np.linalg.eigvalsh(C), 0.0)
     W = float(np.prod(values / values.mean()))

@@ -174,11 +174,11 @@ def rows_to_predict(asked: Question, adata: AnnData, region: str) -> Rows:
     for position in positions_in(adata, region):
         try:
             data = item_data(adata, design, asked.written, region=region, position=position, split=ask.split)
-        except DataError:
+            rows = coded_rows(data, np.arange(adata.n_vars), scaled=False)
+        except DataError:  # texts are not equally long, so other positions than 0 may be missing in some
             if position == 0:
                 raise
             continue
-        rows = coded_rows(data, np.arange(adata.n_vars), scaled=False)
         if labels is None or len(rows.unit) == len(labels.unit):
             labels = labels or rows
             found.append((position, rows.X, data))

@@ -157,6 +157,30 @@ def test_flip_t_agrees_with_scipy():
     assert_allclose(flip_t(D, np.ones((1, 15)))[0], stats.ttest_1samp(D, 0).statistic, rtol=1e-9)
 
 
+def test_several_tokens_become_courses():
+    """With all tokens kept, a row's value is the mean over the tokens that all texts have, and its course is kept."""
+    import pandas as pd
+
+    from neurosae.spec.blocks import Inference
+    from neurosae.stats.choosing import ChoosingBlock, Question, rows_to_predict
+
+    fake = simulate(example_design(16, between=True), n_features=12, density=0.5, seed=1)
+    obs, X, parts = fake.obs.reset_index(drop=True), fake.X.toarray(), []
+    for position in (-3, -2, -1, 0):
+        there = obs if position > -3 else obs.iloc[:5]  # some texts are too short
+        parts.append(there.assign(position=np.int32(position), token_index=there["token_index"] + position + 10))
+    long = pd.concat(parts, ignore_index=True)
+    values = np.concatenate([X[:5] * 9, X * 3, X * 2, X])
+    several = responses_of(
+        sp.csr_matrix(values), long, fake.var, design=example_design(16, between=True), provenance={}
+    )
+    ask = ChoosingBlock.model_validate({"test": "choosing", "region": "noun", "effect": "number"})
+    rows = rows_to_predict(Question("c", ask, "number", NUMBER, Inference(), 1), several, "noun")
+    assert rows.courses.shape == (16, 3, 12)
+    assert_allclose(rows.X, rows.courses.mean(axis=1))
+    assert_allclose(rows.courses[:, 0], 3 * rows.courses[:, 2], rtol=1e-5)  # tokens in the order of the text
+
+
 def test_choosing_is_the_same_twice_and_for_other_units():
     """Same seed, same numbers; a site in other units predicts as well."""
     fake = loud_and_telling(24, between=True, seed=3)
