@@ -103,7 +103,7 @@ def emergent_shares(rows: pd.DataFrame) -> Figure:
     axes.axvline(0, color=MUTED, lw=0.8, zorder=0)
     axes.set_yticks(range(len(places)), [shorten(name, 30) for name, _ in places])
     axes.set_ylim(len(places) - 0.5, -0.5)
-    axes.set_xlabel("out-of-plane length / length of the main effects")
+    axes.set_xlabel("out-of-plane / main effects (squared lengths)")
     by_label = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     axes.legend(by_label.values(), by_label.keys(), loc="center left", bbox_to_anchor=(1.0, 0.5))
     tidy(axes, grid="x")

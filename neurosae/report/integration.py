@@ -78,7 +78,7 @@ def _why(grades: tuple[int, int], by: Mapping[str, pd.Series], *, alpha: float) 
         ways = []
         if _held(by, "code", alpha):
             row = by["code: D-perp"]
-            size = f", {digits(100 * row['effsize'], 2)} % of the length of the parts' own effects" * pd.notna(
+            size = f", {digits(100 * row['effsize'], 2)} % of the squared length of the parts' own effects" * pd.notna(
                 row["effsize"]
             )
             more = ", and more of it in the phrase than in the list" if "code: list control" in by else ""
@@ -91,8 +91,8 @@ def _why(grades: tuple[int, int], by: Mapping[str, pd.Series], *, alpha: float) 
         return f"Co-activation is rejected: {listed(ways)}."
     if grade == 1:
         return (
-            "Features fire more than the sum of the parts for the pair; a threshold, a normalization or a detector of "
-            "word pairs does that too, so no integration is claimed."
+            "Features answer to the pair otherwise than to the sum of its parts; a threshold, a normalization or a detector "
+            "of word pairs does that too, so no integration is claimed."
         )
     if "does not answer" in str(by["grade"]["note"]):
         return "A set does not answer to its own part on the test items, so there is nothing that could be integrated."
@@ -174,8 +174,8 @@ def draw_integration(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Dr
     plane = rows[rows["effect"].isin(["code: D-perp", "code: list control"]) & rows["value"].notna()]
     if len(plane):
         words = (
-            "Orange: cross-validated length of the interaction outside the plane of mean and main effects, as a share "
-            "of the main effects; the bar is its range when any one item is left out. Blue: the same minus that of the "
+            "Orange: cross-validated squared length of the interaction outside the plane of mean and main effects, as a "
+            "share of the main effects; the bar is its range when any one item is left out. Blue: the same minus that of the "
             f"list. 0 is expected under co-activation. {source.partition(';')[0]}."
         )
         yield Drawing(f"{name}-shares", "shares", test, "Emergent share", words, emergent_shares(plane), wide=True)
@@ -231,8 +231,8 @@ def integration_methods(study: Study, rows: pd.DataFrame) -> Iterator[str]:
         if part["x_role"].eq("exploratory").any():
             yield (
                 "Exploratory measures: synergy against surrogates whose target adds the two sources "
-                "[bertschinger2014], and products of the two sets on four additive bases with residuals exchanged between "
-                "items [freedman1983]."
+                "[bertschinger2014], and products of the two sets on four additive bases with residuals exchanged "
+                "between items [freedman1983]."
             )
         first = first_known(part.loc[part["effect"] == "grade", "note"])
         yield f"The grade (0 to 3) is limited by what the design lacks: {first}."

@@ -10,8 +10,10 @@ beta. D-perp is the cross-validated squared length of what is left of d outside 
     delta(x, y) = (sum_i x_i . sum_k y_k - sum_i x_i . y_i) / (n (n - 1))
     c = delta(P, P)^-1 delta(P, d) for P = (mu, alpha, beta), ridge 1e-3 tr / 3;  r_i = d_i - c'P_i;  T = delta(r, r)
 
-Features are weighted by 1 / (q + median q), q_j = mean_i d_ij^2, which no flip changes. Everything is computed from one
-Gram matrix of the items' patterns, so features enter once and every relabelling costs n^2.
+With several frames P holds mu, alpha and beta of every frame, because a gain that differs between frames moves their
+average out of the span of averaged patterns. Features are weighted by 1 / (q + median q), q_j = mean_i d_ij^2, which no
+flip changes. Everything is computed from one Gram matrix of the items' patterns, so features enter once and every
+relabelling costs n^2.
 """
 
 from __future__ import annotations
@@ -115,7 +117,9 @@ def flip_weights(d: np.ndarray) -> np.ndarray:
     return 1 / (q + np.median(q[q > 0])) if (q > 0).any() else np.zeros_like(q)
 
 
-def out_of_plane(Z: np.ndarray, signs: np.ndarray, *, min_informative: int = 6) -> OutOfPlane:
+def out_of_plane(
+    Z: np.ndarray, signs: np.ndarray, *, frames: np.ndarray | None = None, min_informative: int = 6
+) -> OutOfPlane:
     """Test the interaction outside the span of mean and main effects, under every flip of whole items.
 
     Parameters
@@ -124,6 +128,8 @@ def out_of_plane(Z: np.ndarray, signs: np.ndarray, *, min_informative: int = 6) 
         Pre-activations minus their value at x = 0, cells 00, 10, 01, 11. Never activations: thresholds and
         competition alone make those interact outside the plane.
     signs : array of shape (n_relabellings, n_items), the identity first
+    frames : array of shape (n_frames, 4, n_items, m), optional
+        The same of every frame, where Z is their mean.
     min_informative : int
         Features whose interaction is not zero in fewer items are left out, which no flip changes.
 
@@ -160,10 +166,10 @@ def out_of_plane(Z: np.ndarray, signs: np.ndarray, *, min_informative: int = 6) 
     if not kept.any():
         raise DataError(f"no feature has an interaction in {min_informative} items or more; nothing can be tested.")
     n = Z.shape[1]
-    X = _patterns(Z[:, :, kept], d[:, kept], flip_weights(d[:, kept]))
-    K = X @ X.T
-    whole = lengths(K, np.arange(n))
-    shares = np.array([lengths(K, np.delete(np.arange(n), i)).share for i in range(n)])
+    X = _patterns(Z, d, kept, weights=flip_weights(d[:, kept]), frames=frames)
+    K, every = X @ X.T, np.arange(n)
+    whole = lengths(K, every, n)
+    shares = np.array([lengths(K, np.delete(every, i), n).share for i in range(n)])
     shares = shares if np.isfinite(shares).all() and np.isfinite(whole.share) else np.full(n, np.nan)
     item = 0 if np.isnan(shares[0]) else int(shares.argmin())
     null = flipped_lengths(whole.R, signs)
@@ -173,13 +179,21 @@ def out_of_plane(Z: np.ndarray, signs: np.ndarray, *, min_informative: int = 6) 
     )  # fmt: skip
 
 
-def list_control(phrase: np.ndarray, list_: np.ndarray, signs: np.ndarray, *, min_informative: int = 6) -> ListControl:
+def list_control(
+    phrase: np.ndarray,
+    list_: np.ndarray,
+    signs: np.ndarray,
+    *,
+    frames: tuple[np.ndarray, np.ndarray] | None = None,
+    min_informative: int = 6,
+) -> ListControl:
     """Test whether the out-of-plane interaction is that of the phrase: longer than in the list, and another one.
 
     Parameters
     ----------
     phrase, list_ : arrays of shape (4, n_items, m), as in `out_of_plane`, the same words in both contexts
     signs : array of shape (n_relabellings, n_items), the identity first
+    frames : arrays of shape (n_frames, 4, n_items, m), phrase and list, optional
 
     Notes
     -----
@@ -206,12 +220,13 @@ def list_control(phrase: np.ndarray, list_: np.ndarray, signs: np.ndarray, *, mi
     if not kept.any():
         raise DataError(f"no feature differs between the contexts in {min_informative} items; nothing can be tested.")
     w = flip_weights(difference[:, kept])
-    parts = [_patterns(Z[:, :, kept], one[:, kept], w) for Z, one in zip((phrase, list_), d, strict=True)]
-    n = phrase.shape[1]
+    both = zip((phrase, list_), d, frames or (None, None), strict=True)
+    parts = [_patterns(Z, one, kept, weights=w, frames=f) for Z, one, f in both]
+    n, size = phrase.shape[1], len(parts[0])
     K = np.concatenate(parts) @ np.concatenate(parts).T
-    own = [lengths(K[a : a + 4 * n, a : a + 4 * n], np.arange(n)) for a in (0, 4 * n)]
+    own = [lengths(K[a : a + size, a : a + size], np.arange(n), n) for a in (0, size)]
     v = np.concatenate([_turned(own[0].coefficients), -_turned(own[1].coefficients)])
-    null = flipped_lengths(np.einsum("a,aibk,b->ik", v, K.reshape(8, n, 8, n), v), signs)
+    null = flipped_lengths(np.einsum("a,aibk,b->ik", v, K.reshape(len(v), n, len(v), n), v), signs)
     longer = own[0].value > own[1].value
     ratio = own[1].value / own[0].value if own[0].value > 0 else np.nan
     return ListControl(
@@ -232,25 +247,27 @@ def flipped_lengths(R: np.ndarray, signs: np.ndarray) -> np.ndarray:
     return (np.einsum("bi,bi->b", signs @ R, signs) - np.trace(R)) / (n * (n - 1))
 
 
-def lengths(K: np.ndarray, items: np.ndarray) -> Lengths:
+def lengths(K: np.ndarray, items: np.ndarray, n_all: int) -> Lengths:
     """Coefficients, residual products and lengths of some items, from the Gram matrix of all items' patterns.
 
     Parameters
     ----------
-    K : array of shape (4 n, 4 n), rows mu, alpha, beta, d of all items, in that order
+    K : square array with rows mu, alpha, beta of all items, frame by frame, and d of all items last
     items : numbers of the items that count
+    n_all : number of items in K
     """
-    n_all, n = len(K) // 4, len(items)
-    G = K.reshape(4, n_all, 4, n_all)[:, items][..., items]
+    blocks, n = len(K) // n_all, len(items)
+    G = K.reshape(blocks, n_all, blocks, n_all)[:, items][..., items]
     total, diagonal = G.sum(axis=(1, 3)), np.einsum("aibi->ab", G)
     delta = (total - diagonal) / (n * (n - 1))
     delta = (delta + delta.T) / 2
-    PP = delta[:3, :3]
-    c = np.linalg.solve(PP + RIDGE * max(np.trace(PP), np.finfo(float).tiny) / 3 * np.eye(3), delta[:3, 3])
+    k = blocks - 1
+    PP = delta[:k, :k]
+    c = np.linalg.solve(PP + RIDGE * max(np.trace(PP), np.finfo(float).tiny) / k * np.eye(k), delta[:k, k])
     v = _turned(c)
     R = np.einsum("a,aibk,b->ik", v, G, v)
     value = float((R.sum() - np.trace(R)) / (n * (n - 1)))
-    effects = float(PP[1, 1] + PP[2, 2])
+    effects = float(PP[1::3, 1::3].mean() + PP[2::3, 2::3].mean())  # of the averages over frames
     return Lengths(value, value / effects if effects > 0 else np.nan, c, R)
 
 
@@ -259,11 +276,14 @@ def _turned(c: np.ndarray) -> np.ndarray:
     return np.append(-c, 1.0)
 
 
-def _patterns(Z: np.ndarray, d: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Rows mu, alpha, beta, d of all items (4 n, m), features weighted."""
-    mu = Z.mean(axis=0)
-    alpha, beta = (Z[1] - Z[0] + Z[3] - Z[2]) / 2, (Z[2] - Z[0] + Z[3] - Z[1]) / 2
-    return np.concatenate([mu, alpha, beta, d]) * np.sqrt(weights)
+def _patterns(
+    Z: np.ndarray, d: np.ndarray, kept: np.ndarray, *, weights: np.ndarray, frames: np.ndarray | None
+) -> np.ndarray:
+    """Rows mu, alpha, beta of all items, frame by frame, then d; kept features, weighted."""
+    rows = []
+    for one in (Z[None] if frames is None else frames)[..., kept]:
+        rows += [one.mean(axis=0), (one[1] - one[0] + one[3] - one[2]) / 2, (one[2] - one[0] + one[3] - one[1]) / 2]
+    return np.concatenate([*rows, d[:, kept]]) * np.sqrt(weights)
 
 
 def _check(Z: np.ndarray) -> None:

@@ -270,9 +270,11 @@ def _code(exp: Experiment, S: np.ndarray, sets: Sets | None, *, least: int) -> d
     """D-perp and its list control; beside them the plain length of the interaction, in the norms that there are."""
     columns = None if sets is None else np.unique(np.concatenate(sets.columns))
     z = exp.z(columns)
-    out: dict[str, Any] = {"plane": _tried(lambda: out_of_plane(z[-1], S, min_informative=least))}
+    by = np.stack([exp.z(columns, frame=k) for k in range(len(exp.by_frame))], axis=1) if exp.by_frame else [None, None]
+    out: dict[str, Any] = {"plane": _tried(lambda: out_of_plane(z[-1], S, frames=by[-1], min_informative=least))}
     if exp.n_contexts == 2:
-        out["control"] = _tried(lambda: list_control(z[1], z[0], S, min_informative=least))
+        both = None if by[0] is None else (by[1], by[0])
+        out["control"] = _tried(lambda: list_control(z[1], z[0], S, frames=both, min_informative=least))
     # simulated pre-activations are normalized and their norm was recorded; a raw stream has its own length
     scales = ("times",) if provenance_of(exp.adata).get("simulated") else (None, "over")
     out["lengths"] = [

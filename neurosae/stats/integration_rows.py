@@ -187,6 +187,7 @@ def _code(found: Found) -> list[dict[str, Any]]:
     elif plane is not None:
         share = {"effsize": plane.share, "eftype": "emergent share", "x_loo_low": plane.low, "x_loo_high": plane.high}
         note = f"share without one item {plane.low:.3g} to {plane.high:.3g}, least without {found.items[plane.item]}"
+        note += f"; {found.dropped}" if found.dropped else ""
         note = note if np.isfinite(plane.low) else "the parts have no effect of their own, so there is no share of it"
         rows.append(
             _base(found, "code: D-perp", "part of code", n_features=plane.n_features)

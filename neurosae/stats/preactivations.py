@@ -18,7 +18,7 @@ import scipy.sparse as sp
 
 from neurosae.design.requirements import Parts
 from neurosae.errors import DataError
-from neurosae.extraction.responses import design_of, item_cells, provenance_of
+from neurosae.extraction.responses import ItemCells, design_of, item_cells, provenance_of
 from neurosae.stats.units import AnnData, item_numbers
 
 CHUNK = 4096  # features whose pre-activations are made at a time
@@ -42,6 +42,7 @@ class Experiment:
     adata : the responses
     relative : makes pre-activations
     dropped : what could not be used, in words
+    by_frame : as `average`, for every frame alone; empty with one frame, or where items differ in their frames
     """
 
     items: tuple[str, ...]
@@ -51,6 +52,7 @@ class Experiment:
     adata: AnnData
     relative: Relative
     dropped: str
+    by_frame: tuple[sp.csr_matrix, ...] = ()
 
     @property
     def n(self) -> int:
@@ -71,17 +73,19 @@ class Experiment:
         values[used] = self.adata.obs[name].to_numpy(dtype=float, na_value=np.nan)[used]
         return self.means(values)
 
-    def z(self, columns: np.ndarray | None = None, *, scale: str | None = None) -> np.ndarray:
+    def z(self, columns: np.ndarray | None = None, *, scale: str | None = None, frame: int | None = None) -> np.ndarray:
         """Cell means of z - z0, (n_contexts, 4, n_items, m), of some columns of the site or of all.
 
         Parameters
         ----------
         columns : column numbers of the responses
         scale : multiply by (`times`) or divide by (`over`) the recorded norm of each stimulus first
+        frame : number of a frame in `by_frame`; None averages all
         """
         columns = np.arange(self.adata.n_vars) if columns is None else np.asarray(columns)
-        used = np.unique(self.average.indices)
-        x, average = np.asarray(self.adata.obsm["x"])[used], sp.csr_matrix(self.average[:, used])
+        whole = self.average if frame is None else self.by_frame[frame]
+        used = np.unique(whole.indices)
+        x, average = np.asarray(self.adata.obsm["x"])[used], sp.csr_matrix(whole[:, used])
         if scale is not None:
             norm = self.adata.obs["norm"].to_numpy(dtype=float)[used]
             average = sp.csr_matrix(average @ sp.diags(norm if scale == "times" else 1 / norm))
@@ -134,16 +138,33 @@ def experiment(
     order = [name for name in design.factors if name in factors]
     place = {cell: _place(dict(zip(order, cell, strict=True)), parts) for cell in found.cells}
     n, contexts = len(found.items), 1 if parts.context is None else 2
-    rows = np.full(contexts * 4 * n, -1)
-    for row, (item, cell) in enumerate(zip(found.row_item, found.row_cell, strict=True)):
-        if (at := place[found.cells[cell]]) is not None:
-            rows[at * n + item] = row
+    rows = _rows(found, place, contexts * 4)
     lost = np.flatnonzero((rows.reshape(-1, n) < 0).any(axis=0))
     if len(lost):
         raise DataError(f"item '{found.items[lost[0]]}' lacks cells of the parts at region '{region}'.")
     dropped = f"{len(found.dropped)} item x frame dropped: incomplete" if len(found.dropped) else ""
     numbers = item_numbers(design, found.items)
-    return Experiment(found.items, numbers, sp.csr_matrix(found.X[rows]), contexts, adata, relative, dropped)
+    each = item_cells(own, design, region=region, position=position, split=split, factors=factors, frames="separate")  # pyright: ignore
+    frames = list(dict.fromkeys(cell[-1] for cell in each.cells))
+    at = [_rows(each, {c: place.get(c[:-1]) if c[-1] == f else None for c in each.cells}, contexts * 4) for f in frames]
+    whole = len(frames) > 1 and all((one >= 0).all() for one in at)
+    by_frame = tuple(sp.csr_matrix(each.X[one]) for one in at) if whole else ()
+    if len(frames) > 1 and not whole:
+        dropped = "; ".join(
+            [*([dropped] if dropped else []), "items differ in their frames, whose gains count as equal"]
+        )
+    average = sp.csr_matrix(found.X[rows])
+    return Experiment(found.items, numbers, average, contexts, adata, relative, dropped, by_frame)
+
+
+def _rows(found: ItemCells, place: Mapping[tuple[str, ...], int | None], n_cells: int) -> np.ndarray:
+    """Row of every cell and item, (n_cells * n_items,), -1 where there is none."""
+    n = len(found.items)
+    rows = np.full(n_cells * n, -1)
+    for row, (item, cell) in enumerate(zip(found.row_item, found.row_cell, strict=True)):
+        if (at := place[found.cells[cell]]) is not None:
+            rows[at * n + item] = row
+    return rows
 
 
 def _no_stream(x: np.ndarray, columns: np.ndarray) -> np.ndarray:

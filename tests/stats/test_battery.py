@@ -465,3 +465,20 @@ def test_bounds_are_those_of_their_world():
     assert expected("battery", "I1", "grade 2") == ("power", (0.9, 1.0))
     with pytest.raises(DataError, match="n_sets is 0"):
         integration_worlds(n_sets=0)
+
+
+def test_a_gain_that_differs_between_frames_stays_in_the_plane():
+    """Averaged over frames such a gain leaves the span of the averages; in the span of every frame's patterns it is."""
+    S, rejected = flipped(32), np.zeros(2)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        frames = []
+        for gain in ([1.0, 0.5, 0.5, 1.0], [1.0, 1.5, 1.5, 1.0]):
+            mu, a, b = 1.5 * rng.standard_normal((3, 80))
+            pattern = np.array(gain)[:, None] * np.array([mu, mu + a, mu + b, mu + a + b])
+            frames.append(pattern[:, None] + rng.standard_normal((4, 32, 80)))
+        both = np.array(frames)
+        Z = both.mean(axis=0)
+        rejected += [out_of_plane(Z, S, frames=both).p <= 0.05, out_of_plane(Z, S).p <= 0.05]
+    assert rejected[0] <= most(20)
+    assert rejected[1] >= 15
