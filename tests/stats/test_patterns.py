@@ -13,11 +13,14 @@ from scipy.spatial.distance import pdist, squareform
 
 from neurosae.errors import DataError, SpecError
 from neurosae.spec.design import Design
+from neurosae.spec.factorial import FactorialBlock
 from neurosae.stats import coded, cvmanova, decoding, distances, manova, permanova
 from neurosae.stats.factorial import factorial
 from neurosae.stats.lengths import effect_length, relabellings
 from neurosae.stats.matched import matched_sets
+from neurosae.stats.relabel import signs
 from neurosae.stats.simulate import example_design, responses_of, simulate
+from neurosae.stats.spots import Spot
 from neurosae.stats.units import item_data
 from neurosae.stats.worlds import world
 
@@ -141,7 +144,9 @@ def test_generalization_recovers_geometries():
         means[name] = [np.mean([row[c] for row in rows]) for c in ("x_decoding", "value", "x_parallelism")]
         geometry = np.mean([row["x_p_geometry"] <= 0.05 for row in rows])
         interaction = np.mean([row["x_p_interaction"] <= 0.05 for row in rows])
-        assert (geometry, interaction) == (pytest.approx(1), pytest.approx(0, abs=0.2))[:: 1 if name == "additive" else -1]
+        assert (geometry, interaction) == (pytest.approx(1), pytest.approx(0, abs=0.2))[
+            :: 1 if name == "additive" else -1
+        ]
     assert_allclose(means["additive"], [0.99, 0.98, 1.0], atol=0.04)
     assert means["random_geometry"][0] > 0.9
     assert_allclose(means["random_geometry"][1:], [0.5, 0.0], atol=0.12)
@@ -285,25 +290,23 @@ def test_permanova_agrees_with_vegan(oracles):
 
 
 def test_permanova_of_a_spot_is_that_of_its_rows():
-    """F under the identity and under a relabelling equals the sequential F of the rows, recomputed."""
+    """F of the observed labels, and of relabelled ones, equals the sequential F of the rows with those labels."""
     fake = world("random_geometry", n_items=12, seed=2)
-    row = rows_of(fake, {"a": A}, "permanova").loc["a"]
-    design = design_of(fake)
-    data = item_data(fake, design, A, region="probe")
+    data = item_data(fake, design_of(fake), A, region="probe")
+    ((how, place),) = relabellings([data], 50, seed=1, split="test")
     columns = np.flatnonzero(data.informative >= 6)
+    ask = FactorialBlock.model_validate({"test": "factorial", "region": "probe", "effects": ["a"]})
+    spot = Spot(("s", "probe", 0), data, columns, how, place, ask, 1, (fake, design_of(fake), A))
+    null = distances.distances_explained(spot).null
     rows = coded.cell_rows(data, columns)
     Z = coded.standardized(rows.X)
     cells = np.array(data.cells)[rows.cell]
     a, b = (np.where(cells[:, k] == "yes", 1.0, -1.0) for k in (0, 1))
     unit = (rows.unit[:, None] == np.arange(12)).astype(float)
-    flip = np.where(np.arange(12) % 3 == 0, -1.0, 1.0)[rows.unit]
-    for sign in (np.ones(48), flip):
-        terms = [unit, b[:, None], (a * sign * b)[:, None], (a * sign)[:, None]]
-        F = permanova.permanova(Z @ Z.T, terms)[-1].F
-        if (sign == 1).all():
-            assert_allclose(row["value"], F, rtol=1e-9)
-        T0 = np.einsum("rm,r->m", Z, a * sign) / 2
-        assert F * 0 + (T0 @ T0) > 0  # the numerator moves with the flips
+    for number in (0, 7, 23):
+        moved = a * signs(how, number, 1)[0][place][rows.unit]
+        terms = [unit, b[:, None], (moved * b)[:, None], moved[:, None]]
+        assert_allclose(null[number], permanova.permanova(Z @ Z.T, terms)[-1].F, rtol=1e-9)
 
 
 @pytest.mark.parametrize("between", [False, True])
@@ -408,6 +411,26 @@ def test_controls_tell_a_planted_set_from_any_set():
 
     assert rows_of(fake, {"a": A}, "contrast_length", **named(range(20))).loc["a", "x_p_controls"] == 0.05
     assert rows_of(fake, {"a": A}, "contrast_length", **named(range(100, 120))).loc["a", "x_p_controls"] > 0.05
+
+
+@pytest.mark.parametrize("statistic", ["contrast_length", "decoding", "manova", "parallelism"])
+def test_three_factors_within_and_between_items(statistic):
+    """Two factors within items, one of three levels, and one between: planted effects of a and g are found."""
+    factors = {"a": ["a1", "a2"], "c": ["c1", "c2", "c3"], "g": {"levels": ["g1", "g2"], "varies": "between"}}
+    forms = {n: ["a1", "a2"] if n == "x" else ["c1", "c2", "c3"] for n in "xy"}
+    items = {
+        f"i{k}": {n: {v: f"{v}{k}" for v in forms[n]} for n in "xy"} | {"g": "g1" if k < 11 else "g2"}
+        for k in range(24)
+    }
+    design = {"schema": "neurosae/design/1", "name": "m", "factors": factors, "frames": {"f": "{x:a} {y:c}"}}
+    fake = simulate(
+        Design.model_validate(design | {"items": items}), n_features=40, effects={"a": 8, "g": 8}, density=0.5,
+        shift=3.0, regions=("y",), seed=0,
+    )  # fmt: skip
+    effects = {"a": {"a": {"a2": 1, "a1": -1}}, "g": {"g": {"g2": 1, "g1": -1}}}
+    settings = {"across": "c"} if statistic == "parallelism" else {}
+    found = factorial(fake, effects, region="y", statistic=statistic, inference=FEW, settings=settings, seed=1)
+    assert (found["p_corr"] <= 0.05).all()
 
 
 # ------------------------------------------------------------------ refusals
