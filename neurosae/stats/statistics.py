@@ -26,7 +26,7 @@ from neurosae.stats.hurdle import hurdle
 from neurosae.stats.levels import compares_levels, of_levels
 from neurosae.stats.moderation import fit_prior
 from neurosae.stats.projection import regression
-from neurosae.stats.ranks import size_ranks, value_ranks
+from neurosae.stats.ranks import ranks_from_zero, size_ranks
 from neurosae.stats.units import ItemData, activity, errors_of
 
 
@@ -84,10 +84,13 @@ def signed_rank(data: ItemData, kept: np.ndarray) -> Ready:
         return regression(data, kept, "signed_rank")
     D = _columns(data.D, kept)
     if data.codes is not None:
-        R = value_ranks(D.toarray())
+        R = ranks_from_zero(D)  # the constant that is left out has weight 0 in every contrast of groups
         codes, weights = data.grouping
-        R = R / np.sqrt(R.var(axis=0, ddof=1) * (weights**2 / np.bincount(codes)).sum())
-        return Ready(_grouped(data, sp.csc_matrix(R), mode=0), None, "rank_sum")
+        n, total = data.n, np.asarray(R.sum(axis=0)).ravel()
+        variance = (n * _squares(R) - total**2) / (n * (n - 1))  # of half integers: exactly 0 where all are one tie
+        scale = np.sqrt(variance * (weights**2 / np.bincount(codes)).sum())
+        R.data /= np.repeat(np.where(scale > 0, scale, 1.0), np.diff(R.indptr))
+        return Ready(_grouped(data, R, mode=0), None, "rank_sum")
     R = D.copy()
     R.data = np.sign(D.data) * size_ranks(D, errors_of(data, kept))
     return Ready(flip_columns(R, scale=np.sqrt(_squares(R)), df=np.inf), R, "signed_rank")
