@@ -49,7 +49,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     >>> unknown("effect", "subjekt", ["subject", "attractor"])
     "unknown effect 'subjekt'. Did you mean 'subject'? Known: subject, attractor."
     """
-    names = list(known)
+    names = [name for name in known if name]  # an empty name is one that is left out
     hint = nearest(name, names)
     guess = f" Did you mean '{hint}'?" if hint else ""
     return f"unknown {kind} '{name}'.{guess} Known: {', '.join(names) if names else 'none'}."

@@ -71,6 +71,9 @@ class Positions(Strict):
         if self.shifted and (self.window is None or self.window[1] - self.window[0] < 2):
             text = f"align: {self.align} compares courses; give the positions around the region's end, at least 3: "
             fail("window", text=text + "window: [-6, 2], say.")
+        for key in ("max_shift", "shift_unit"):
+            if not self.shifted and getattr(self, key) != type(self).model_fields[key].default:
+                fail(key, text=f"has no meaning with align: {self.align}; use align: xcorr or reference.")
         if self.reference and self.align != "reference":
             fail("reference", text=f"has no meaning with align: {self.align}; use align: reference.")
         if self.align == "reference" and not any(self.reference.values()):

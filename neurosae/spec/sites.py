@@ -92,6 +92,12 @@ class ModelBlock(Strict):
     control_seed: Natural = 0
     """Seed of the control's weights."""
 
+    @model_validator(mode="after")
+    def _check(self) -> ModelBlock:
+        if self.control_seed and self.control is None:
+            fail("control_seed", text="is the seed of a control; name one: control: reinit, or shuffle.")
+        return self
+
 
 def _bos_problem(value: Any) -> str | None:
     return None if value is True or value is False or value == "auto" else "must be auto, true or false."
@@ -168,8 +174,8 @@ class TrainBlock(Strict):
     @model_validator(mode="after")
     def _check(self) -> TrainBlock:
         if self.architecture != "interaction":
-            for key in ("rank", "linear_top"):
-                if getattr(self, key):
+            for key in ("rank", "head", "dropout", "linear_top", "interaction"):
+                if getattr(self, key) != type(self).model_fields[key].default:
                     fail(
                         key, text=f"belongs to interaction, but the architecture is {self.architecture}; leave it out."
                     )
@@ -225,6 +231,8 @@ class FitBlock(Strict):
         for key, kinds in FIT_KEYS.items():
             if getattr(self, key) is not None and self.kind not in kinds:
                 fail(key, text=f"belongs to {' and '.join(kinds)}, but the kind is {self.kind}; leave it out.")
+        if self.n is not None and self.k is not None and self.k > self.n:
+            fail("k", text=f"is {self.k}, but there are only {self.n} atoms; use fewer, or raise n.")
         if self.kind == "diff_means" and self.region is None:
             fail("region", text="is missing; diff_means reads the last token of a region: name it.")
         return self

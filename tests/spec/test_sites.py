@@ -8,7 +8,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from neurosae.spec.hooks import HOOKS
-from neurosae.spec.sites import DictionaryBlock, ModelBlock, Site, StudyPath, TrainBlock
+from neurosae.spec.positions import Positions
+from neurosae.spec.sites import DictionaryBlock, FitBlock, ModelBlock, Site, StudyPath, TrainBlock
 
 
 def named(name, folder):
@@ -107,3 +108,34 @@ def test_study_path_refuses_an_absolute_path_inside_the_study(tmp_path):
     with pytest.raises(ValidationError, match="leaves the study"):
         path.validate_python("/etc/passwd", context=context)
     assert path.validate_python("../stimuli/d.yaml", context=context) == tmp_path / "stimuli" / "d.yaml"
+
+
+WITHOUT_EFFECT = [
+    (ModelBlock, {"name": "gpt2", "control_seed": 3}, "control_seed: is the seed of a control; name one"),
+    (TrainBlock, {"n_tokens": 9, "interaction": "sequential"}, "interaction: belongs to interaction"),
+    (TrainBlock, {"n_tokens": 9, "head": "mlp"}, "head: belongs to interaction"),
+    (TrainBlock, {"n_tokens": 9, "dropout": 0.1}, "dropout: belongs to interaction"),
+    (FitBlock, {"kind": "ksvd", "n": 16, "k": 20}, "k: is 20, but there are only 16 atoms"),
+    (Positions, {"max_shift": 2}, "max_shift: has no meaning with align: region"),
+    (Positions, {"shift_unit": "item"}, "shift_unit: has no meaning with align: region"),
+]
+
+
+@pytest.mark.parametrize(("block", "asked", "message"), WITHOUT_EFFECT)
+def test_what_would_have_no_effect_is_refused(block, asked, message):
+    """A key that nothing would read is an error, not a silence."""
+    with pytest.raises(ValidationError) as caught:
+        block.model_validate(asked)
+    key, text = message.split(": ", 1)
+    assert text in str(caught.value)
+    assert key in str(caught.value.errors()[0]["ctx"])
+
+
+def test_what_has_an_effect_is_accepted():
+    """The same keys where they are read."""
+    assert ModelBlock(name="gpt2", control="shuffle", control_seed=3).control_seed == 3
+    block = {"architecture": "interaction", "n_tokens": 9, "head": "mlp", "dropout": 0.1, "interaction": "sequential"}
+    assert TrainBlock.model_validate(block).head == "mlp"
+    assert FitBlock(kind="ksvd", n=16, k=16).k == 16
+    shifted = {"align": "xcorr", "window": [-2, 2], "max_shift": 2, "shift_unit": "item"}
+    assert Positions.model_validate(shifted).max_shift == 2
