@@ -95,7 +95,9 @@ def grade_cap(found: list[Requirement], *, causal: bool = False) -> int:
 
 def grade_limits(design: Design, stimuli: pd.DataFrame, analysis: Any) -> Iterator[str]:
     """For every battery of an analysis what limits its grade, in one sentence."""
-    for name, block in (analysis.tests if analysis is not None else {}).items():
+    if analysis is None:
+        return
+    for name, block in analysis.tests.items():
         if block.test != "integration":
             continue
         parts = parts_of(block, analysis.effects)
@@ -206,7 +208,7 @@ def _places(table: pd.DataFrame, parts: Parts, *, unit: str) -> Iterator[Require
         "let the same words follow the pair at the same position",
     )  # fmt: skip
     first = table.groupby("frame", observed=True)[["a_start", "b_start"]].mean()
-    orders = {bool(row.a_start < row.b_start) for row in first.itertuples()}
+    orders = set((first["a_start"] < first["b_start"]).tolist())
     n = len(first)
     seen = f"{n} frame{'s' if n > 1 else ''}, {'both orders' if len(orders) == 2 else 'one order'}"
     yield Requirement(

@@ -91,8 +91,8 @@ def _why(grades: tuple[int, int], by: Mapping[str, pd.Series], *, alpha: float) 
         return f"Co-activation is rejected: {listed(ways)}."
     if grade == 1:
         return (
-            "Features answer to the pair otherwise than to the sum of its parts; a threshold, a normalization or a detector "
-            "of word pairs does that too, so no integration is claimed."
+            "Features answer to the pair otherwise than to the sum of its parts; a threshold, a normalization or a "
+            "detector of word pairs does that too, so no integration is claimed."
         )
     if "does not answer" in str(by["grade"]["note"]):
         return "A set does not answer to its own part on the test items, so there is nothing that could be integrated."
@@ -174,9 +174,9 @@ def draw_integration(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Dr
     plane = rows[rows["effect"].isin(["code: D-perp", "code: list control"]) & rows["value"].notna()]
     if len(plane):
         words = (
-            "Orange: cross-validated squared length of the interaction outside the plane of mean and main effects, as a "
-            "share of the main effects; the bar is its range when any one item is left out. Blue: the same minus that of the "
-            f"list. 0 is expected under co-activation. {source.partition(';')[0]}."
+            "Orange: cross-validated squared length of the interaction outside the plane of mean and main effects, as "
+            "a share of the main effects; the bar is its range when any one item is left out. Blue: the same minus "
+            f"that of the list. 0 is expected under co-activation. {source.partition(';')[0]}."
         )
         yield Drawing(f"{name}-shares", "shares", test, "Emergent share", words, emergent_shares(plane), wide=True)
     scores = study.extras.get((test, "scores"))

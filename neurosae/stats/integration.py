@@ -172,7 +172,7 @@ def _from_localizer(ask: IntegrationBlock, site: str, adata: AnnData, *, earlier
 
 def _sets(columns: Sequence[np.ndarray], directions: Sequence[np.ndarray], *, note: str) -> Sets:
     """Both sets without the features that they share, which would couple them by themselves."""
-    shared = np.intersect1d(*columns)
+    shared = np.intersect1d(columns[0], columns[1])
     kept = [~np.isin(c, shared) for c in columns]
     if not all(k.any() for k in kept):
         raise DataError(f"both parts chose the same {len(shared)} features; choose more, or by other contrasts.")
@@ -249,8 +249,9 @@ def _place(exp: Experiment, ask: Ask, where: Spot, *, seed: int) -> Found:
     if "gate" in block.members:
         lame = why or _unresponsive(results["responds"], block.parts, alpha=ask.settings.alpha)
         results["gate"] = lame or _tried(lambda: _gate(exp, scores, S, gain=block.gain))
-        if not _said(results["gate"]):
-            p["gate"] = float(results["gate"].p_corr[0])
+        gate: Any = results["gate"]
+        if not _said(gate):
+            p["gate"] = float(gate.p_corr[0])
     results |= {name: why or result for name, result in _readers(exp, ask, scores, sets=sets, seed=seed).items()}
     return found._replace(results=results, p=p, scores={} if scores is None else {"z": scores}, sizes=_sizes(sets, exp))
 
@@ -270,7 +271,9 @@ def _code(exp: Experiment, S: np.ndarray, sets: Sets | None, *, least: int) -> d
     """D-perp and its list control; beside them the plain length of the interaction, in the norms that there are."""
     columns = None if sets is None else np.unique(np.concatenate(sets.columns))
     z = exp.z(columns)
-    by = np.stack([exp.z(columns, frame=k) for k in range(len(exp.by_frame))], axis=1) if exp.by_frame else [None, None]
+    by: Any = (
+        np.stack([exp.z(columns, frame=k) for k in range(len(exp.by_frame))], axis=1) if exp.by_frame else [None, None]
+    )
     out: dict[str, Any] = {"plane": _tried(lambda: out_of_plane(z[-1], S, frames=by[-1], min_informative=least))}
     if exp.n_contexts == 2:
         both = None if by[0] is None else (by[1], by[0])

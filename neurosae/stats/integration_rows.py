@@ -246,7 +246,14 @@ def _exploratory(found: Found) -> list[dict[str, Any]]:
     read = found.results.get("read")
     if isinstance(read, str):
         rows.append(_silent(found, "read", "exploratory", reason=read))
-    for rung in read.p if read is not None and not isinstance(read, str) else ():
+    elif read is not None:
+        rows += _rungs(found, read, n)
+    return rows
+
+
+def _rungs(found: Found, read: Any, n: int) -> list[dict[str, Any]]:
+    rows = []
+    for rung in read.p:
         numbers = _numbers(found, "share of residual", read.score[rung], p=read.p[rung]) | {"p_method": "permutations"}
         size = {"effsize": read.delta_r2, "eftype": "delta R2 (cross-validated)"}
         note = f"{EXPLORATORY}; all rungs are shown, uncorrected; {read.n_products} products"

@@ -116,11 +116,12 @@ def worlds_text(table: pd.DataFrame) -> str:
     blocks = []
     for group, rows in table.groupby("group", sort=False):
         tests = list(dict.fromkeys(rows["test"]))
-        demos = {t for t in tests if (rows.loc[rows["test"] == t, "role"] == "demonstration").any()}
+        demos = set(rows.loc[(rows["role"] == "demonstration").to_numpy(), "test"])
         lines = [["world", "items", *(f"({t})" if t in demos else str(t) for t in tests)]]
         for (world, n), part in rows.groupby(["world", "n_items"], sort=False):
-            by = part.set_index("test")
-            cells = [_short(by.loc[t, "rate"], by.loc[t, "verdict"]) if t in by.index else "-" for t in tests]
+            said = zip(part["test"], part["rate"], part["verdict"], strict=True)
+            by = {str(test): _short(float(rate), str(verdict)) for test, rate, verdict in said}
+            cells = [by.get(str(t), "-") for t in tests]
             lines.append([str(world), str(n), *cells])
         widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
         one = rows.iloc[0]
