@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -34,6 +34,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N. Refused, n
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; replaces model.dtype of the analysis.")]
 Seed = Annotated[int | None, typer.Option(help="Replaces `seed:` of the analysis; recorded in the provenance.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Refuse the network even if the analysis names a hub id.")]
+Control = Literal["reinit", "shuffle"]
 Analysis = Annotated[Path, typer.Argument(help="An analysis file (schema: neurosae/analysis/1).")]
 
 app = typer.Typer(
@@ -62,7 +63,9 @@ def check(
 @app.command()
 def expand(
     design: Annotated[Path, typer.Argument(help="A design file (schema: neurosae/design/1); with --from, any file.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Table to write, .csv or .parquet; .yaml: an imported design.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Table to write, .csv or .parquet; .yaml: an imported design.")
+    ],
     *,
     given: Annotated[str | None, typer.Option("--from", help="Import lists, csv, jsonl or minimal_pairs.")] = None,
     factors: Annotated[str | None, typer.Option(help="With --from: names of the factors, a,b.")] = None,
@@ -135,6 +138,9 @@ def evaluate(
     *,
     text: Annotated[list[Path] | None, typer.Option(help="Held-out text; left out, the model writes some.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens that are read.")] = 5_000,
+    control: Annotated[
+        Control | None, typer.Option(help="Train the same recipes on a model without what was learned; both are shown.")
+    ] = None,
     out: Out = Path("results"),
     device: Device = "auto",
     offline: Offline = False,
@@ -147,7 +153,7 @@ def evaluate(
     pairs of the absorption screen. Intervals are over documents.
     """
     study = _prepare(analysis, out, device=device, dtype=None, seed=None, offline=offline)
-    table = ns.evaluate_study(study, texts=[str(path) for path in text or []], n_tokens=tokens)
+    table = ns.evaluate_study(study, texts=[str(path) for path in text or []], n_tokens=tokens, control=control)
     ns.write_table(study.folder / "evaluation.csv", table.set_index("site"))
     typer.echo(ns.summarize_comparison({"comparison": table}))
     typer.echo(study.folder / "evaluation.csv")

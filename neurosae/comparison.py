@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -16,27 +16,67 @@ import neurosae as ns
 from neurosae.errors import DataError, SpecError, unknown
 from neurosae.spec.results import is_found, strongest
 from neurosae.stages import Study
+from neurosae.study import sites_of
 
 TABLES = ("comparison", "contrasts", "levels", "probes", "pairs", "sets")
 TOKENS = 2_000
+CONTROL = (
+    "Rows of a control: the same recipe and text, a model without what was learned. What it reaches too, a low FVU or "
+    "a high recovered cross-entropy, is no evidence of learned structure."
+)
 
 
-def evaluate_study(study: Study, *, texts: Sequence[str] = (), n_tokens: int = TOKENS) -> pd.DataFrame:
+def evaluate_study(
+    study: Study, *, texts: Sequence[str] = (), n_tokens: int = TOKENS, control: str | None = None
+) -> pd.DataFrame:
     """Measure the dictionary of every site of an analysis on held-out text; a row per site.
 
     Parameters
     ----------
     texts : files or data set folders; without, text that the model writes itself, with another seed than for training
     n_tokens : tokens that are read
+    control : `reinit` or `shuffle`: below each site a second row, of the same recipe on `random_control` of the model
+        (trained once, kept in the store)
 
     Returns
     -------
-    DataFrame, as of `evaluate_dictionaries`
+    DataFrame, as of `evaluate_dictionaries`; with a control, column `control` is empty or its mode, and `note` says
+    which sites have no recipe that could be followed again
+
+    Raises
+    ------
+    SpecError
+        If the analysis reads a control already.
     """
+    if control and study.spec.model.control:
+        raise SpecError(
+            f"{study.path}:1: model.control: is {study.spec.model.control} already; a control has no control: leave it "
+            "out of the analysis, or out of the command."
+        )
     model, dictionaries = study.live()
-    return ns.evaluate_dictionaries(
-        dictionaries, model, held_out(study, model, texts, n_tokens=n_tokens), n_tokens=n_tokens
-    )
+    text = held_out(study, model, texts, n_tokens=n_tokens)
+    table = ns.evaluate_dictionaries(dictionaries, model, text, n_tokens=n_tokens)
+    return _with_control(study, table, text, n_tokens=n_tokens, mode=control) if control else table
+
+
+def _with_control(study: Study, table: pd.DataFrame, text: list[str], *, n_tokens: int, mode: str) -> pd.DataFrame:
+    """A row of the control below that of every site."""
+    model, dictionaries = study.live()
+    random = ns.random_control(model, cast(Any, mode), seed=study.spec.model.control_seed)
+    sites = sites_of(study.spec, model.n_layers)
+    made, notes = ns.control_dictionaries(sites, dictionaries, (model, random), store=study.out, stimuli=study.stimuli)
+    learned = table.assign(control="")
+    for site, note in notes.items():
+        at = learned["site"] == site
+        learned.loc[at, "note"] = learned.loc[at, "note"].map(lambda said, note=note: f"{said} {note}".strip())
+    both = [learned]
+    if made:
+        found = ns.evaluate_dictionaries(made, random, text, n_tokens=n_tokens, l0=float(table["l0"].iloc[0]))
+        both.append(found.assign(control=mode))
+    rows = pd.concat(both, ignore_index=True)
+    place = {site: i for i, site in enumerate(table["site"])}
+    rows = rows.sort_values("site", key=lambda names: names.map(place), kind="stable", ignore_index=True)
+    return rows[["site", "control", *table.columns.drop("site")]]
 
 
 def held_out(study: Study, model: Any, texts: Sequence[str], *, n_tokens: int) -> list[str]:
@@ -231,8 +271,8 @@ def summarize_comparison(tables: Mapping[str, pd.DataFrame]) -> str:
     """
     lines = []
     shown = {
-        "comparison": ["site", "l0", "fvu", "ce_recovered_mean", "kl_recovered_mean", "pathology", "dead", "absorbed",
-                       "l0_matched"],
+        "comparison": ["site", "control", "l0", "fvu", "ce_recovered_mean", "kl_recovered_mean", "pathology", "dead",
+                       "absorbed", "l0_matched"],
         "contrasts": ["test", "effect", "region", "site", "tested", "found", "share", "p_corr"],
         "levels": ["site", "region", "factor", "level", "auroc", "auroc_limit", "n_selective"],
         "probes": ["site", "region", "factor", "level", "k", "auroc"],
@@ -243,11 +283,21 @@ def summarize_comparison(tables: Mapping[str, pd.DataFrame]) -> str:
         if name in tables and len(tables[name]):
             table = tables[name][[c for c in columns if c in tables[name]]]
             lines += [table.to_string(index=False, na_rep="-", float_format=lambda v: f"{v:.3f}")]
-    odd = tables["comparison"].loc[~tables["comparison"]["l0_matched"], "site"]
-    text = "\n\n".join(lines)
+    return "\n".join(["\n\n".join(lines), *_remarks(tables["comparison"])])
+
+
+def _remarks(rows: pd.DataFrame) -> list[str]:
+    """Sentences below the tables: unequal sparsity, what a control is for, and notes of single rows."""
+    said = []
+    learned = rows[rows["control"] == ""] if "control" in rows else rows
+    odd = learned.loc[~learned["l0_matched"].astype(bool), "site"]
     if len(odd):
-        text += (
-            f"\nL0 of {', '.join(odd)} is more than 20 % from that of {tables['comparison']['site'].iloc[0]}: "
+        said.append(
+            f"L0 of {', '.join(odd)} is more than 20 % from that of {rows['site'].iloc[0]}: "
             f"{'its' if len(odd) == 1 else 'their'} numbers are not comparable at equal sparsity."
         )
-    return text
+    if "control" in rows:
+        said.append(CONTROL)
+    if "note" in rows:
+        said += dict.fromkeys(f"{site}: {note}" for site, note in zip(rows["site"], rows["note"], strict=True) if note)
+    return said

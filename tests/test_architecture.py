@@ -114,7 +114,7 @@ LAYERS = """
 17 stats.trials
 16 stats.maps stats.pairs stats.sets
 17 report.figures_courses report.figures_features report.figures_pattern report.figures_univariate report.result_tables report.claims
-17 report.limits report.page
+17 report.limits report.page report.figures_geometry
 17 report.figures_power report.figures_maps report.figures_factorial
 18 report.factorial report.choosing report.anova stats.anova
 1  design.import_files
@@ -128,8 +128,9 @@ LAYERS = """
 18 report.figures report.prose report.methods report.maps report.joint
 18 stats.selection report.regions
 19 report.calibration
-19 report.sections
-20 report.html report.comparison
+19 report.geometry
+20 report.sections
+21 report.html report.comparison
 17 report.figures_comparison
 21 provenance
 22 stages

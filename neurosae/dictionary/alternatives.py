@@ -158,6 +158,11 @@ def _facts(model: Any, texts: Sequence[str] | None, asked: Asked, *, stimuli: pd
     return {"model_name": model.name, **known, **form, **source}
 
 
+def text_to_decompose(model: Any, asked: Asked, store: str | Path, *, stimuli: pd.DataFrame | None) -> list[str]:
+    """What a model writes to be fitted, where the analysis names no text."""
+    return _own_texts(model, _facts(model, None, asked, stimuli=stimuli), store)
+
+
 def _own_texts(model: Any, facts: Mapping[str, Any], store: str | Path) -> list[str]:
     """The model's own samples, written once for all fits of the same size and seed."""
     wanted = {n: facts[n] for n in ("weights_hash", "tokenizer_hash", "prefix", "sampled_tokens", "sampled_seed")}

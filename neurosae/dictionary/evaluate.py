@@ -7,7 +7,7 @@ replaced. The zero denominator flatters: read the mean one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,12 +62,12 @@ def evaluate_dictionary(
     Returns
     -------
     DataFrame of one row
-        `n_tokens n_documents l0 fvu fvu_low fvu_high explained_variance cosine l2_ratio shrinkage encoder_cosine
-        ce_base ce_sae ce_zero ce_mean ce_recovered_zero ce_recovered_mean ce_recovered_mean_low …_high
-        kl_sae kl_recovered_zero kl_recovered_mean n_features dead n_dead density_bound share_dense`;
+        `hook n_tokens n_documents l0 fvu explained_variance cosine l2_ratio shrinkage encoder_cosine ce_base ce_sae
+        ce_zero ce_mean ce_recovered_zero ce_recovered_mean kl_sae kl_recovered_zero kl_recovered_mean n_features dead
+        n_dead density_bound share_dense`; those of `BOUNDED` are followed by `…_low` and `…_high`;
         `dead` is the share of features that were never active on these tokens, `density_bound` (3 / n_tokens) the
-        upper 95 % bound on the density of such a feature; intervals are 95 % percentiles of the bootstrap. The
-        columns of cross-entropy are missing values for a model without a head.
+        upper 95 % bound on the density of such a feature; intervals are 95 % percentiles of the bootstrap over
+        documents. The columns of cross-entropy are missing values for a model without a head.
 
     Examples
     --------
@@ -82,22 +82,29 @@ def evaluate_dictionary(
     contexts = reference_contexts(model, texts, n_tokens=n_tokens, seed=seed)
     x = context_rows(model, contexts, np.arange(len(contexts.ids)), hooks=[dictionary.hook])[dictionary.hook]
     x = x.to(dictionary.W_dec.device)
-    row, counts = reconstruction(dictionary, x)
+    sums, counts = row_sums(dictionary, x)
     documents = np.repeat(contexts.documents, contexts.n_rows)
-    row |= _interval("fvu", *_fvu_sums(dictionary, x, documents), seed=seed)
-    row |= never_active(counts, len(x))
+    row = _scores(sums) | {"n_tokens": len(x), "encoder_cosine": _encoder_cosine(dictionary)}
+    row |= _score_intervals(sums, documents, seed=seed) | never_active(counts, len(x))
     if model.is_causal and model.has_head:
         row |= _lost(splice(dictionary, model, contexts, center=x.mean(0)), seed)
     table = pd.DataFrame([{"hook": dictionary.hook, "n_documents": len(np.unique(contexts.documents)), **row}])
     return table.reindex(columns=COLUMNS)
 
 
+BOUNDED = (
+    *("l0", "fvu", "explained_variance", "cosine", "l2_ratio", "shrinkage"),
+    *("ce_recovered_zero", "ce_recovered_mean", "kl_recovered_zero", "kl_recovered_mean"),
+)
+"""Columns that are followed by the ends of their interval, `…_low` and `…_high`."""
+_NAMES = (
+    *("hook", "n_tokens", "n_documents", "l0", "fvu", "explained_variance", "cosine", "l2_ratio", "shrinkage"),
+    *("encoder_cosine", "ce_base", "ce_sae", "ce_zero", "ce_mean", "ce_recovered_zero", "ce_recovered_mean", "kl_sae"),
+    *("kl_recovered_zero", "kl_recovered_mean", "n_features", "dead", "n_dead", "density_bound", "share_dense"),
+)
 COLUMNS = [
-    "hook", "n_tokens", "n_documents", "l0", "fvu", "fvu_low", "fvu_high", "explained_variance", "cosine", "l2_ratio",
-    "shrinkage", "encoder_cosine", "ce_base", "ce_sae", "ce_zero", "ce_mean", "ce_recovered_zero",
-    "ce_recovered_mean", "ce_recovered_mean_low", "ce_recovered_mean_high", "kl_sae", "kl_recovered_zero",
-    "kl_recovered_mean", "n_features", "dead", "n_dead", "density_bound", "share_dense",
-]  # fmt: skip
+    column for name in _NAMES for column in ((name, f"{name}_low", f"{name}_high") if name in BOUNDED else (name,))
+]
 
 
 def reference_contexts(model: Any, texts: Sequence[str], *, n_tokens: int, seed: int, length: int = 256) -> Contexts:
@@ -111,34 +118,68 @@ def reference_contexts(model: Any, texts: Sequence[str], *, n_tokens: int, seed:
 
 
 @torch.no_grad()
-def reconstruction(dictionary: Dictionary, x: Tensor) -> tuple[dict[str, float], np.ndarray]:
-    """Scores of the reconstruction of x (n, d), and on how many rows each feature is active."""
+def row_sums(dictionary: Dictionary, x: Tensor) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """What the scores are sums of, for each row of x (n, d), and on how many rows each feature is active."""
     counts = np.zeros(dictionary.n_features, dtype=np.int64)
-    sums = dict.fromkeys(("error", "cosine", "norm", "norm_hat", "hat", "product"), 0.0)
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in SUMMED}
+    center = x.double().mean(0)
     # no more rows than are encoded at once: sae-lens decodes scaled inputs with the scale of its last call
     rows = max(1, min(4096, CELLS // dictionary.n_features))
     for start in range(0, len(x), rows):
         part = x[start : start + rows]
         codes = dictionary.encode(part)
         counts += np.bincount(codes.indices, minlength=dictionary.n_features)
-        made = dictionary.decode(codes).to(part.device)
-        real, made = part.double(), made.double()
+        real, made = part.double(), dictionary.decode(codes).to(part.device).double()
         product = (real * made).sum(1)
         length, length_hat = real.norm(dim=1), made.norm(dim=1)
-        sums["error"] += float((real - made).square().sum())
-        sums["cosine"] += float((product / (length * length_hat).clamp(min=1e-12)).sum())
-        sums["norm"] += float(length.sum())
-        sums["norm_hat"] += float(length_hat.sum())
-        sums["hat"] += float(length_hat.square().sum())
-        sums["product"] += float(product.sum())
-    fvu = sums["error"] / float((x.double() - x.double().mean(0)).square().sum())
-    aligned = torch.cosine_similarity(dictionary.W_enc, dictionary.W_dec, dim=1)
-    return {
-        "n_tokens": len(x), "l0": float(counts.sum()) / len(x), "fvu": fvu, "explained_variance": 1 - fvu,
-        "cosine": sums["cosine"] / len(x), "l2_ratio": sums["norm_hat"] / sums["norm"],
-        "shrinkage": sums["hat"] / sums["product"] if sums["product"] else float("nan"),
-        "encoder_cosine": float(aligned.mean()),
-    }, counts  # fmt: skip
+        found = {
+            "error": (real - made).square().sum(1), "spread": (real - center).square().sum(1),
+            "cosine": product / (length * length_hat).clamp(min=1e-12), "norm": length, "norm_hat": length_hat,
+            "hat": length_hat.square(), "product": product,
+        }  # fmt: skip
+        for name, values in found.items():
+            parts[name].append(values.cpu().numpy())
+        parts["active"].append(np.diff(codes.indptr).astype(np.float64))
+        parts["one"].append(np.ones(len(part)))
+    return {name: np.concatenate(values) for name, values in parts.items()}, counts
+
+
+SUMMED = ("one", "active", "error", "spread", "cosine", "norm", "norm_hat", "hat", "product")
+RATIOS = {
+    "l0": ("active", "one"), "fvu": ("error", "spread"), "cosine": ("cosine", "one"), "l2_ratio": ("norm_hat", "norm"),
+    "shrinkage": ("hat", "product"),
+}  # fmt: skip
+"""Scores that are ratios of two sums over rows."""
+
+
+def reconstruction(dictionary: Dictionary, x: Tensor) -> tuple[dict[str, float], np.ndarray]:
+    """Scores of the reconstruction of x (n, d), and on how many rows each feature is active."""
+    sums, counts = row_sums(dictionary, x)
+    return {"n_tokens": len(x), **_scores(sums), "encoder_cosine": _encoder_cosine(dictionary)}, counts
+
+
+def _scores(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
+    row = {name: _share(float(sums[a].sum()), float(sums[b].sum())) for name, (a, b) in RATIOS.items()}
+    return row | {"explained_variance": 1 - row["fvu"]}
+
+
+def _score_intervals(sums: Mapping[str, np.ndarray], documents: np.ndarray, *, seed: int) -> dict[str, float]:
+    """Intervals, over documents, of all scores of the reconstruction."""
+    each = {name: np.bincount(documents, weights=values) for name, values in sums.items()}
+    row: dict[str, float] = {}
+    for name, (above, below) in RATIOS.items():
+        row |= _interval(name, each[above], each[below], seed=seed)
+    low, high = 1 - row["fvu_high"], 1 - row["fvu_low"]
+    return row | {"explained_variance_low": low, "explained_variance_high": high}
+
+
+def _encoder_cosine(dictionary: Dictionary) -> float:
+    return float(torch.cosine_similarity(dictionary.W_enc, dictionary.W_dec, dim=1).mean())
+
+
+def _share(above: float, below: float) -> float:
+    """A ratio; a missing value where its denominator is 0, as where nothing is lost by ablation."""
+    return above / below if below else float("nan")
 
 
 def never_active(counts: np.ndarray, n_tokens: int) -> dict[str, float]:
@@ -162,21 +203,12 @@ def density_histogram(density: np.ndarray) -> dict[str, list[float]]:
     return {"log10_density": edges.tolist(), "features": counts.tolist()}
 
 
-def _fvu_sums(dictionary: Dictionary, x: Tensor, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    error, spread = [], []
-    center = x.mean(0)
-    for start in range(0, len(x), 4096):
-        part = x[start : start + 4096]
-        error.append((part - dictionary.reconstruct(part).to(part.device)).square().sum(1).cpu())
-        spread.append((part - center).square().sum(1).cpu())
-    sums = [np.bincount(documents, weights=torch.cat(parts).double().numpy()) for parts in (error, spread)]
-    return sums[0], sums[1]
-
-
 def _interval(name: str, above: np.ndarray, below: np.ndarray, *, seed: int) -> dict[str, float]:
     """A bootstrap interval, over documents, of a ratio of sums."""
     kept = below != 0
     above, below = above[kept], below[kept]
+    if not len(above):
+        return {f"{name}_low": float("nan"), f"{name}_high": float("nan")}
     draws = np.random.default_rng(seed).integers(len(above), size=(N_BOOTSTRAP, len(above)))
     low, high = np.percentile(above[draws].sum(1) / below[draws].sum(1), [2.5, 97.5])
     return {f"{name}_low": float(low), f"{name}_high": float(high)}
@@ -270,7 +302,8 @@ def _lost(sums: Spliced, seed: int) -> dict[str, float]:
     total = {name: float(getattr(sums, name).sum() / n) for name in Spliced._fields[1:]}
     row = {f"ce_{name}": total[name] for name in ("base", "sae", "zero", "mean")} | {"kl_sae": total["kl_sae"]}
     for name in ("zero", "mean"):
-        row[f"ce_recovered_{name}"] = (total[name] - total["sae"]) / (total[name] - total["base"])
-        row[f"kl_recovered_{name}"] = 1 - total["kl_sae"] / total[f"kl_{name}"]
-    above, below = sums.mean - sums.sae, sums.mean - sums.base
-    return row | _interval("ce_recovered_mean", above, below, seed=seed)
+        lost, kl = getattr(sums, name), getattr(sums, f"kl_{name}")
+        for score, above, below in (("ce", lost - sums.sae, lost - sums.base), ("kl", kl - sums.kl_sae, kl)):
+            row[f"{score}_recovered_{name}"] = _share(float(above.sum()), float(below.sum()))
+            row |= _interval(f"{score}_recovered_{name}", above, below, seed=seed)
+    return row

@@ -303,6 +303,8 @@ def _suggest_weights(dictionary: Dictionary, model: Any, texts: Sequence[str], *
 
 def _refuse(dictionary: Dictionary, here: Mapping[str, float], card: Mapping[str, float | None]) -> None:
     remedy = "it does not belong to this model, hook point or dtype; use one that was trained for it."
+    if np.isnan(here["fvu"]):
+        raise ModelError(f"{dictionary.hook} gives the same vector at every token, so nothing can be reconstructed.")
     lost = here["fvu"] > NO_FIT or (card["fvu"] is not None and 1 - here["fvu"] < KEPT * (1 - card["fvu"]))
     if lost and dictionary.metadata.get("fitted") not in PARTIAL:
         claim = "" if card["fvu"] is None else f" (its card says {card['fvu']:.1%})"

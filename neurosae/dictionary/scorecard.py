@@ -20,7 +20,13 @@ L0_MATCHED = 0.2  # GRD-11: dictionaries are compared only where L0 agrees withi
 
 
 def evaluate_dictionaries(
-    dictionaries: Mapping[str, Dictionary], model: Any, texts: Sequence[str], *, n_tokens: int = 5_000, seed: int = 0
+    dictionaries: Mapping[str, Dictionary],
+    model: Any,
+    texts: Sequence[str],
+    *,
+    n_tokens: int = 5_000,
+    seed: int = 0,
+    l0: float | None = None,
 ) -> pd.DataFrame:
     """Measure several dictionaries of one model on the same held-out text.
 
@@ -31,6 +37,7 @@ def evaluate_dictionaries(
     texts : documents that none of them was trained on
     n_tokens : contexts are drawn until they hold this many tokens
     seed : of that draw, of random errors and of the bootstrap over documents
+    l0 : what L0 is compared with; left out, that of the first dictionary
 
     Returns
     -------
@@ -38,7 +45,7 @@ def evaluate_dictionaries(
         One row per dictionary: `site model kind`, the columns of `evaluate_dictionary`, then `pathology pathology_low
         pathology_high` (divergence over that of a random error of the same length), `absorbed` (pairs of the absorption
         screen), `log10_density` (counts of features per half decade from 1e-7 to 1), `l0_matched` (whether L0 lies
-        within 20 % of that of the first row) and `note`, which says why a value is missing
+        within 20 % of `l0`) and `note`, which says why a value is missing
 
     Examples
     --------
@@ -54,7 +61,7 @@ def evaluate_dictionaries(
         for site, made in dictionaries.items()
     ]
     table = pd.DataFrame(rows)
-    first = float(table["l0"].iloc[0])
+    first = float(table["l0"].iloc[0]) if l0 is None else l0
     table["l0_matched"] = (table["l0"] - first).abs() <= L0_MATCHED * first
     return table
 

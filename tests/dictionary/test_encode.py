@@ -118,8 +118,8 @@ def hidden_differences(case: str):
     steps, one = torch.rand(640, 2, generator=draws), torch.ones(640)
     if case == "result":
         return torch.tensor([[1000.0, 1.0]]), torch.stack([one, (256 * steps[:, 0]).round() / 256], 1)
-    if case == "weights":  # bfloat16 has nothing between 1 and 1 + 2^-7
-        return torch.tensor([[1000.0, -1000.0]]), 1 + steps / 300
+    if case == "weights":  # bfloat16 has nothing between 1 and 1 + 2^-7: rounding up and down decides the screened rank
+        return torch.tensor([[1000.0, -1000.0] * 4]), 1 + torch.rand(640, 8, generator=draws) / 128
     exact = 1 + torch.randint(0, 128, (640, 8), generator=draws) / 128
     return torch.tensor([[1001.9, -998.1] * 4]), exact  # rounded to +/- 1000
 

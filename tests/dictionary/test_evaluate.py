@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from neurosae.dictionary.evaluate import evaluate_dictionary, never_active, reconstruction, splice
+from neurosae.dictionary.evaluate import (
+    BOUNDED,
+    evaluate_dictionary,
+    never_active,
+    reconstruction,
+    reference_contexts,
+    splice,
+)
 from neurosae.dictionary.record import neuron_dictionary
 from neurosae.dictionary.stream import context_rows
 from neurosae.dictionary.texts import make_contexts
@@ -100,8 +107,32 @@ def test_intervals_hold_their_estimate(toy, toy_texts, make_dictionary):
     few, many = (
         evaluate_dictionary(make_dictionary("topk"), toy, t, seed=1).iloc[0] for t in (toy_texts[:8], toy_texts)
     )
-    assert many.fvu_low < many.fvu < many.fvu_high
-    assert many.fvu_high - many.fvu_low < few.fvu_high - few.fvu_low
+    for name in BOUNDED:
+        low, value, high = (many[column] for column in (f"{name}_low", name, f"{name}_high"))
+        assert low < value < high or (name == "l0" and low <= value <= high)
+        assert high - low <= few[f"{name}_high"] - few[f"{name}_low"]
+
+
+def test_intervals_agree_with_a_bootstrap_by_hand(toy, toy_texts, make_dictionary):
+    """Whole documents are drawn, and a score is the ratio of their sums."""
+    made = make_dictionary("jumprelu")
+    row = evaluate_dictionary(made, toy, toy_texts[:9], n_tokens=10**6, seed=4).iloc[0]
+    contexts = reference_contexts(toy, toy_texts[:9], n_tokens=10**6, seed=4)
+    x = context_rows(toy, contexts, np.arange(len(contexts.ids)), hooks=[HOOK])[HOOK]
+    of = np.repeat(contexts.documents, contexts.n_rows)
+    x, hat, active = x.numpy(), made.reconstruct(x).numpy(), np.diff(made.encode(x).indptr)
+    draws = np.random.default_rng(4).integers(9, size=(1000, 9))
+    rows = [np.concatenate([np.flatnonzero(of == i) for i in draw]) for draw in draws]
+    l0 = np.percentile([active[r].mean() for r in rows], [2.5, 97.5])
+    lengths = np.linalg.norm(x, axis=1), np.linalg.norm(hat, axis=1)
+    ratio = np.percentile([lengths[1][r].sum() / lengths[0][r].sum() for r in rows], [2.5, 97.5])
+    explained = 1 - ((x - hat) ** 2).sum(1) / ((x - x.mean(0)) ** 2).sum(1).mean()
+    assert (row.l0_low, row.l0_high) == pytest.approx(tuple(l0), rel=1e-6)
+    assert (row.l2_ratio_low, row.l2_ratio_high) == pytest.approx(tuple(ratio), rel=1e-5)
+    assert row.explained_variance == pytest.approx(explained.mean(), rel=1e-4)
+    assert (row.explained_variance_low, row.explained_variance_high) == pytest.approx(
+        (1 - row.fvu_high, 1 - row.fvu_low)
+    )
 
 
 def test_dead_comes_with_its_bound():

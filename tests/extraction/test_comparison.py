@@ -98,6 +98,58 @@ def test_dictionaries_made_elsewhere_are_compared(analysis, monkeypatch, capsys)
     assert "Would raw activations do as well?" in page
 
 
+MADE_HERE = """
+  trained: {hook: blocks.1.hook_resid_post, dictionary: {train: {d_sae: 64, k: 16, n_tokens: 9000, batch: 60, texts: [corpus.txt]}}}
+  pca:     {hook: blocks.1.hook_resid_post, dictionary: {fit: {kind: pca, n: 8, n_tokens: 600, texts: [corpus.txt]}}}
+positions:"""  # noqa: E501
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_controls_are_trained_and_shown_beside(analysis, monkeypatch, capsys):
+    """`evaluate --control`: what is made here is made again on random weights, kept and marked."""
+    words = "the key near a dog and one cabinet of some house with no café".split()
+    lines = [" ".join(words[(i * k) % len(words)] for k in range(1, 8 + i % 6)) + f" {i}" for i in range(150)]
+    (analysis.parent / "corpus.txt").write_text("\n\n".join(lines), encoding="utf-8")
+    text = ANALYSIS.replace("MODEL", "m").replace("\npositions:", MADE_HERE).replace("name: elsewhere", "name: control")
+    model = re.search(r"model: .*", analysis.read_text(encoding="utf-8"))
+    assert model
+    (analysis.parent / "c.yaml").write_text(re.sub(r"model: .*", model[0], text), encoding="utf-8")
+    monkeypatch.chdir(analysis.parent)
+    monkeypatch.setattr("sys.argv", "neurosae evaluate c.yaml --control reinit --tokens 300 --out out".split())
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert "no evidence of learned structure" in said
+    assert "wide: no control: its folder does not state how it was trained" in " ".join(said.split())
+    rows = pd.read_csv("out/control/evaluation.csv", keep_default_na=False, na_values=[""])
+    shown = list(zip(rows["site"], rows["control"].fillna(""), strict=True))
+    assert shown == [
+        ("wide", ""), ("narrow", ""), ("neurons", ""), ("neurons", "reinit"), ("trained", ""), ("trained", "reinit"),
+        ("pca", ""), ("pca", "reinit"),
+    ]  # fmt: skip
+    trained = rows[rows["site"] == "trained"].set_index("control")
+    assert trained["fvu"].nunique() == 2
+    assert trained["ce_base"].nunique() == 2
+    assert trained["l0"].le(16).all()
+    assert (rows["l0_low"] <= rows["l0"]).all()
+    folders = sorted((analysis.parent / "out" / "_store" / "dictionaries").iterdir())
+    before = [path.stat().st_mtime_ns for path in folders]
+    again = ns.evaluate_study(ns.prepare_study("c.yaml", "out"), n_tokens=300, control="reinit")
+    assert again["fvu"].to_numpy() == pytest.approx(rows["fvu"].to_numpy(), rel=1e-9)
+    assert [path.stat().st_mtime_ns for path in folders] == before
+    assert len(folders) == 4
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_control_has_no_control(analysis, tmp_path):
+    """An analysis of random weights is refused, in the field's name."""
+    text = analysis.read_text(encoding="utf-8").replace("device: cpu", "device: cpu, control: shuffle")
+    (analysis.parent / "d.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(SpecError, match=r"model\.control: is shuffle already"):
+        ns.evaluate_study(ns.prepare_study(analysis.parent / "d.yaml", tmp_path), control="reinit")
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_some_sites_are_compared_or_refused(analysis, tmp_path):
     """Unknown sites and single ones."""
