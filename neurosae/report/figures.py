@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from neurosae.report.figures_courses import courses
 from neurosae.report.figures_features import cells, items, profile
+from neurosae.report.figures_geometry import divided, plane
 from neurosae.report.figures_pattern import fits, rdms, weights
 from neurosae.report.figures_subjects import subject_numbers
 from neurosae.report.figures_training import training_curves
@@ -38,6 +39,8 @@ FIGURES: dict[str, Callable[..., Figure]] = {
     "weights": weights,
     "rdms": rdms,
     "fits": fits,
+    "plane": plane,
+    "parts": divided,
     "subjects": subject_numbers,
     "training": training_curves,
 }

@@ -224,7 +224,7 @@ def pattern_methods(study: Study, rows: pd.DataFrame) -> Iterator[str]:
         distance = str(ask.get("distance", "crossnobis"))
         how = {
             "crossnobis": (
-                "cross-validated Mahalanobis (crossnobis) distances with items as folds [walther2016; diedrichsen2017]"
+                "cross-validated (crossnobis) distances with items as folds [walther2016; diedrichsen2017]"
             ),
         }.get(distance, f"{distance} distances")
         yield (

@@ -15,15 +15,16 @@ from neurosae.report.absence import EQUIVALENCE
 from neurosae.report.anova import ANOVA
 from neurosae.report.choosing import CHOOSING
 from neurosae.report.factorial import FACTORIAL
-from neurosae.report.figures import draw_contrast, draw_design, draw_overview, draw_pattern
+from neurosae.report.figures import draw_contrast, draw_design, draw_overview
 from neurosae.report.figures_training import draw_training
+from neurosae.report.geometry import GEOMETRY
 from neurosae.report.integration import INTEGRATION
 from neurosae.report.joint import COMBINATION, CONJUNCTION
 from neurosae.report.maps import MAP
-from neurosae.report.methods import computing, contrast_methods, material, model, other_methods, pattern_methods
+from neurosae.report.methods import computing, contrast_methods, material, model, other_methods
 from neurosae.report.models import PARAMETRIC
 from neurosae.report.parts import Drawing, Section, Statement
-from neurosae.report.prose import contrast_statements, other_statements, pattern_statements
+from neurosae.report.prose import contrast_statements, other_statements
 from neurosae.report.references import REFERENCES
 from neurosae.report.regions import PAIRS, ROI
 from neurosae.report.stored import Study
@@ -34,7 +35,7 @@ CONTRAST = Section(contrast_statements, draw_contrast, contrast_methods)
 OTHER = Section(other_statements, lambda study, test, rows: (), other_methods)
 SECTIONS: Mapping[str, Section] = {
     "contrast": CONTRAST,
-    "rsa": Section(pattern_statements, draw_pattern, pattern_methods),
+    **GEOMETRY,
     "map": MAP,
     "roi": ROI,
     "pairs": PAIRS,

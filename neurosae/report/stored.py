@@ -17,7 +17,8 @@ from neurosae.spec.design import Design, load_design
 from neurosae.spec.load import parse_yaml
 from neurosae.spec.results import read_results
 
-EXTRAS = ("items", "cells", "choosing", "scores", "coupling", "requirements", "rdm", "fits", "tokens")
+EXTRAS = ("items", "cells", "choosing", "scores", "coupling", "requirements", "rdm", "fits", "tokens", "plane",
+          "partition")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,16 @@ from neurosae.spec.blocks import Inference
 from neurosae.spec.geometry import FEW, RsaBlock
 from neurosae.spec.results import Tested, as_results, check_results
 from neurosae.stats.geometry import Key, Place, Question, places, question, vectors
-from neurosae.stats.rsa_rows import UNRANKED, long_rdms, missing_row, model_row, pair_row, partitions, place_fits
+from neurosae.stats.rsa_rows import (
+    UNRANKED,
+    long_rdms,
+    missing_row,
+    model_row,
+    pair_row,
+    partitions,
+    place_fits,
+    planes,
+)
 from neurosae.stats.rsa_tests import Tests, bootstrap_tests, difference_rows, flip_tests, label_tests
 
 if TYPE_CHECKING:
@@ -181,6 +190,9 @@ def _answer(asked: Question, responses: Any, rng: np.random.Generator) -> Tested
     frame = pd.DataFrame(rows)
     table = check_results(as_results({name: frame[name] for name in frame.columns}))
     extras = {"rdm": long_rdms(found, models), "fits": pd.concat(fits, ignore_index=True)}
+    flat = [planes(asked, place) for place in found]
+    if flat := [part for part in flat if len(part)]:
+        extras["plane"] = pd.concat(flat, ignore_index=True)
     parts = [partitions(asked, *one, fit=fit) for one, fit in zip(zip(found, models, strict=True), fits, strict=True)]
     if parts := [part for part in parts if len(part)]:
         extras["partition"] = pd.concat(parts, ignore_index=True)

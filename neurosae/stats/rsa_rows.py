@@ -22,6 +22,7 @@ from neurosae.stats.rdm_compare import (
 from neurosae.stats.rdm_fit import condition_groups, cross_validate, fit_weights
 
 N_HALVES = 100  # random halves of the items for the reliability
+N_PLANES = 100  # bootstrapped items for the uncertainty of points in a plane
 UNRANKED = 0.3  # reliability below which models are not ranked
 
 
@@ -133,6 +134,45 @@ def partitions(asked: Question, place: Place, models: Mapping[str, np.ndarray], 
     # of centred comparators r' is the share of variance a perfect model would explain; of cosines it is its square
     ceiling = float(fits["ceiling"].iloc[0]) ** 2
     return table.assign(**where, ceiling=ceiling)
+
+
+def planes(asked: Question, place: Place) -> pd.DataFrame:
+    """The conditions in two dimensions (classical scaling), with the covariance of each point over bootstrapped items.
+
+    Bootstrapped planes are turned and mirrored onto the plane of all items first. Without bootstrap (items as
+    conditions, fewer than 3 items per condition) the covariances are missing.
+    """
+    if not np.isfinite(place.data).all():
+        return pd.DataFrame()
+    points, share = _plane(place.data)
+    where = {"site": place.site, "region": place.region, "position": place.position}
+    table = pd.DataFrame(where | {"condition": place.found.labels, "x": points[:, 0], "y": points[:, 1]})
+    table["share"] = share
+    table[["xx", "xy", "yy"]] = np.nan
+    fewest = np.bincount(place.found.condition).min()
+    if place.by_item or fewest < 3:
+        return table
+    draws = rdm.item_draws(place.found, N_PLANES, np.random.default_rng([asked.seed, 14]))
+    drawn = rdm.weighted_rdms(place.gram, place.found, draws, distance=asked.ask.distance)
+    moved = []
+    for vector in drawn[np.isfinite(drawn).all(axis=1)]:
+        other = _plane(vector)[0]
+        U, _, V = np.linalg.svd(other.T @ points)
+        moved.append(other @ U @ V)
+    apart = np.array(moved) - np.mean(moved, axis=0)
+    for name, (a, b) in {"xx": (0, 0), "xy": (0, 1), "yy": (1, 1)}.items():
+        table[name] = (apart[:, :, a] * apart[:, :, b]).mean(axis=0)
+    return table
+
+
+def _plane(vector: np.ndarray) -> tuple[np.ndarray, float]:
+    """Coordinates on the two largest dimensions of the double-centred kernel, and their share of the positive ones."""
+    square = condensed_to_square(vector)
+    row = square.mean(axis=0)
+    value, axes = np.linalg.eigh(-0.5 * (square - row[:, None] - row[None, :] + row.mean()))
+    positive = np.maximum(value, 0.0)
+    points = axes[:, ::-1][:, :2] * np.sqrt(positive[::-1][:2])
+    return points, float(positive[::-1][:2].sum() / max(positive.sum(), 1e-300))
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------

@@ -285,7 +285,9 @@ def _kernel_rows(
             lengths = np.sqrt((A * A).sum() * (B * B).sum())
             if lengths > 0:
                 nulls[measure, pair.name] = np.array([(A * B[np.ix_(o, o)]).sum() for o in orders]) / lengths
-    top = {m: np.max([v for (name, _), v in nulls.items() if name == m], axis=0) for m in {k for k, _ in nulls}}
+    # pairs are compared in standard deviations of their own null: kernels of other sizes have other CKA by chance
+    scaled = {key: (v - v.mean()) / max(v.std(), 1e-12) for key, v in nulls.items()}
+    top = {m: np.max([v for (name, _), v in scaled.items() if name == m], axis=0) for m in {k for k, _ in nulls}}
     for measure in measures:
         for pair in pairs:
             row, null = _about(asked, pair, measure), nulls.get((measure, pair.name))
@@ -295,7 +297,8 @@ def _kernel_rows(
                 continue
             rows.append(row | {
                 "value": null[0], "p_unc": float(counted_p(null, null[:1], tolerance=1e-9)[0]),
-                "p_corr": float(counted_p(top[measure], null[:1], tolerance=1e-9)[0]), "p_adjust": "maxT",
+                "p_corr": float(counted_p(top[measure], scaled[measure, pair.name][:1], tolerance=1e-9)[0]),
+                "p_adjust": "maxT",
                 "p_method": "permutations", "family": f"maximum of {measure} over all pairs of places of this test",
                 "n_family": len(pairs), "n_perm": n, "p_min": 1 / n, "alternative": "greater", "status": "ok",
                 "n_informative": len(pair.items),

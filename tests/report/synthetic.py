@@ -322,6 +322,8 @@ CURVE = {
     "tokens": [1000, 2000, 3000], "fvu": [0.6, 0.4, 0.3], "fvu_held_out": [None, None, 0.31], "l0": [64.0, 40.0, 32.0],
     "k": [64, 40, 32], "dead": [0.0, 0.1, 0.02], "loss": [9.0, 6.0, 5.0],
 }  # fmt: skip
+
+
 PROVENANCE = {
     "command": "neurosae run analyses/number_agreement.yaml",
     "versions": {"neurosae": "0.1.0", "python": "3.11.9", "torch": "2.13.0", "numpy": "2.1.0", "scipy": "1.15.0"},
@@ -408,6 +410,15 @@ def write_study(
         table, rdm = rsa_test(rng, items)
         tables.append(table)
         rdm.to_parquet(folder / "tests" / "geometry.rdm.parquet")
+        where = {"site": "late", "region": "pre_verb", "position": 0}
+        points = {"x": [0.0, 1, 0, 1], "y": [0.0, 0, 1, 1], "xx": 0.01, "xy": 0.0, "yy": 0.02, "share": 0.97}
+        pd.DataFrame({**where, "condition": CELLS, **points}).to_parquet(folder / "tests" / "geometry.plane.parquet")
+        parts = {
+            "models": ["subject", "attractor", "subject & attractor"],
+            "n_models": [1, 1, 2],
+            "part": [0.6, 0.1, 0.1],
+        }
+        pd.DataFrame({**where, **parts, "ceiling": 0.9}).to_parquet(folder / "tests" / "geometry.partition.parquet")
     joined = pd.concat([t.dropna(axis=1, how="all") for t in tables], ignore_index=True) if tables else pd.DataFrame()
     write_results(folder, as_results({c: joined[c] for c in joined.columns}, n_rows=len(joined)))
     return folder
