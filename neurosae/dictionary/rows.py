@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from neurosae.dictionary.stream import BUFFER, context_rows, hook_width
 from neurosae.dictionary.texts import Contexts
 from neurosae.errors import DataError, StoreError
-from neurosae.spec.files import content_hash, require_space, write_atomic
+from neurosae.spec.files import content_hash, lock, require_space, write_atomic
 
 ROWS_VERSION = 1
 STORED = {"float32": np.dtype("<f4"), "bfloat16": np.dtype("<i2")}  # numpy has no bfloat16: its bits
@@ -63,11 +63,12 @@ def cached_rows(model: Any, contexts: Contexts, hooks: list[str], *, place: Plac
     Raises
     ------
     StoreError
-        If the disk is too small, or a file is shorter than it says.
+        If the disk is too small, a file is shorter than it says, or another run writes there.
     """
     missing = [hook for hook in hooks if not place.path(hook).with_suffix(".json").is_file()]
     if missing:
-        _extract(model, contexts, missing, place=place)
+        with lock(place.folder):  # a second run would begin the parts of the first again, with holes
+            _extract(model, contexts, missing, place=place)
     return {hook: _open(place.path(hook), place.dtype) for hook in hooks}
 
 
@@ -88,12 +89,13 @@ def _extract(model: Any, contexts: Contexts, hooks: list[str], *, place: Place) 
     require_space(place.folder, int(ends[-1]) * size * sum(widths.values()))
     place.folder.mkdir(parents=True, exist_ok=True)
     progress = place.folder / f"{content_hash(*sorted(place.path(hook).name for hook in hooks))[:12]}.part.json"
-    n_done = json.loads(progress.read_text(encoding="utf-8"))["blocks"] if progress.is_file() else 0
     files = {hook: place.path(hook).with_suffix(".part") for hook in hooks}
+    begun = progress.is_file() and all(file.is_file() for file in files.values())
+    n_done = json.loads(progress.read_text(encoding="utf-8"))["blocks"] if begun else 0
     with tqdm(total=int(ends[-1]), desc="keep activations", unit="tok", unit_scale=True, mininterval=1) as bar:
         for number, chosen in enumerate(blocks):
             start = int(ends[chosen[0]] - n_rows[chosen[0]])
-            if number >= n_done or not all(file.is_file() for file in files.values()):
+            if number >= n_done:
                 found = context_rows(model, contexts, chosen, hooks=hooks)
                 for hook, x in found.items():
                     _write(files[hook], x, start * widths[hook] * size, dtype=place.dtype)

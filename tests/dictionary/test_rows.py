@@ -15,6 +15,7 @@ from neurosae.dictionary.rows import Place, cached_batches, cached_rows, first_r
 from neurosae.dictionary.stream import context_rows
 from neurosae.dictionary.texts import make_contexts
 from neurosae.errors import DataError, StoreError
+from neurosae.spec.files import lock
 from tests.dictionary.conftest import HOOK
 
 HOOKS = ["blocks.0.hook_resid_post", HOOK]
@@ -114,3 +115,35 @@ def test_rows_refuse(toy, contexts, place):
     with pytest.raises(StoreError, match="is not whole; delete it"):
         cached_rows(toy, contexts, [HOOK], place=place)
     assert json.loads(path.with_suffix(".json").read_text())["shape"][1] == 16
+
+
+def test_a_second_run_never_writes_beside_the_first(toy, contexts, place):
+    """While one run extracts, another one is refused: it would begin renamed parts again, with holes."""
+    with lock(place.folder), pytest.raises(StoreError):
+        cached_rows(toy, contexts, HOOKS, place=place)
+    assert not list(place.folder.glob("*.rows"))
+    cached_rows(toy, contexts, HOOKS, place=place)
+    assert sorted(p.suffix for p in place.folder.iterdir()) == [".json", ".json", ".rows", ".rows"]
+
+
+def test_progress_without_its_parts_is_not_believed(toy, contexts, place, *, monkeypatch):
+    """Where a part was lost after a kill, everything is extracted again, not only its first block."""
+    whole = place._replace(folder=place.folder / "whole")
+    cached_rows(toy, contexts, HOOKS, place=whole)
+    monkeypatch.setattr(module, "write_atomic", _write_or_die)
+    with pytest.raises(Killed):
+        cached_rows(toy, contexts, HOOKS, place=place)
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "BUFFER", 700)
+    place.path(HOOKS[0]).unlink()
+    for part in place.folder.glob("*.part"):
+        part.unlink()
+    cached_rows(toy, contexts, HOOKS, place=place)
+    for hook in HOOKS:
+        assert place.path(hook).read_bytes() == whole.path(hook).read_bytes()
+
+
+def _write_or_die(path, text):
+    if "shape" in text:
+        raise Killed
+    path.write_text(text, encoding="utf-8")
