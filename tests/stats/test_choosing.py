@@ -199,3 +199,28 @@ def test_choosing_refuses_interactions_and_too_few_items():
         choosing(fake, NUMBER, region="noun", settings=FEW, seed=1)
     with pytest.raises(SpecError, match="n_null"):
         choosing(fake, NUMBER, region="noun", settings={"n_null": 3}, seed=1)
+
+
+def test_a_difference_must_exceed_those_of_relabelled_effects():
+    """Items that all differ alike convince flips; where relabelled effects give larger differences, p says so."""
+    from neurosae.spec.blocks import Inference
+    from neurosae.stats.choosing import ChoosingBlock, Question, Scored, _comparisons, rows_to_predict
+
+    fake = loud_and_telling(24, between=True, seed=1)
+    ask = ChoosingBlock.model_validate(
+        {"test": "choosing", "region": "noun", "effect": "number", "rules": ["contrast", "random"]}
+    )
+    asked = Question("c", ask, "number", NUMBER, Inference(n_permutations=500), 1)
+    rows = rows_to_predict(asked, fake, "noun")
+    rng = np.random.default_rng(0)
+    accuracy = {
+        "contrast": 0.7 + 0.01 * rng.standard_normal((24, 1)),
+        "random": 0.5 + 0.01 * rng.standard_normal((24, 1)),
+    }
+    for size, found in ((0.5, False), (0.01, True)):
+        nulls = {"contrast": size * rng.standard_normal(100), "random": np.zeros(100)}
+        nulls["contrast"][0] = 0.2
+        made = {("s", "noun", r): Scored(a, np.zeros(1), np.zeros(60), nulls[r]) for r, a in accuracy.items()}
+        (row,) = _comparisons(asked, made, {("s", "noun"): rows})
+        assert (row["p_corr"] <= 0.05) == found
+        assert (row["p_unc"] <= 0.05) == found
