@@ -1,4 +1,4 @@
-"""G8, G9: bootstrap of conditions and RDMs, and permutation of conditions over many maps, against rsatoolbox and numpy.
+"""G7, G8, G9: RDMs and shrinkage noise, bootstrap of conditions and RDMs, permutation over many maps; rsatoolbox, numpy.
 
 Equality on the same draws is asserted first. Run alone: `python benchmarks/bench_rsa.py`.
 """
@@ -8,11 +8,16 @@ from __future__ import annotations
 import sys
 import warnings
 
-from common import Floors, cpu, header  # isort: skip  (sets one thread)
+from common import Floors, cpu, header, responses, unit  # isort: skip  (sets one thread)
 
 import numpy as np
+import pandas as pd
+import scipy.sparse as sp
 
+from neurosae.stats.model_comparison import dual_bootstrap
+from neurosae.stats.rdm import Patterns, distances
 from neurosae.stats.rdm_compare import condensed_to_square
+from neurosae.stats.rdm_noise import gram, shrunk_gram
 from neurosae.stats.relabel_conditions import orders, permute_conditions
 from neurosae.stats.resample import bootstrap_rdms
 
@@ -92,11 +97,123 @@ def permutation(floors: Floors, n_conditions: int = 64, n_permutations: int = 10
         )
 
 
+def rdms(floors: Floors) -> None:
+    """RDMs of sparse responses at 24,576 features, and shrinkage noise at 1,000 and a million."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from rsatoolbox.data import Dataset
+        from rsatoolbox.data.noise import prec_from_residuals
+        from rsatoolbox.rdm import calc_rdm
+    for name, n, floor in (("euclidean", 200, 41), ("correlation", 500, 260), ("poisson", 200, 26)):
+        Y = responses(n // 4).Y.tocsr()
+        known = Dataset(Y.toarray(), obs_descriptors={"c": np.arange(n)})
+        found = patterns(Y, np.zeros(n, int), np.arange(n))
+
+        def ours(p: Patterns = found, which: str = name) -> np.ndarray:
+            return distances(gram(p.X) if which != "poisson" else np.empty((0, 0)), p, which)
+
+        def theirs(data: object = known, which: str = name) -> np.ndarray:
+            return calc_rdm(data, which).dissimilarities[0]
+
+        assert np.nanmax(np.abs(ours() - theirs())) < 1e-11 * np.nanmax(theirs()), f"{name} differs"
+        what = f"{name}, {n} conditions, 24,576 features: rsatoolbox"
+        floors.ratio("G7", what, peer=lambda t=theirs: cpu(t, 2), ours=lambda t=ours: cpu(t, 3), floor=floor)
+    crossnobis(floors, Dataset, calc_rdm)
+    Y = responses(60).Y
+    order = np.argsort(-np.diff(Y.indptr))
+    U, R = split(Y[:, order[:1000]].tocsr())
+    data, dense = Dataset(U.toarray(), obs_descriptors={"c": np.arange(60)}), R.toarray()
+    for method, floor in (("shrinkage_eye", 62), ("shrinkage_diag", 31)):
+
+        def theirs(m: str = method) -> np.ndarray:
+            return calc_rdm(data, "mahalanobis", noise=prec_from_residuals(dense, method=m)).dissimilarities[0]
+
+        def ours(m: str = method) -> np.ndarray:
+            K = shrunk_gram(U, R, method=m)
+            i, j = np.triu_indices(60, 1)
+            return (K[i, i] + K[j, j] - 2 * K[i, j]) / U.shape[1]
+
+        assert np.abs(ours() - theirs()).max() < 1e-10 * theirs().max(), f"{method} differs"
+        what = f"mahalanobis with {method}, {U.shape[1]} features: rsatoolbox"
+        floors.ratio("G7", what, peer=lambda t=theirs: cpu(t, 1), ours=lambda t=ours: cpu(t, 3), floor=floor)
+    U, R = split(responses(250, 1_000_000).Y.tocsr())
+    took = cpu(lambda: shrunk_gram(U, R), 2) / unit()
+    floors.add("G7", f"shrinkage noise, {U.shape[1]:,} alive of 1,000,000 features, in u", took, floor=12, most=True)
+
+
+def crossnobis(floors: Floors, Dataset: type, calc_rdm: object) -> None:
+    """Leave-one-fold-out distances of the densest features."""
+    n, folds, width = 64, 4, 6000
+    Y = responses(n).Y
+    X = Y[:, np.argsort(-np.diff(Y.indptr))[:width]].tocsr()
+    item, condition = np.tile(np.arange(folds), n), np.repeat(np.arange(n), folds)
+    data = Dataset(X.toarray(), obs_descriptors={"c": condition, "f": item})
+    found = patterns(X, item, condition)
+
+    def theirs() -> np.ndarray:
+        return calc_rdm(data, "crossnobis", descriptor="c", cv_descriptor="f").dissimilarities[0]  # type: ignore[operator]
+
+    def ours() -> np.ndarray:
+        return distances(gram(found.X), found)
+
+    assert np.abs(ours() - theirs()).max() < 1e-11 * np.abs(theirs()).max(), "crossnobis differs"
+    what = f"crossnobis, {n} conditions, {folds} folds, {width} features: rsatoolbox"
+    floors.ratio("G7", what, peer=lambda: cpu(theirs, 1), ours=lambda: cpu(ours, 3), floor=155)
+
+
+def patterns(X: sp.csr_matrix, item: np.ndarray, condition: np.ndarray) -> Patterns:
+    """Rows as item x condition patterns."""
+    names = tuple(f"i{k}" for k in range(item.max() + 1)), tuple((str(k),) for k in range(condition.max() + 1))
+    return Patterns(*names, X, item, condition, pd.DataFrame(index=range(len(item))), 0, 0, 0)
+
+
+def split(Y: sp.csr_matrix) -> tuple[sp.csr_matrix, sp.csr_matrix]:
+    """Means of four adjacent rows, and what is left of them, in the features that have residual variance."""
+    n = Y.shape[0] // 4
+    U = sp.csr_matrix(sp.kron(sp.eye(n), np.ones((1, 4)) / 4) @ Y)
+    R = sp.csr_matrix(Y - sp.kron(sp.eye(n), np.ones((4, 1))) @ U)
+    ok = np.flatnonzero(np.asarray(R.multiply(R).sum(axis=0)).ravel() > 1e-9)
+    return sp.csr_matrix(U[:, ok]), sp.csr_matrix(R[:, ok])
+
+
+def dual(floors: Floors, n_conditions: int = 100, n_peer: int = 4) -> None:
+    """The two-factor bootstrap by ranks (rho-a), with ceilings: 1,000 draws of conditions and of RDMs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import rsatoolbox.inference.evaluate as peer
+        from rsatoolbox.model import ModelFixed
+        from rsatoolbox.rdm import RDMs
+    peer.tqdm.trange = lambda n, *a, **k: range(n)
+    rng = np.random.default_rng(0)
+    pairs = n_conditions * (n_conditions - 1) // 2
+    base = rng.random(pairs)
+    data = np.abs(base + rng.normal(0, 0.5, (8, pairs)))
+    models = {str(k): v for k, v in enumerate(np.abs(base + rng.random((4, pairs))))}
+    fixed = [ModelFixed(name, v) for name, v in models.items()]
+
+    def theirs(method: str) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            peer.eval_dual_bootstrap(fixed, RDMs(data), method=method, k_pattern=1, k_rdm=1, N=n_peer)
+
+    for method, floor in (("cosine_cov", 100), ("rho-a", 30)):  # equality on the same draws: tests/stats
+        dual_bootstrap(data, models, n_draws=20, compare=method, seed=1)
+        floors.ratio(
+            "G8",
+            f"1,000 two-factor bootstraps, {n_conditions} conditions, {method}: rsatoolbox ({n_peer} draws scaled)",
+            peer=lambda m=method: cpu(lambda: theirs(m), 1) * 1000 / n_peer,
+            ours=lambda m=method: cpu(lambda: dual_bootstrap(data, models, n_draws=1000, compare=m, seed=1), 1),
+            floor=floor,
+        )
+
+
 def main() -> int:
     """All rows; exit status 1 below a floor."""
     header("rsatoolbox")
     floors = Floors()
+    rdms(floors)
     bootstrap(floors)
+    dual(floors)
     permutation(floors)
     return floors.finish()
 
