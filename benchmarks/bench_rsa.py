@@ -1,4 +1,4 @@
-"""G7, G8, G9: RDMs and shrinkage noise, bootstrap of conditions and RDMs, permutation over many maps; rsatoolbox, numpy.
+"""G7, G8, G9: RDMs and shrinkage noise, bootstraps, permutation of conditions over many maps; rsatoolbox and numpy.
 
 Equality on the same draws is asserted first. Run alone: `python benchmarks/bench_rsa.py`.
 """
@@ -176,8 +176,8 @@ def split(Y: sp.csr_matrix) -> tuple[sp.csr_matrix, sp.csr_matrix]:
     return sp.csr_matrix(U[:, ok]), sp.csr_matrix(R[:, ok])
 
 
-def dual(floors: Floors, n_conditions: int = 100, n_peer: int = 4) -> None:
-    """The two-factor bootstrap by ranks (rho-a), with ceilings: 1,000 draws of conditions and of RDMs."""
+def dual(floors: Floors, n_conditions: int = 96, n_peer: int = 4) -> None:
+    """The two-factor bootstrap with ceilings; from 100 conditions on the peer fails with cosine_cov (an int8 matrix)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import rsatoolbox.inference.evaluate as peer

@@ -197,9 +197,8 @@ def _euclidean(G: np.ndarray, found: Patterns, weights: np.ndarray) -> np.ndarra
 
 def _correlation(G: np.ndarray, found: Patterns, weights: np.ndarray) -> np.ndarray:
     C = condition_products(G, found, weights, crossvalidated=False)
-    Z = np.zeros((len(found.conditions), len(found.item)))
-    Z[found.condition, np.arange(len(found.item))] = weights[found.item]
-    sums = Z @ np.asarray(found.X.sum(axis=1)).ravel() / Z.sum(axis=1)
+    w = weights[found.item]
+    sums = np.bincount(found.condition, w * np.asarray(found.X.sum(axis=1)).ravel()) / np.bincount(found.condition, w)
     centred = C - np.outer(sums, sums) / found.n_features
     length = np.diag(centred)
     # a pattern without variance has no correlation: NaN here, a status and a reason in the table
@@ -208,6 +207,8 @@ def _correlation(G: np.ndarray, found: Patterns, weights: np.ndarray) -> np.ndar
 
 
 def _poisson(G: np.ndarray, found: Patterns, weights: np.ndarray) -> np.ndarray:
+    if len(found.item) == len(found.conditions):
+        return _squared(poisson_products(found.X[np.argsort(found.condition)])) / found.n_features
     Z = sp.csr_matrix((weights[found.item], (found.condition, np.arange(len(found.item)))))
     means = sp.csr_matrix(sp.diags(1 / np.asarray(Z.sum(axis=1)).ravel()) @ Z @ found.X)
     return _squared(poisson_products(means)) / found.n_features
