@@ -33,13 +33,14 @@ ROUNDING = 2.0**-20  # of float32 pre-activations, relative to the sizes that ma
 class Lengths(NamedTuple):
     """What a set of items says: T = delta(r, r), its share of the main effects, the coefficients c, and R (n, n).
 
-    R : inner products of the items' r
+    R : inner products of the items' r;  effects : delta(alpha, alpha) + delta(beta, beta)
     """
 
     value: float
     share: float
     coefficients: np.ndarray
     R: np.ndarray
+    effects: float
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,9 @@ class ListControl:
 
     Attributes
     ----------
-    value, null : cross-validated squared length of mean r_phrase - r_list, observed and under every flip
-    p : of the length, one-sided; 1 where the list's own interaction is at least as long
+    value, null : cross-validated squared length of mean r_phrase - r_list, each in units of its context's main effects,
+        observed and under every flip
+    p : of the length, one-sided; 1 where the list's own interaction is at least as long, or as large a share
     phrase, list_ : delta(r, r) in both contexts, with the same weights
     difference : share of the phrase minus share of the list
     ratio : delta(r, r) of the list as a share of that of the phrase; nan where the phrase has none
@@ -225,9 +227,11 @@ def list_control(
     n, size = phrase.shape[1], len(parts[0])
     K = np.concatenate(parts) @ np.concatenate(parts).T
     own = [lengths(K[a : a + size, a : a + size], np.arange(n), n) for a in (0, size)]
-    v = np.concatenate([_turned(own[0].coefficients), -_turned(own[1].coefficients)])
+    # a gain of the phrase alone lengthens all of it: both contexts in units of their own main effects
+    scale = np.sqrt([one.effects for one in own]) if min(one.effects for one in own) > 0 else np.ones(2)
+    v = np.concatenate([_turned(own[0].coefficients) / scale[0], -_turned(own[1].coefficients) / scale[1]])
     null = flipped_lengths(np.einsum("a,aibk,b->ik", v, K.reshape(len(v), n, len(v), n), v), signs)
-    longer = own[0].value > own[1].value
+    longer = own[0].value > own[1].value and not own[0].share <= own[1].share
     ratio = own[1].value / own[0].value if own[0].value > 0 else np.nan
     return ListControl(
         float(null[0]), null, reached_share(null) if longer else 1.0, own[0].value, own[1].value,
@@ -268,7 +272,7 @@ def lengths(K: np.ndarray, items: np.ndarray, n_all: int) -> Lengths:
     R = np.einsum("a,aibk,b->ik", v, G, v)
     value = float((R.sum() - np.trace(R)) / (n * (n - 1)))
     effects = float(PP[1::3, 1::3].mean() + PP[2::3, 2::3].mean())  # of the averages over frames
-    return Lengths(value, value / effects if effects > 0 else np.nan, c, R)
+    return Lengths(value, value / effects if effects > 0 else np.nan, c, R, effects)
 
 
 def _turned(c: np.ndarray) -> np.ndarray:

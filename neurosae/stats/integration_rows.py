@@ -197,9 +197,9 @@ def _code(found: Found) -> list[dict[str, Any]]:
         rows.append(_silent(found, "code: list control", "part of code", reason=control))
     elif control is not None:
         size = {"effsize": control.difference, "eftype": "difference of emergent shares"}
-        longer = control.phrase > control.list_
+        longer = control.phrase > control.list_ and not control.difference <= 0
         note = f"out-of-plane length {control.phrase:.3g} in the phrase, {control.list_:.3g} in the list"
-        note += "" if longer else "; not longer in the phrase, so p is 1"
+        note += "" if longer else "; not larger in the phrase, in length and in share, so p is 1"
         rows.append(
             _base(found, "code: list control", "part of code", n_features=control.n_features)
             | _numbers(found, "D", control.value, p=control.p) | size | {"note": note, "x_ratio": control.ratio}

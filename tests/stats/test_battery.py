@@ -146,6 +146,14 @@ def test_list_control_tells_composition_from_word_pairs():
     assert list_control(alone[0], alone[1], S).p == 1.0
 
 
+def test_list_control_is_not_fooled_by_a_gain_of_the_phrase():
+    """A word-pair detector whose phrase is louder has a longer interaction there, in the same units no other one."""
+    S = flipped(48)
+    made = [world("word_pair", 48, s, contexts=True)[0] for s in range(8)]
+    assert sum(list_control(1.5 * z[1], z[0], S).p <= 0.05 for z in made) <= most(8)
+    assert all(list_control(1.5 * z[1], z[0], S).phrase > list_control(1.5 * z[1], z[0], S).list_ for z in made[:2])
+
+
 def test_weights_are_those_of_no_flip():
     """Flipping items leaves the weights of the features as they are."""
     d = np.random.default_rng(0).standard_normal((12, 6))
