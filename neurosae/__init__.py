@@ -43,7 +43,7 @@ _WHERE = {
     "neurosae.comparison": ("compare_dictionaries", "evaluate_study", "summarize_comparison"),
     "neurosae.report.comparison": ("write_comparison",),
     "neurosae.dictionary.overlap": ("absorption", "decoder_overlap"),
-    "neurosae.dictionary.scorecard": ("evaluate_dictionaries", "overlap_table"),
+    "neurosae.dictionary.scorecard": ("alive_features", "evaluate_dictionaries", "overlap_table"),
     "neurosae.stats.agreement": ("geometry_agreement", "level_scores", "matched_activations", "set_agreement"),
     "neurosae.stats.probes": ("probe_scores",),
     "neurosae.dictionary.load": ("load_dictionary", "train_sites"),

@@ -125,7 +125,8 @@ def compare_dictionaries(
         "probes": _each(responses, places, ns.probe_scores),
     }
     tables["pairs"], tables["sets"] = _pairs(responses, places, results, alpha=study.spec.inference.alpha)
-    tables["pairs"] = _with_overlap(tables["pairs"], ns.overlap_table(dictionaries))
+    alive = ns.alive_features(dictionaries, model, text, n_tokens=n_tokens)
+    tables["pairs"] = _with_overlap(tables["pairs"], ns.overlap_table(dictionaries, alive=alive))
     folder = study.folder / "comparison"
     for name, table in tables.items():
         ns.write_table(folder / f"{name}.csv", table.set_index(table.columns[0]))
@@ -136,6 +137,8 @@ def _chosen(study: Study, asked: list[str], known: list[str]) -> list[str]:
     for name in asked:
         if name not in known:
             raise SpecError(f"{study.path}:1: sites: {unknown('site', name, known)}")
+    order = list(study.spec.sites)  # the file's; a site of every layer is called late.0, late.1 …
+    known = sorted(known, key=lambda name: order.index(name if name in order else name.rpartition(".")[0]))
     chosen = [name for name in known if not asked or name in asked]
     if len(chosen) < 2:
         raise SpecError(f"{study.path}:1: sites: only {', '.join(chosen)} is left; a comparison needs two or more.")
@@ -253,8 +256,8 @@ def _holm(p: np.ndarray) -> np.ndarray:
 
 
 def _with_overlap(pairs: pd.DataFrame, overlap: pd.DataFrame) -> pd.DataFrame:
-    shown = overlap.rename(columns={"note": "overlap_note", "n_matched": "n_decoder"})
-    return pairs.merge(shown.drop(columns=["n_one", "n_other"]), on=["one", "other"], how="left")
+    names = {"note": "overlap_note", "n_matched": "n_decoder", "n_one": "alive_one", "n_other": "alive_other"}
+    return pairs.merge(overlap.rename(columns=names), on=["one", "other"], how="left")
 
 
 def summarize_comparison(tables: Mapping[str, pd.DataFrame]) -> str:

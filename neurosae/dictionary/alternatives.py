@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from neurosae.dictionary.budget import free_memory, words
 from neurosae.dictionary.decompositions import DECOMPOSITIONS, NAMES, FitSettings, decompose, from_directions
 from neurosae.dictionary.evaluate import density_histogram, evaluate_dictionary, never_active
 from neurosae.dictionary.kinds import Dictionary, neuron_dictionary
@@ -37,6 +38,12 @@ HELD_OUT = 0.05, 500  # share of the documents kept for the card, and the number
 EVALUATED = 5_000  # held-out tokens for the card
 DENSITIES = 20_000  # rows on which densities are counted
 CONTEXT = 256
+HELD = {
+    "pca": (36, 0), "ica": (40, 24), "nmf": (60, 24), "ksvd": (36, 16), "online_dl": (44, 8), "random": (24, 0),
+    "diff_means": (24, 0),
+}  # fmt: skip
+"""Bytes held at once for each token: per dimension and per component."""
+PER_PART = 48  # bytes per component and dimension: both matrices, their halves, and a copy in float64
 
 
 @dataclass(frozen=True)
@@ -111,12 +118,34 @@ def fit_dictionary(
             raise StoreError(f"{out} holds something else than this fit; delete it, or choose another folder.")
         return found
     require_writable(out.parent)
+    require_memory(asked, hook_width(model, hook))
     require_space(out.parent, 12 * 4 * hook_width(model, hook) * asked.n)
     train, held_out = _split(model, list(texts) if texts is not None else _own_texts(model, facts, store), asked)
-    rows = _rows(model, train, hook, words=f"fit {asked.kind}")
+    rows = _rows(model, train, hook, title=f"fit {asked.kind}")
     made = _fitted(model, rows, asked, hook=hook, stimuli=stimuli)
     write_folder(out, _described(made, model, facts | {"key": key}, rows=rows, held_out=held_out, asked=asked))
     return read_folder(out, device=model.device)
+
+
+def require_memory(asked: Asked, width: int) -> int:
+    """Bytes that a fit takes; refused, with the parameter to change, where they are not free.
+
+    Examples
+    --------
+    >>> words(require_memory(Asked("pca", n=64, n_tokens=50_000), 256))
+    '462 MB'
+    """
+    per_dimension, per_part = HELD[asked.kind]
+    tokens = asked.n_tokens * per_dimension * width
+    parts = asked.n * (asked.n_tokens * per_part + PER_PART * width)
+    needed, free = tokens + parts, free_memory("cpu")
+    if free is not None and needed > free:
+        name, value = ("n_tokens", asked.n_tokens) if tokens > parts else ("n", asked.n)
+        raise ModelError(
+            f"{asked.kind} with {name} {value:,} at width {width:,} needs {words(needed)} of memory, but {words(free)} "
+            f"are free; use a smaller {name}."
+        )
+    return needed
 
 
 def fit_site(
@@ -191,10 +220,10 @@ def _split(model: Any, texts: list[str], asked: Asked) -> tuple[Contexts, list[s
     return take_rows(contexts, asked.n_tokens, seed=asked.seed), held_out
 
 
-def _rows(model: Any, contexts: Contexts, hook: str, *, words: str) -> Tensor:
+def _rows(model: Any, contexts: Contexts, hook: str, *, title: str) -> Tensor:
     sizes, parts = contexts.n_rows, []
     blocks = np.array_split(np.arange(len(sizes)), max(int(sizes.sum()) // (BUFFER // 4), 1))
-    with tqdm(total=int(sizes.sum()), desc=words, unit="tok", unit_scale=True, mininterval=1) as bar:
+    with tqdm(total=int(sizes.sum()), desc=title, unit="tok", unit_scale=True, mininterval=1) as bar:
         for block in blocks:
             parts.append(context_rows(model, contexts, block, hooks=[hook])[hook])
             bar.update(int(sizes[block].sum()))

@@ -86,23 +86,34 @@ def _row(made: Dictionary, model: Any, texts: Sequence[str], *, n_tokens: int, s
     return row | {"note": "; ".join(notes)}
 
 
-def overlap_table(dictionaries: Mapping[str, Dictionary]) -> pd.DataFrame:
-    """`decoder_overlap` of every two dictionaries that read one hook point; columns `one other hook` first."""
+def alive_features(
+    dictionaries: Mapping[str, Dictionary], model: Any, texts: Sequence[str], *, n_tokens: int = 5_000, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Which features of each dictionary are ever active: on its own reference tokens, else on these texts."""
+    alive, contexts = {}, reference_contexts(model, texts, n_tokens=n_tokens, seed=seed)
+    for site, made in dictionaries.items():
+        if made.density is not None:
+            alive[site] = made.density > 0
+            continue
+        x = context_rows(model, contexts, np.arange(len(contexts.ids)), hooks=[made.hook])[made.hook]
+        alive[site] = np.bincount(made.encode(x).indices, minlength=made.n_features) > 0
+    return alive
+
+
+def overlap_table(
+    dictionaries: Mapping[str, Dictionary], *, alive: Mapping[str, np.ndarray] | None = None
+) -> pd.DataFrame:
+    """`decoder_overlap` of every two dictionaries that read one hook point; columns `one other hook` first.
+
+    Parameters
+    ----------
+    alive : features that take part, as of `alive_features`; all without
+    """
     rows = []
     for (a, one), (b, other) in combinations(dictionaries.items(), 2):
         if one.hook == other.hook:
-            found = decoder_overlap(one, other).iloc[0].to_dict()
+            chosen = (alive[a], alive[b]) if alive is not None else None
+            found = decoder_overlap(one, other, alive=chosen).iloc[0].to_dict()
             rows.append({"one": a, "other": b, "hook": one.hook, **found})
-    columns = [
-        "one",
-        "other",
-        "hook",
-        "n_one",
-        "n_other",
-        "n_matched",
-        "overlap_70",
-        "overlap_90",
-        "cosine_median",
-        "note",
-    ]
-    return pd.DataFrame(rows, columns=columns)
+    scores = ["n_one", "n_other", "n_matched", "overlap_70", "overlap_90", "cosine_median", "note"]
+    return pd.DataFrame(rows, columns=["one", "other", "hook", *scores])

@@ -21,12 +21,14 @@ SECTIONS: tuple[tuple[str, str, str, dict[str, str]], ...] = (
         "comparison", "What each dictionary is worth",
         "Measured on the same held-out text. Recovered: share of what the model loses by ablation to the mean that the "
         "dictionary brings back. Pathology: divergence over that of a random error of the same length (published: 2 to "
-        "4.5). Dead: never active on these tokens. Comparisons hold only at equal sparsity: “no” marks an L0 more than "
-        "20 % from that of the first.",
+        "4.5). Dead: never active on these tokens, so less dense than the bound beside it (95 %, 3 over the tokens "
+        "read). Dense: active on more than a tenth. Low, high: 95 % interval of FVU over documents; the other scores "
+        "have theirs in the file. Comparisons hold only at equal sparsity: “no” marks an L0 over 20 % from that of "
+        "the first.",
         {"site": "dictionary", "n_features": "features", "l0": "L0", "l0_matched": "L0 matched", "fvu": "FVU",
-         "cosine": "cosine", "shrinkage": "shrinkage", "ce_recovered_mean": "CE recovered",
-         "kl_recovered_mean": "KL recovered", "pathology": "pathology", "dead": "dead",
-         "density_bound": "density of the dead below", "absorbed": "absorbed pairs"},
+         "fvu_low": "low", "fvu_high": "high", "ce_recovered_mean": "CE recovered", "kl_recovered_mean": "KL recovered",
+         "pathology": "pathology", "shrinkage": "shrinkage", "dead": "dead", "density_bound": "bound",
+         "share_dense": "dense", "absorbed": "absorbed pairs"},
     ),
     (
         "contrasts", "What each contrast finds",
@@ -48,12 +50,11 @@ SECTIONS: tuple[tuple[str, str, str, dict[str, str]], ...] = (
         "probes", "Would raw activations do as well?",
         "Held-out AUROC of an L1 logistic regression on the k features that separate a level best in the other items: "
         "every dictionary, and raw neurons where a site reads them, at equal numbers of features.",
-        {"site": "dictionary", "region": "region", "factor": "factor", "level": "level", "k": "k", "auroc": "AUROC",
-         "auroc_se": "s.e."},
+        {"site": "dictionary", "region": "region", "factor": "factor", "level": "level"},
     ),
     (
         "pairs", "What every two dictionaries share",
-        "Decoder > .7: share of features matched one to one with a cosine above .7, at one hook point. r: median "
+        "Decoder > .7: share of alive features matched one to one with a cosine above .7, at one hook point. r: median "
         "correlation of features matched by what the design leaves unexplained. ρ: rank correlation of the distances "
         "between stimuli, with a 95 % interval over items; p by permuting items, Holm over the table.",
         {"one": "dictionary", "other": "and", "region": "region", "overlap_70": "decoder > .7",
@@ -110,13 +111,34 @@ def _read(path: Path) -> pd.DataFrame:
 def _section(tables: Mapping[str, pd.DataFrame], *about: Any) -> dict[str, Any]:
     name, title, words, columns = about
     table = tables[name]
+    if name == "probes" and "auroc" in table:
+        table, columns = _by_size(table, dict(columns))
     shown = {column: label for column, label in columns.items() if column in table}
     return {
         "id": name, "title": title, "words": words, "figure": _figure(name, tables), "labels": list(shown.values()),
         "numeric": [pd.api.types.is_numeric_dtype(table[column]) for column in shown],
         "rows": [[_cell(value) for value in row] for row in table[list(shown)].itertuples(index=False, name=None)],
-        "notes": sorted({str(note) for note in table.get("note", pd.Series(dtype=str)).dropna() if str(note)}),
+        "notes": _notes(table),
     }  # fmt: skip
+
+
+def _by_size(probes: pd.DataFrame, columns: dict[str, str]) -> tuple[pd.DataFrame, dict[str, str]]:
+    """A row per dictionary, place and level, a column per number of features."""
+    keys = ["site", "region", "position", "factor", "level"]
+    wide = probes.pivot_table(index=keys, columns="k", values="auroc", sort=False).reset_index()
+    sizes = [name for name in wide.columns if name not in keys]
+    shown = {str(k): f"AUROC, k = {int(k)}" for k in sizes}
+    return wide.rename(columns={k: str(k) for k in sizes}), columns | shown
+
+
+def _notes(table: pd.DataFrame) -> list[str]:
+    """Each note once, after the names of the dictionaries that it is about."""
+    if "note" not in table:
+        return []
+    rows = table[table["note"].notna() & table["note"].astype(str).ne("")]
+    names = [name for name in ("site", "one", "other") if name in rows]
+    about = [" and ".join(map(str, row)) for row in rows[names].itertuples(index=False, name=None)]
+    return sorted({f"{who}: {note}" for who, note in zip(about, rows["note"], strict=True)})
 
 
 def _cell(value: Any) -> str:

@@ -124,3 +124,12 @@ def test_diff_means_recovers_the_mean_differences_of_localizer_items(toy, toy_te
     changed.loc[test, "text"] = "the big dogs ran"
     again = fit_dictionary(toy, toy_texts, hook=HOOK, settings=ask, store=tmp_path, stimuli=changed)
     assert torch.equal(made.W_enc, again.W_enc)
+
+
+@pytest.mark.parametrize(("changes", "name"), [({"n_tokens": 10**13}, "n_tokens"), ({"n": 10**12}, "n")])
+def test_a_fit_too_large_is_refused_before_it_starts(toy, toy_texts, tmp_path, *, changes, name):
+    """Memory is estimated first, and the message names the parameter that is too large."""
+    ask = {"kind": "ksvd", "n": 8, "n_tokens": 500} | changes
+    with pytest.raises(ModelError, match=f"use a smaller {name}\\."):
+        fit_dictionary(toy, toy_texts, hook=HOOK, settings=ask, store=tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
