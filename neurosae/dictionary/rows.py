@@ -92,7 +92,9 @@ def _extract(model: Any, contexts: Contexts, hooks: list[str], *, place: Place) 
     files = {hook: place.path(hook).with_suffix(".part") for hook in hooks}
     begun = progress.is_file() and all(file.is_file() for file in files.values())
     n_done = json.loads(progress.read_text(encoding="utf-8"))["blocks"] if begun else 0
-    with tqdm(total=int(ends[-1]), desc="keep activations", unit="tok", unit_scale=True, mininterval=1) as bar:
+    with tqdm(
+        total=int(ends[-1]), desc="keep activations", unit="tok", unit_scale=True, disable=None, mininterval=1
+    ) as bar:
         for number, chosen in enumerate(blocks):
             start = int(ends[chosen[0]] - n_rows[chosen[0]])
             if number >= n_done:

@@ -214,7 +214,9 @@ def _learn(
     if model.device == "cpu" and None in wanted and (sentence := busy_words(None)):
         _say("threads", sentence)
     title, since, clock = f"train {', '.join(sites)}", time.monotonic(), Clock(n_steps, start, needed)
-    with tqdm(total=n_steps * s.batch, initial=start * s.batch, desc=title, unit="tok", unit_scale=True) as bar:
+    with tqdm(
+        total=n_steps * s.batch, initial=start * s.batch, desc=title, unit="tok", unit_scale=True, disable=None
+    ) as bar:
         for step, batch in zip(range(start, n_steps), source.batches(start), strict=False):
             for name, run in runs.items():
                 with using_threads(threads_for(run.learner.settings, run.learner.d, device=model.device)):
