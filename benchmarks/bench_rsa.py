@@ -177,7 +177,7 @@ def split(Y: sp.csr_matrix) -> tuple[sp.csr_matrix, sp.csr_matrix]:
 
 
 def dual(floors: Floors, n_conditions: int = 96, n_peer: int = 4) -> None:
-    """The two-factor bootstrap with ceilings; from 100 conditions on the peer fails with cosine_cov (an int8 matrix)."""
+    """The two-factor bootstrap with ceilings; with 100 conditions the peer fails at cosine_cov (an int8 matrix)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import rsatoolbox.inference.evaluate as peer

@@ -46,7 +46,7 @@ def test_feature_rdms_add_up_to_the_rdm(kind):
 
 
 @pytest.mark.parametrize(
-    "R", [SWAP_A, np.eye(4) - np.outer([1, -1, -1, 1], [1, -1, -1, 1]) / 2, np.eye(4)[[1, 0, 2, 3]]]
+    "R", [SWAP_A, np.eye(4) - np.outer([1, -1, -1, 1], [1, -1, -1, 1]) / 2, np.eye(4)[[2, 1, 0, 3]]]
 )
 def test_swaps_agree_with_swapped_data(R):
     """phi under any swaps is phi of the data whose items were really swapped; the last swap mixes odd and even."""
