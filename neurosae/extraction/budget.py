@@ -87,7 +87,7 @@ def check_budget(
                 f"this extraction needs about {needed / 1e9:.1f} GB of {what} and {free / 1e9:.1f} GB are "
                 "free; use fewer regions or sites, keep_x: false, or a smaller batch_tokens."
             )
-    return {"memory_bytes": float(host + batch), "disk_bytes": float(2 * stored if folder is not None else 0)}
+    return {"memory_bytes": float(2 * stored + batch), "disk_bytes": float(2 * stored if folder is not None else 0)}
 
 
 def _active(dictionary: Any) -> int:

@@ -83,3 +83,20 @@ def test_memory_is_refused_where_it_is_needed(toy_model, tiny, monkeypatch, *, d
         return
     with pytest.raises(ModelError, match=message):
         check_budget(model, {"s": tiny(1)}, **ask)
+
+
+def test_estimates_follow_what_is_stored_and_held(toy_model, tiny, tmp_path, *, monkeypatch):
+    """Disk is asked for shards and the final copy, 4 bytes more per raw coordinate; memory holds the longest text."""
+    asked = []
+    monkeypatch.setattr(budget, "require_space", lambda folder, size: asked.append(size))
+    monkeypatch.setattr(budget, "free_memory", lambda: None)
+    ask = dict(n_cells=100, longest=20, folder=tmp_path, keep_x=False, batch_tokens=64)
+    lean = check_budget(toy_model, {"s": tiny(1)}, **ask)
+    raw = check_budget(toy_model, {"s": tiny(1)}, **ask | {"keep_x": True})
+    cell = 96 * 8 + 80  # up to 96 active features and the columns that describe the cell
+    assert asked == [2 * 100 * cell, 2 * 100 * (cell + 4 * 64)]
+    assert [lean["disk_bytes"], raw["disk_bytes"]] == asked
+    long = check_budget(toy_model, {"s": tiny(1)}, **ask | {"longest": 80})
+    batch = [4 * n * (16 * 64 + n_longest) for n, n_longest in ((64, 20), (80, 80))]
+    assert long["memory_bytes"] - lean["memory_bytes"] == batch[1] - batch[0]
+    assert lean["memory_bytes"] > 2 * budget.CHUNK_BYTES + asked[0]
