@@ -49,7 +49,7 @@ LAYERS = """
 8  stats.kernels stats.effects stats.moderation stats.nuisance stats.multiplicity dictionary.record dictionary.texts
 7  dictionary.settings dictionary.revival
 8  dictionary.watch dictionary.budget
-7  stats.ranks
+7  stats.ranks stats.mean_squares
 8  stats.scores design.checks
 8  stats.noncentral stats.pattern stats.rdm_compare stats.rdm_noise
 9  stats.glm_kernels stats.mixed_kernels stats.layout

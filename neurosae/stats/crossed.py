@@ -9,16 +9,15 @@ Items are eliminated as in `mixed.py`; what is left is a system of one row per f
 
     [b M_tt + I, sqrt(b) M_tx; sqrt(b) M_xt, M_xx],   M = F'F - sum_s g_s F_s,   F = [Z_t, Q],   g_s = a / (1 + n_s a),
 
-whose Cholesky factor gives the criterion, the estimates and their variances. A grid over both ratios is shared by all
-features; from its best point each feature takes Newton steps inside a, b >= 0, so that boundaries are exact zeros.
-
-Random intercepts of differences are the random slopes of the raw responses, so the model is the right error term of an
-effect within items. Frames must be at least 6: a variance over fewer is not known well enough for any claim over them.
+whose Cholesky factor gives the criterion, the estimates and their variances. Complete tables of one mean have their
+ratios from mean squares; else a grid is shared by all features, and from its best point each takes Newton steps inside
+a, b >= 0, so that boundaries are exact zeros. Random intercepts of differences are the random slopes of the raw
+responses, so the model is the right error term of an effect within items. Frames must be at least 6: a variance over
+fewer is not known well enough for any claim over them.
 
 References
 ----------
-Clark (1973), J. Verbal Learning and Verbal Behavior 12:335 (min-F'). Baayen, Davidson & Bates (2008), J. Memory and
-Language 59:390.
+Clark (1973), J. Verbal Learning and Verbal Behavior 12:335 (min-F'). Baayen, Davidson & Bates (2008), JML 59:390.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ from scipy import stats
 from neurosae.errors import DataError
 from neurosae.stats.glm import Basis, basis, blocks, sparse_columns
 from neurosae.stats.kernels import FAST, compiled
+from neurosae.stats.mean_squares import log_ratios
 from neurosae.stats.mixed import check_levels, item_sums
 
 FRAMES = 6  # frames below which nothing is claimed over them
@@ -130,11 +130,14 @@ def crossed_reml(
     problem = Problem(F.T @ F, sizes.XX, sizes.size, sizes.count, T, means, float(n - k))
     W = made.weights(np.atleast_2d(np.asarray(contrasts, dtype=float)))[:k]
     m, C = len(V.alive), W.shape[1]
-    uv, q, d = np.zeros((m, 2)), np.empty((m, 3, 3)), np.empty((m, 3, 3))
-    v, estimate = np.empty((m, C, 5)), np.empty((m, C))
-    best = np.full(m, 1e300)
-    _scan(sums, problem, GRID, uv=uv, best=best)
-    _refine(sums, problem, uv, best=best)
+    q, d, v, estimate = np.empty((m, 3, 3)), np.empty((m, 3, 3)), np.empty((m, C, 5)), np.empty((m, C))
+    complete = n == len(np.unique(item * T + frame)) == T * sizes.count.sum()
+    if complete and k == 1 and np.ptp(X) == 0:
+        uv = np.minimum(log_ratios(sums.ss, sums.hs[:, 0], sums.cy[:, :T], n_items=n // T), LAST)
+    else:
+        uv, best = np.zeros((m, 2)), np.full(m, 1e300)
+        _scan(sums, problem, GRID, uv=uv, best=best)
+        _refine(sums, problem, uv, best=best)
     _terms(sums, problem, uv, W=W, tables=(q, d), v=v, estimate=estimate)
     bounded = (uv < LAST - 1e-6).all(axis=1) & (q[:, 1, 1] > 1e-12 * sums.ss)
     s2 = np.where(bounded, q[:, 1, 1] / (n - k), np.nan)

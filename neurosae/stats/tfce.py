@@ -4,9 +4,7 @@ TFCE needs no steps: between two heights at which a component of {x >= h} change
 of size^E h^H over that stretch is size^E (h1^(H+1) - h2^(H+1)) / (H+1). Nodes are visited by falling height and joined
 by union-find. A root keeps its size, the height of its last change and what it has collected; a joined root keeps what
 it had collected beyond its new root, so a node's score is the sum on its path. O(n log n), both signs in one sweep:
-components of opposite sign never touch.
-
-Missing nodes (nan) belong to no component and join none.
+components of opposite sign never touch. Missing nodes (nan) belong to no component and join none.
 """
 
 from __future__ import annotations
@@ -21,6 +19,7 @@ from neurosae.errors import DataError
 from neurosae.stats.kernels import compiled
 
 E, H = 0.5, 2.0  # Smith and Nichols' exponents of size and height
+CROWD = 24  # heights in one bucket from which sorting by comparison is faster
 
 
 class Graph(NamedTuple):
@@ -218,70 +217,92 @@ def _powers(n: int, E: float) -> np.ndarray:
 
 
 class _Forest(NamedTuple):
-    """Union-find of one map: -1 is a node not yet visited; `last` holds height^(H+1) of the root's last change."""
+    """Union-find of one map: parent n is a node not yet visited; `last` holds height^(H+1) of the root's last change.
+
+    Numbers of nodes are unsigned, so that no look-up asks whether they count from the end.
+    extra : of a root, by how much its best node has collected more than the root;  order, place, counts : for sorting
+    """
 
     parent: np.ndarray
     size: np.ndarray
     last: np.ndarray
     collected: np.ndarray
+    extra: np.ndarray
     nodes: np.ndarray
     heights: np.ndarray
+    order: np.ndarray
+    place: np.ndarray
+    counts: np.ndarray
 
 
 @compiled()
 def _forest(n):
-    whole, real = np.empty((3, n), np.int64), np.empty((3, n))
-    return _Forest(whole[0], whole[1], real[0], real[1], whole[2], real[2])
+    whole, real = np.empty((6, n + 2), np.uint64), np.empty((4, n))
+    return _Forest(
+        whole[0], whole[1], real[0], real[1], real[2], whole[2], real[3], whole[3], whole[4], whole[5]
+    )  # fmt: skip
 
 
 @compiled()
-def _falling(heights):
-    """Order of falling heights: positive floats sort like integers, whose last 16 bits have room for the number.
+def _falling(forest, k):
+    """Put the numbers of the first k heights into `forest.order` by falling height; equal ones keep their order.
 
-    Faster than an argsort; neighbours in the order that differ in these bits only are then put right.
+    As many buckets as heights, then neighbours are put right: linear, unless the heights crowd in a few buckets.
     """
-    n, low = heights.size, np.uint64(0xFFFF)
-    if n > 0xFFFF:
-        return np.argsort(-heights)
-    keys = (heights.view(np.uint64) & ~low) | np.arange(n).astype(np.uint64)
-    keys.sort()
-    order = (keys[::-1] & low).astype(np.int64)
-    for q in range(1, n):
+    heights, order, place, counts = forest.heights, forest.order, forest.place, forest.counts
+    scale, one = k / heights[:k].max() if k else 0.0, np.uint64(1)
+    counts[: k + 2] = 0
+    for i in range(k):
+        place[i] = np.uint64(k - min(int(heights[i] * scale), k))
+        counts[place[i] + one] += one
+    crowd = np.uint64(0)
+    for b in range(1, k + 2):
+        crowd = max(crowd, counts[b])
+        counts[b] += counts[b - 1]
+    if crowd > CROWD:
+        order[:k] = np.argsort(-heights[:k], kind="mergesort").astype(np.uint64)
+        return
+    for i in range(k):
+        order[counts[place[i]]] = np.uint64(i)
+        counts[place[i]] += one
+    for q in range(1, k):
         moved, p = order[q], q
         while p > 0 and heights[order[p - 1]] < heights[moved]:
             order[p] = order[p - 1]
             p -= 1
         order[p] = moved
-    return order
 
 
 @compiled()
-def _grow(x, graph, work):
+def _grow(x, links, work):
     """Visit the nodes of one map by falling height; returns how many were visited, in `forest.nodes`.
 
-    work = (forest, powers, H, two_sided). What the roots have collected still lacks the factor 1 / (H + 1).
+    work = (forest, powers, H, two_sided, keep): `keep` leaves every joined root's own offset on its path, for `_score`;
+    without it paths are shortened and only `_best` may be asked. What was collected still lacks the factor 1 / (H + 1).
     """
-    forest, powers, H, two_sided = work
-    parent, size, last, collected, nodes, heights = forest
-    k = 0
+    (indptr, indices), (forest, powers, H, two_sided, keep) = links, work
+    parent, size, last, collected, extra, nodes = forest[:6]
+    k, unseen, one = 0, np.uint64(x.size), np.uint64(1)
     for i in range(x.size):
-        parent[i] = -1
+        parent[i] = unseen
         if x[i] > 0.0 or (two_sided and x[i] < 0.0):  # false for nan
-            heights[k] = abs(x[i])
-            nodes[k] = i
+            forest.heights[k] = abs(x[i])
+            nodes[k] = np.uint64(i)
             k += 1
-    order = _falling(heights[:k])
+    _falling(forest, k)
     for q in range(k):
-        i = nodes[order[q]]
+        i = nodes[forest.order[q]]
         h = abs(x[i])
         high = h * h * h if H == 2.0 else h ** (H + 1.0)
-        parent[i], size[i], last[i], collected[i] = i, 1, high, 0.0
-        a = i
-        for p in range(graph.indptr[i], graph.indptr[i + 1]):
-            b = graph.indices[p]
-            if parent[b] < 0 or (x[b] > 0.0) != (x[i] > 0.0):
+        parent[i], size[i], last[i], collected[i], extra[i] = i, one, high, 0.0, 0.0
+        a, positive = i, x[i] > 0.0
+        for p in range(indptr[i], indptr[i + one]):
+            b = indices[p]
+            if (parent[b] == unseen) | ((x[b] > 0.0) != positive):  # one jump for both
                 continue
             while parent[b] != b:
+                if not keep:
+                    parent[b] = parent[parent[b]]
                 b = parent[b]
             if b == a:
                 continue
@@ -294,6 +315,7 @@ def _grow(x, graph, work):
             parent[b] = a
             size[a] += size[b]
             collected[b] -= collected[a]
+            extra[a] = max(extra[a], extra[b] + collected[b])
     for q in range(k):
         i = nodes[q]
         if parent[i] == i:
@@ -311,25 +333,33 @@ def _score(i, forest):
 
 
 @compiled()
+def _best(forest, k):
+    """The largest score of the k nodes; max and rounding commute, so it is that of `_score` bit by bit."""
+    best = 0.0
+    for q in range(k):
+        i = forest.nodes[q]
+        if forest.parent[i] == i:
+            best = max(best, forest.extra[i] + forest.collected[i])
+    return best
+
+
+@compiled()
 def _enhance(maps, graph, powers, *, H, out):
     """out[m, v] = score of node v in map m, without its sign."""
-    forest = _forest(maps.shape[1])
+    forest, links = _forest(maps.shape[1]), (graph.indptr.astype(np.uint64), graph.indices.astype(np.uint64))
     for m in range(maps.shape[0]):
         out[m] = 0.0
-        k = _grow(maps[m], graph, (forest, powers, H, True))
+        k = _grow(maps[m], links, (forest, powers, H, True, True))
         for q in range(k):
             out[m, forest.nodes[q]] = _score(forest.nodes[q], forest) / (H + 1.0)
 
 
 @compiled()
 def _enhance_maxima(maps, graph, powers, *, H, two_sided, out):
-    forest = _forest(maps.shape[1])
+    forest, links = _forest(maps.shape[1]), (graph.indptr.astype(np.uint64), graph.indices.astype(np.uint64))
     for m in range(maps.shape[0]):
-        k = _grow(maps[m], graph, (forest, powers, H, two_sided))
-        best = 0.0
-        for q in range(k):
-            best = max(best, _score(forest.nodes[q], forest))
-        out[m] = best / (H + 1.0)
+        k = _grow(maps[m], links, (forest, powers, H, two_sided, False))
+        out[m] = _best(forest, k) / (H + 1.0)
 
 
 @compiled()

@@ -11,6 +11,7 @@ from scipy import stats
 from scipy.optimize import minimize
 
 from neurosae.errors import DataError
+from neurosae.stats import crossed
 from neurosae.stats.crossed import combine_f, crossed_reml, min_f
 from neurosae.stats.mixed import reml
 
@@ -70,6 +71,29 @@ def test_crossed_reml_agrees_with_the_criterion_minimized_directly(complete):
         assert at <= min(found) + 1e-7
     assert 0 < (fit.var_item == 0).sum() < 16
     assert 0 < (fit.var_frame == 0).sum() < 16
+
+
+def test_mean_squares_agree_with_newton_steps():
+    """Complete tables need no iteration: inside, on either boundary and on both, and where nothing is left."""
+    for seed, sd in enumerate([(1.0, 1.0), (0.0, 0.0), (0.2, 0.0), (0.0, 0.2), (0.2, 0.2)]):
+        Y, items, frames = worlds(9, 7, 60, sd=sd, seed=seed)
+        Y[:, 0] = 2.0
+        one, C = np.ones((len(Y), 1)), np.ones((1, 1))
+        fit = crossed_reml(Y, one, items, frames=frames, contrasts=C)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(crossed, "log_ratios", lambda *_, **__: pytest.fail("not complete"))
+            patch.setattr(np, "ptp", lambda _: 1)
+            known = crossed_reml(Y, one, items, frames=frames, contrasts=C)
+        # Newton steps end at 0 where a ratio is below the step of their differences
+        same = ((fit.var_item == 0) == (known.var_item == 0)) & ((fit.var_frame == 0) == (known.var_frame == 0))
+        assert same.sum() >= 58
+        for name in ("estimate", "se", "dof", "var_item", "var_frame", "var_resid", "deviance"):
+            ours, theirs = getattr(fit, name)[same], getattr(known, name)[same]
+            assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5, err_msg=f"{name} {sd}")
+        assert (fit.deviance[1:] <= known.deviance[1:] + 1e-9).all()
+        assert not (known.var_item[fit.var_item == 0] > 0).any()
+        assert not (known.var_frame[fit.var_frame == 0] > 0).any()
+        assert np.isnan(fit.se[0])
 
 
 def test_crossed_reml_without_frame_variance_agrees_with_one_random_effect():

@@ -65,6 +65,21 @@ def test_tfce_agrees_with_the_integral_for_nearly_tied_heights():
     assert_allclose(tfce(many, grid(70_000))[:9000], tfce(many[:9020], grid(9020))[:9000], rtol=1e-12)
 
 
+@pytest.mark.parametrize("outlier", [1e9, 1.0])
+def test_maxima_agree_with_the_integral_whatever_the_heights(outlier):
+    """Heights that crowd below an outlier, or are all alike, are sorted as well as spread ones."""
+    graph = random_graph()
+    x = some_map(150, seed=4) if outlier > 1 else np.sign(some_map(150, seed=4))
+    x[17] = outlier
+    known = integral(x, graph)
+    assert_allclose(tfce(x, graph), known, rtol=1e-10, atol=1e-12)
+    assert_allclose(tfce_maxima(x, graph), np.abs(known).max(), rtol=1e-10)
+    x[17] = 0.0
+    known = integral(x, graph)
+    assert tfce_maxima(x, graph)[0] == np.abs(tfce(x, graph)).max()
+    assert_allclose(tfce_maxima(-x, graph, two_sided=False), -known.min(), rtol=1e-10)
+
+
 def test_maxima_agree_with_the_maps():
     """The maxima of many maps are those of the scores; one-sided, of their positive part."""
     graph, x = grid(6, 8), np.random.default_rng(2).standard_normal((40, 48))
