@@ -33,6 +33,11 @@ from neurosae.errors import SpecError, unknown
 from neurosae.spec.design import Design
 from neurosae.spec.frames import between
 
+GROUPS = (
+    "H0 says so for the items of every group; group means count as designed, not by group size; t intervals take a "
+    "difference of the effect between groups for noise, and are then too wide"
+)
+
 
 @dataclass(frozen=True)
 class Exchange:
@@ -234,7 +239,7 @@ def _within(
     n = int(units.max()) + 1
     within = [name for name in design.factors if name not in own]
     verb = "varies" if len(within) == 1 else "vary"
-    notes = ["H0 says so for the items of every group; group means count as designed, not by group size"] if own else []
+    notes = [GROUPS] if own else []
     made = Exchange(
         kind="flip",
         unit="shared forms" if design.unit == "shared_forms" else "item",
