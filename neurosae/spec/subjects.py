@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -122,8 +122,9 @@ def _repeated(block: SubjectsBlock, analysis: Any, subjects: tuple[str, ...], *,
 
 def subject_notes(analysis: Any) -> Iterator[str]:
     """What is exchanged by tests over subjects, how often, and how small p can get; what their subjects share."""
-    tests: Mapping[str, Any] = {} if analysis is None else analysis.tests
-    for name, block in tests.items():
+    if analysis is None:
+        return
+    for name, block in analysis.tests.items():
         if not isinstance(block, SubjectsBlock):
             continue
         subjects = sites_of(block, analysis)

@@ -258,8 +258,8 @@ def _joined(asked: Asked, table: pd.DataFrame, keys: Sequence[tuple[str, Place]]
     """The rows of `ns.over_subjects` or `ns.prevalence` under their effects and places."""
     base = pd.DataFrame([_base(asked, key) for key in keys])
     notes = [SHARED if pd.isna(note) else f"{note}; {SHARED}" for note in table["note"]]
-    own = base[["test", "kind", "effect", "region", "position", "split", "set"]]
-    return table.drop(columns=["n_features"]).assign(**{name: own[name].to_numpy() for name in own}, note=notes)
+    own = {name: base[name].to_numpy() for name in ("test", "kind", "effect", "region", "position", "split", "set")}
+    return table.drop(columns=["n_features"]).assign(**own, note=notes)
 
 
 def _flipped(asked: Asked, known: Mapping[tuple[str, Place], Mapping[str, Number]]) -> pd.DataFrame:
