@@ -2,12 +2,15 @@
 
 Rows are sums of 5 of 80 features in 64 dimensions. In the planted world each of 16 pairs, where both features are
 active, adds its product along a direction of its own; in the additive world pairs are as often active together and add
-nothing. Every arm is trained separately by one recipe; FVU is measured on other rows.
+nothing. Every arm is trained separately by one recipe; FVU is measured on other rows. `--full` trains three times as
+long (minutes): the table of docs/models.md.
 """
 
 from __future__ import annotations
 
 from common import Floors, header  # isort: skip  (sets one thread)
+
+import sys
 
 import torch
 from torch.nn import functional
@@ -18,6 +21,7 @@ from neurosae.dictionary.products import pair_sums
 N_FEATURES, WIDTH, ACTIVE, N_PAIRS = 80, 64, 5, 16
 ROWS, HELD_OUT = 40_000, 4_000
 PAIRED = 0.5  # share of the rows in which a planted pair is active
+QUICK = 50_000  # tokens of training without --full
 SETTINGS = {"d_sae": 160, "k": ACTIVE, "rank": 16, "n_tokens": 150_000, "batch": 256, "lr": 2e-3}
 
 
@@ -63,12 +67,12 @@ def r2_of_term(rank: int) -> float:
 def main() -> int:
     """The oracle on true codes, and the tables of both worlds."""
     header("torch")
-    floors = Floors()
+    floors, full = Floors(), "--full" in sys.argv
     for rank, bound in ((16, None), (32, 0.99), (64, 0.99)):
         floors.add("IXD-4", f"R2 of the term on true codes, rank {rank}", r2_of_term(rank), floor=bound)
     for name, products in (("planted", 1.0), ("additive", 0.0)):
         x, other = world(ROWS, products=products, seed=1), world(HELD_OUT, products=products, seed=2)
-        table = interaction_study(x, other, settings=SETTINGS)
+        table = interaction_study(x, other, settings=SETTINGS if full else SETTINGS | {"n_tokens": QUICK})
         shown = table.groupby("arm", sort=False)[["n_parameters", "l0", "fvu", "dead"]].agg(["min", "max"])
         print(name, shown.to_string(), interaction_gain(table).to_string(), sep="\n")
         by_arm = table.groupby("arm")["fvu"].mean()
