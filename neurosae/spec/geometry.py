@@ -83,7 +83,7 @@ class RdmModel(Strict):
             if getattr(self, name) != type(self).model_fields[name].default and kind not in kinds:
                 fail(name, text=f"has no meaning with {kind}; it belongs to {' and '.join(kinds)}.")
         if self.fitted and len(self.fitted) < 2:
-            fail(kind, text=f"names one model; a fitted model needs two, use {self.fitted[0]} itself.")
+            fail(kind, text=f"names one model; a fitted model needs two, use {self.fitted[0]} itself.")  # pyright: ignore
         if self.fitted and self.nuisance:
             fail(
                 "nuisance", text="is for fixed models; a fitted one is made of models that may be nuisance themselves."

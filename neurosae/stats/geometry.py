@@ -224,7 +224,8 @@ def item_patterns(adata: Any, design: Design, asked: Question, *, region: str, p
     numbers = pd.DataFrame(mean @ cells.numbers.to_numpy(dtype=float), columns=cells.numbers.columns)
     return rdm.Patterns(
         frames, conditions, sp.csr_matrix(X[:, kept]), out % len(frames), condition, numbers, int((~alive).sum()),
-        int((alive & ~kept).sum()), len({str(name) for name in cells.dropped["item"]} - set(cells.items)), np.flatnonzero(kept),
+        int((alive & ~kept).sum()), len({str(name) for name in cells.dropped["item"]} - set(cells.items)),
+        np.flatnonzero(kept),
     )  # fmt: skip
 
 

@@ -138,7 +138,7 @@ def dual_bootstrap(
         tuple(named),
         compare,
         fits,
-        draws,
+        draws,  # pyright: ignore
         raw,
         noise_ceiling(vectors, compare),
         len(vectors),
@@ -239,7 +239,7 @@ def _model_row(found: Bootstrapped, k: int, *, fit: np.ndarray) -> dict[str, Any
         zero = f"no p: {found.compare} of unrelated distances is not 0; differences between models are tested"
         return row | {"p_method": "none", "h0": "none: the fit is described, not tested", "note": zero}
     return row | {
-        "p_unc": _positive(scipy.stats.t.sf(fit[k] / se, found.df)), "alternative": "greater",
+        "p_unc": _positive(scipy.stats.t.sf(fit[k] / se, found.df)), "alternative": "greater",  # pyright: ignore
         "h0": f"the model {found.names[k]} is unrelated to the geometry",
     }  # fmt: skip
 
@@ -265,7 +265,8 @@ def _pair_row(
     if not np.isfinite(value) or se <= 1e-12:
         return row | _without("The two models fit alike in every draw, or one fits nothing.")
     row |= _interval(value, se, found.df) | {
-        "p_unc": _positive(2 * scipy.stats.t.sf(abs(value) / se, found.df)), "alternative": "two-sided",
+        "p_unc": _positive(2 * scipy.stats.t.sf(abs(value) / se, found.df)),  # pyright: ignore
+        "alternative": "two-sided",
         "status": "ok", "h0": f"{found.names[i]} and {found.names[j]} fit equally well",
     }  # fmt: skip
     if margin is not None:

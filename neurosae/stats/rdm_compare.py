@@ -90,7 +90,7 @@ def _tau_a(a: np.ndarray, b: np.ndarray) -> float:
     untied = [total - sum(n * (n - 1) / 2 for n in np.unique(v, return_counts=True)[1]) for v in (a, b)]
     if not (np.isfinite(a).all() and np.isfinite(b).all() and min(untied) > 0):
         return float("nan")
-    tau_b = scipy.stats.kendalltau(a, b, method="asymptotic").statistic
+    tau_b = scipy.stats.kendalltau(a, b, method="asymptotic").statistic  # pyright: ignore
     return float(np.clip(tau_b * np.sqrt(untied[0]) * np.sqrt(untied[1]) / total, -1, 1))
 
 

