@@ -66,9 +66,8 @@ def _with_control(study: Study, table: pd.DataFrame, text: list[str], *, n_token
     sites = sites_of(study.spec, model.n_layers)
     made, notes = ns.control_dictionaries(sites, dictionaries, (model, random), store=study.out, stimuli=study.stimuli)
     learned = table.assign(control="")
-    for site, note in notes.items():
-        at = learned["site"] == site
-        learned.loc[at, "note"] = learned.loc[at, "note"].map(lambda said, note=note: f"{said} {note}".strip())
+    reasons = learned["site"].map(notes).fillna("")
+    learned["note"] = [f"{said} {why}".strip() for said, why in zip(learned["note"], reasons, strict=True)]
     both = [learned]
     if made:
         found = ns.evaluate_dictionaries(made, random, text, n_tokens=n_tokens, l0=float(table["l0"].iloc[0]))
