@@ -110,6 +110,8 @@ def extract(
     study = _prepare(analysis, out, device=device, dtype=dtype, seed=None, offline=offline)
     for site, adata in ns.extract_study(study).items():
         typer.echo(f"{site}: {adata.n_obs:,} rows x {adata.n_vars:,} features, {adata.X.nnz:,} active")
+        for sentence in ns.provenance_of(adata).get("warnings", []):
+            typer.echo(f"  {sentence}")
 
 
 @app.command("test")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -129,7 +130,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def keep_inputs(study: Study) -> None:
-    """The exact bytes of both files, and the stimuli, beside the results."""
+    """The exact bytes of both files, and the stimuli, beside the results; what a killed run left half written goes."""
+    for place in (study.folder, study.folder / "tests"):
+        for left in place.glob(".tmp-*"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
     write_atomic(study.folder / "analysis.yaml", study.path.read_bytes())
     write_atomic(study.folder / "design.yaml", Path(study.spec.design).read_bytes())
     write_table(study.folder / "stimuli.parquet", study.stimuli)

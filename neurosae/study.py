@@ -100,12 +100,15 @@ def load_live(
     """Load the language model, then the dictionary of every site; what was trained here before is reused."""
     model = load_asked(spec.model, device)
     asked = sites_of(spec, model.n_layers)
-    # reference text of the fit checks, written once for all sites; the raw stream needs none
-    checked = any(ask.dictionary.neurons is None for ask in asked.values())
-    why = "reference text, to check the fit of the dictionaries"
-    texts = ns.sample_texts(model, 2048, seed=0, purpose=why) if checked and model.has_head else None
-    if checked and not model.has_head and stimuli is not None and len(stimuli):
-        texts = list(dict.fromkeys(stimuli["text"]))  # a model without a head writes nothing: its stimuli are the text
+
+    @cache
+    def texts() -> Any:
+        """Reference text of the fit checks, written once for all sites, when all that is cheaper to check is right."""
+        if model.has_head:
+            return ns.sample_texts(model, 2048, seed=0, purpose="reference text, to check the fit of the dictionaries")
+        known = [] if stimuli is None else list(dict.fromkeys(stimuli["text"]))
+        return known or None  # a model without a head writes nothing: its stimuli are the text
+
     return model, {
         site: ns.load_dictionary(ask, model, store=out, texts=texts, stimuli=stimuli, where=site)
         for site, ask in asked.items()

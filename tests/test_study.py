@@ -284,3 +284,13 @@ def test_what_a_collapse_hides_is_shown(study):
     assert set(long["token"]) == {-1, 0}
     assert (folder / "figures" / "screen-courses.svg").is_file()
     assert "Before the collapse: token by token" in (folder / "report.html").read_text()
+
+
+def test_what_a_killed_run_left_half_written_goes(finished):
+    """Temporary files and folders of a run that was killed do not pile up beside the results."""
+    folder = finished[1] / "number"
+    (folder / ".tmp-0a1b-figures").mkdir()
+    (folder / ".tmp-0a1b-figures" / "x.svg").write_text("half")
+    (folder / "tests" / ".tmp-0a1b-screen.parquet").write_text("half")
+    rerun(finished)
+    assert not list(folder.rglob(".tmp-*"))

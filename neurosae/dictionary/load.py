@@ -49,7 +49,7 @@ def load_dictionary(
     model: Any,
     *,
     store: str | Path | None = None,
-    texts: Sequence[str] | None = None,
+    texts: Sequence[str] | Callable[[], Sequence[str]] | None = None,
     stimuli: Any = None,
     where: str = "",
 ) -> Dictionary:
@@ -64,7 +64,8 @@ def load_dictionary(
         `fit: {...}` (another decomposition, likewise), `neurons: true` (the raw stream, each dimension as two signs)
     model : LanguageModel
     store : folder of all studies, for `train` and `fit`
-    texts : reference text of the fit check; without, 2,048 tokens that the model writes itself
+    texts : reference text of the fit check, or a function that gives it when all else fits; without, 2,048 tokens
+        that the model writes itself
     stimuli : for `fit: {kind: diff_means}`, whose directions come from the localizer items
     where : name of the site, for messages
 
@@ -96,10 +97,11 @@ def load_dictionary(
             raise ModelError(unknown("dictionary", ", ".join(block) or "none", DICTIONARIES))
         place = Path(store) if store is not None else None
         found = DICTIONARIES[kind](Ask(block, model, hook, place, where or hook, stimuli))
-        if kind == "neurons" and texts is None:  # exact whatever the text, so none is written for it
+        if kind == "neurons" and (texts is None or callable(texts)):  # exact whatever the text
             exact = {"fvu_here": 0.0, "l0_here": float(found.d_in), "n_tokens": 0}
             return replace(found, fit=exact | {"fvu_card": None, "l0_card": None, "warnings": ()})
-        return check_fit(_at(found, model, hook), model, texts=texts)
+        there = _at(found, model, hook)
+        return check_fit(there, model, texts=texts() if callable(texts) else texts)
     except ModelError as error:
         raise ModelError(f"{prefix}{error}") from error
 

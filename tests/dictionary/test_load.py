@@ -69,6 +69,22 @@ def test_load_refuses_another_hook(trained, toy, toy_texts):
         load_dictionary(site(trained, "blocks.0.hook_resid_post"), toy, texts=toy_texts, where="late")
 
 
+def test_reference_text_is_made_only_when_all_else_fits(trained, toy, toy_texts):
+    """A text that takes minutes to write is asked for last, and not at all for the raw stream."""
+    asked = []
+
+    def texts():
+        asked.append(1)
+        return toy_texts
+
+    with pytest.raises(ModelError, match=r"trained at blocks\.1"):
+        load_dictionary(site(trained, "blocks.0.hook_resid_post"), toy, texts=texts)
+    load_dictionary({"hook": HOOK, "dictionary": {"neurons": True}}, toy, texts=texts)
+    assert not asked
+    assert load_dictionary(site(trained), toy, texts=texts).fit["fvu_here"] < 1
+    assert asked == [1]
+
+
 def test_load_refuses_another_width(trained, toy_texts):
     """A model of another size gives both widths."""
     wide = load_model(TOY | {"d_model": 32, "d_head": 16})
