@@ -1,8 +1,8 @@
 """G16: the TopK training step against sae-lens, and what the default recipe finds where the truth is known.
 
 Step: 128 -> 4,096, 2,048 rows, k = 16, Adam and clipping included on both sides; loss and all gradients are equal
-first. Quality: 256 true features in 64 dimensions, 8 active per row, .41 M rows, a dictionary of 1,024; the share of true
-features that some decoder row meets with a cosine above .9. Run alone: `python benchmarks/bench_training.py`.
+first. Quality: 256 true features in 64 dimensions, 8 active per row, .41 M rows, a dictionary of 1,024; the share of
+true features that some decoder row meets with a cosine above .9. Run alone: `python benchmarks/bench_training.py`.
 """
 
 from __future__ import annotations

@@ -143,6 +143,28 @@ def keep_inputs(study: Study) -> None:
 # ------------------------------------------------------------------ responses
 
 
+def as_values(study: Study, responses: Mapping[str, Any]) -> dict[str, Any]:
+    """The two halves of signed features put together, at every site that does not ask for `signed: false`."""
+    halves = {name for name, site in study.spec.sites.items() if not site.signed}
+    return {
+        name: adata if {name, name.rpartition(".")[0]} & halves else ns.signed(adata)
+        for name, adata in responses.items()
+    }
+
+
+def aligned(responses: dict[str, Any], positions: Any) -> dict[str, Any]:
+    """Stored responses, aligned as `positions:` asks; all tokens are still there."""
+    return ns.align(
+        responses, positions.align, window=positions.window, max_shift=positions.max_shift,
+        shift_unit=positions.shift_unit, reference=positions.reference or None,
+    )  # fmt: skip
+
+
+def collapsed(responses: dict[str, Any], positions: Any) -> dict[str, Any]:
+    """Aligned responses, their tokens made one response as `positions:` asks."""
+    return ns.collapse(responses, positions.tokens, length_match=positions.length_match)
+
+
 def unchanged_responses(study: Study) -> dict[str, Any] | None:
     """Stored responses whose inputs are what they were, so that no model has to be loaded to find out."""
     known = read_json(study.folder / "responses.json")

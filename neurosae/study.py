@@ -18,6 +18,9 @@ from neurosae.spec.files import content_hash, lock, write_atomic
 from neurosae.spec.results import is_found, strongest
 from neurosae.stages import (
     Study,
+    aligned,
+    as_values,
+    collapsed,
     keep_courses,
     keep_inputs,
     read_json,
@@ -150,28 +153,6 @@ def _aligned(study: Study) -> dict[str, Any]:
         )
         remember_responses(study, responses, dictionaries)
     return aligned(as_values(study, responses), positions)
-
-
-def as_values(study: Study, responses: Mapping[str, Any]) -> dict[str, Any]:
-    """The two halves of signed features put together, at every site that does not ask for `signed: false`."""
-    halves = {name for name, site in study.spec.sites.items() if not site.signed}
-    return {
-        name: adata if {name, name.rpartition(".")[0]} & halves else ns.signed(adata)
-        for name, adata in responses.items()
-    }
-
-
-def aligned(responses: dict[str, Any], positions: Any) -> dict[str, Any]:
-    """Stored responses, aligned as `positions:` asks; all tokens are still there."""
-    return ns.align(
-        responses, positions.align, window=positions.window, max_shift=positions.max_shift,
-        shift_unit=positions.shift_unit, reference=positions.reference or None,
-    )  # fmt: skip
-
-
-def collapsed(responses: dict[str, Any], positions: Any) -> dict[str, Any]:
-    """Aligned responses, their tokens made one response as `positions:` asks."""
-    return ns.collapse(responses, positions.tokens, length_match=positions.length_match)
 
 
 def test_study(study: Study) -> pd.DataFrame:

@@ -23,116 +23,53 @@ MODULES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in P
 # A module imports only from layers with a smaller number, also inside functions; equal numbers never import each other.
 LAYERS = """
 0  errors spec.words
-1  spec.hooks spec.fields spec.files spec.frames
-2  spec.load spec.effects spec.sites spec.results
-2  spec.block
-3  spec.geometry spec.factorial spec.design spec.positions spec.subjects
-4  spec.blocks
-3  spec.planning
-4  design.regions design.units design.weights
-5  spec.maps spec.parametric spec.choices
+1  design.import_files spec.fields spec.files spec.frames spec.hooks
+2  design.import_tables spec.block spec.effects spec.load spec.results spec.sites
+3  spec.design spec.factorial spec.geometry spec.integration spec.planning spec.positions spec.subjects
+4  design.importers design.regions design.units design.weights extraction.slow_tokens extraction.trie spec.blocks
+5  design.confounds design.expand design.levels design.orthogonal design.regressors extraction.packing
+5  extraction.sites extraction.tokens spec.choices spec.maps spec.parametric
+6  design.cautions design.check_report design.exchange design.token_checks dictionary.encode dictionary.products
+6  dictionary.pursuit dictionary.topk extraction.cells extraction.passes extraction.responses extraction.source
 6  spec.analysis
-5  design.regressors design.levels design.expand design.confounds extraction.sites extraction.tokens
-4  extraction.trie extraction.slow_tokens
-5  extraction.packing
-5  design.orthogonal
-6  dictionary.pursuit dictionary.products dictionary.topk dictionary.encode
-7  dictionary.kinds
-7  spec.editor
-6  design.exchange design.check_report design.cautions design.token_checks extraction.source
-6  extraction.cells extraction.responses extraction.passes
-7  extraction.firing extraction.selftest extraction.budget extraction.boot
-8  extraction.model
-7  extraction.collapse extraction.shifts extraction.signed
-8  extraction.align extraction.views
-7  design.model_checks extraction.store extraction.archive
-8  stats.kernels stats.effects stats.moderation stats.nuisance stats.multiplicity dictionary.record dictionary.texts
-7  dictionary.settings dictionary.revival
-8  dictionary.watch dictionary.budget
-7  stats.ranks stats.mean_squares
-8  stats.scores design.checks
-8  stats.noncentral stats.pattern stats.rdm_compare stats.rdm_noise
-9  stats.glm_kernels stats.mixed_kernels stats.layout
-9  stats.level_kernels stats.relabel stats.tails stats.rdm stats.simulate stats.tfce dictionary.learn
-9  dictionary.stream extraction.shard
-9  stats.products stats.crossfit_kernels stats.rdm_fit stats.rank_kernels stats.relabel_conditions
-10 stats.glm stats.hurdle_kernels
-10 dictionary.interaction dictionary.plan dictionary.rows
-11 dictionary.architectures dictionary.pathology
-12 dictionary.train dictionary.interaction_study
-10 stats.rdm_models stats.feature_shares
-10 stats.flips stats.units stats.resample dictionary.checkpoint dictionary.evaluate extraction.record
-11 extraction.run
-10 stats.conjunctions
-8  stats.gate stats.information stats.ladder
-9  stats.dperp
-11 stats.battery stats.preactivations
-3  spec.integration
-7  design.requirements
-12 stats.integration_rows
-16 stats.conj
-17 stats.integration report.figures_integration
-18 report.integration
-12 stats.integration_worlds
-11 stats.mixed stats.levels stats.hurdle
-11 stats.adjusted stats.projection stats.chains stats.lanes stats.length stats.worlds
-11 stats.plasmode stats.crossfit stats.communities stats.model_comparison
-12 stats.crossed stats.lengths
-12 stats.coded stats.matched
-13 stats.decoding stats.spots
-8  stats.cvmanova stats.permanova stats.manova
-14 stats.distances
-15 stats.pattern_statistics
-17 stats.factorial stats.choosing
-9  stats.logistic stats.rules
-10 stats.paired
-13 dictionary.sweep
-12 stats.subjects stats.intervals stats.statistics stats.geometry dictionary.alternatives
-13 dictionary.load dictionary.control
-9  dictionary.convert dictionary.overlap
-12 dictionary.scorecard
-9  stats.agreement
-10 stats.probes
-8  dictionary.decompositions
-13 stats.parametric_models
-13 stats.family stats.second_order stats.rsa_rows stats.rsa_tests stats.feature_geometry
-14 stats.rsa
-16 stats.across_subjects
-17 report.figures_subjects
-18 report.subjects
-14 stats.rows stats.heights stats.asked
-15 stats.map_rows stats.searchlight stats.temporal
-15 stats.contrast report.style report.wording report.references report.stored
-15 report.directions
-15 stats.power
-16 stats.parametric
-16 stats.minimum stats.equivalence
-17 stats.combine
-16 report.tables report.parts
-17 report.figures_training
-16 stats.level_trials
-17 stats.trials
-16 stats.maps stats.pairs stats.sets
-17 report.figures_courses report.figures_features report.figures_pattern report.figures_univariate report.result_tables report.claims
-17 report.limits report.page report.figures_geometry
-17 report.figures_power report.figures_maps report.figures_factorial
-18 report.factorial report.choosing report.anova stats.anova
-1  design.import_files
-2  design.import_tables
-4  design.importers
-9  stats.anova_tables
-18 stats.calibrate
-17 stats.crosstest stats.othereffect report.figures_sets
-18 report.models
-18 report.absence
-18 report.figures report.prose report.methods report.maps report.joint
-18 stats.selection report.regions
-19 report.calibration
-19 report.geometry
+7  design.model_checks design.requirements dictionary.kinds dictionary.revival dictionary.settings extraction.archive
+7  extraction.boot extraction.budget extraction.collapse extraction.firing extraction.selftest extraction.shifts
+7  extraction.signed extraction.store spec.editor stats.mean_squares stats.ranks
+8  design.checks dictionary.budget dictionary.decompositions dictionary.record dictionary.texts dictionary.watch
+8  extraction.align extraction.model extraction.views stats.cvmanova stats.effects stats.gate stats.information
+8  stats.kernels stats.ladder stats.manova stats.moderation stats.multiplicity stats.noncentral stats.nuisance
+8  stats.pattern stats.permanova stats.rdm_compare stats.rdm_noise stats.scores
+9  dictionary.convert dictionary.learn dictionary.overlap dictionary.stream extraction.shard stats.agreement
+9  stats.anova_tables stats.crossfit_kernels stats.dperp stats.glm_kernels stats.layout stats.level_kernels
+9  stats.logistic stats.mixed_kernels stats.products stats.rank_kernels stats.rdm stats.rdm_fit stats.relabel
+9  stats.relabel_conditions stats.rules stats.simulate stats.tails stats.tfce
+10 dictionary.checkpoint dictionary.evaluate dictionary.interaction dictionary.plan dictionary.rows extraction.record
+10 stats.conjunctions stats.feature_shares stats.flips stats.glm stats.hurdle_kernels stats.paired stats.probes
+10 stats.rdm_models stats.resample stats.units
+11 dictionary.architectures dictionary.pathology extraction.run stats.adjusted stats.battery stats.chains
+11 stats.communities stats.crossfit stats.hurdle stats.lanes stats.length stats.levels stats.mixed
+11 stats.model_comparison stats.plasmode stats.preactivations stats.projection stats.worlds
+12 dictionary.alternatives dictionary.interaction_study dictionary.scorecard dictionary.train stats.coded
+12 stats.crossed stats.geometry stats.integration_rows stats.integration_worlds stats.intervals stats.lengths
+12 stats.matched stats.statistics stats.subjects
+13 dictionary.control dictionary.load dictionary.sweep stats.decoding stats.family stats.feature_geometry
+13 stats.parametric_models stats.rsa_rows stats.rsa_tests stats.second_order stats.spots
+14 stats.asked stats.distances stats.heights stats.rows stats.rsa
+15 report.directions report.references report.stored report.style report.wording stats.contrast stats.map_rows
+15 stats.pattern_statistics stats.power stats.searchlight stats.temporal
+16 report.parts report.tables stats.across_subjects stats.conj stats.equivalence stats.level_trials stats.maps
+16 stats.minimum stats.pairs stats.parametric stats.sets
+17 report.claims report.figures_comparison report.figures_courses report.figures_factorial report.figures_features
+17 report.figures_geometry report.figures_integration report.figures_maps report.figures_pattern report.figures_power
+17 report.figures_sets report.figures_subjects report.figures_training report.figures_univariate report.limits
+17 report.page report.result_tables stats.choosing stats.combine stats.crosstest stats.factorial stats.integration
+17 stats.othereffect stats.trials
+18 report.absence report.anova report.choosing report.factorial report.figures report.integration report.joint
+18 report.maps report.methods report.models report.prose report.regions report.subjects stats.anova stats.calibrate
+18 stats.selection
+19 report.calibration report.geometry
 20 report.sections
-21 report.html report.comparison
-17 report.figures_comparison
-21 provenance
+21 provenance report.comparison report.html
 22 stages
 23 study
 24 comparison

@@ -223,9 +223,7 @@ def pattern_methods(study: Study, rows: pd.DataFrame) -> Iterator[str]:
         part = rows[rows["test"] == test]
         distance = str(ask.get("distance", "crossnobis"))
         how = {
-            "crossnobis": (
-                "cross-validated (crossnobis) distances with items as folds [walther2016; diedrichsen2017]"
-            ),
+            "crossnobis": ("cross-validated (crossnobis) distances with items as folds [walther2016; diedrichsen2017]"),
         }.get(distance, f"{distance} distances")
         yield (
             f"Representational geometry ({test}): dissimilarities between "

@@ -221,7 +221,7 @@ def _regions(block: Any) -> tuple[str, ...]:
 # ------------------------------------------------------------------ references between the sections
 
 
-def _own_problems(analysis: Analysis) -> Iterator[Problem]:
+def _position_problems(analysis: Analysis) -> Iterator[Problem]:
     positions = analysis.positions
     several = positions.window is not None or positions.align == "middle_out"
     if positions.align == "dtw" and analysis.tests:
@@ -231,6 +231,11 @@ def _own_problems(analysis: Analysis) -> Iterator[Problem]:
         yield from _site_problems(site, analysis.sites, ("positions", "reference"))
     if several and "tokens" not in positions.model_fields_set:
         yield ("positions",), "asks for several positions; say what becomes of them: `tokens: all` keeps them apart."
+
+
+def _own_problems(analysis: Analysis) -> Iterator[Problem]:
+    positions = analysis.positions
+    yield from _position_problems(analysis)
     if analysis.tests and analysis.design is None:
         yield ("tests",), "need a design; name its file, `design: ../stimuli/….yaml`."
     for name, block in analysis.tests.items():

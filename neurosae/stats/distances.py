@@ -95,9 +95,7 @@ def _within_permanova(spot: Spot) -> Found:
     side = np.sign(data.weights)
     gap = spread[:, side > 0].mean(axis=1) - spread[:, side < 0].mean(axis=1)
     gaps = [np.abs(signs(spot.relabelling, *tile)[:, spot.place] @ gap) for tile in spot.tiles]
-    return _explained(
-        F, R2, df, spread=(spread[:, side > 0].mean(), spread[:, side < 0].mean(), np.concatenate(gaps))
-    )
+    return _explained(F, R2, df, spread=(spread[:, side > 0].mean(), spread[:, side < 0].mean(), np.concatenate(gaps)))
 
 
 def _swap(spot: Spot) -> np.ndarray | None:

@@ -41,7 +41,7 @@ def codes_of(n, m, k, *, seed=0):
 
 
 def rows_of(n, *, products, seed=1):
-    """Rows of 12 features in 16 dimensions, 3 active; half hold a pair whose product adds one of the other 4 dimensions."""
+    """Rows of 12 features in 16 dimensions, 3 active; half hold a pair whose product adds one of 4 other dimensions."""
     fixed, g = torch.Generator().manual_seed(0), torch.Generator().manual_seed(seed)
     atoms, ways = torch.linalg.qr(torch.randn(16, 16, generator=fixed))[0].split([12, 4])
     wish = torch.rand(n, 12, generator=g)

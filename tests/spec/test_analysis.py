@@ -402,7 +402,7 @@ def test_rsa_block_recovers_defaults():
 
 
 @pytest.mark.parametrize(
-    ("block", "effect", "message"),
+    "case",
     [
         ("{test: equivalence,", None, "tests.screen.smallest: is missing"),
         ("{test: equivalence, smallest: 0,", None, "tests.screen.smallest"),
@@ -411,8 +411,9 @@ def test_rsa_block_recovers_defaults():
         ("{test: equivalence, smallest: 0.5,", "{subject: all}", "compares all levels; write weights of levels"),
     ],
 )
-def test_analysis_refuses_equivalence_without_a_bound(study, refused, block, effect, message):
+def test_analysis_refuses_equivalence_without_a_bound(study, refused, case):
     """A bound above 0 on a known scale, p that are corrected one by one, and a single contrast."""
+    block, effect, message = case
     path = study / "analyses" / "number_agreement.yaml"
     text = path.read_text().replace(", correction: fdr_bh}", "}")
     path.write_text(text.replace("subject:    {subject: {pl: 1, sg: -1}}", f"subject:    {effect}") if effect else text)
