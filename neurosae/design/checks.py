@@ -339,9 +339,10 @@ def _overlaps(design: Design, stimuli: pd.DataFrame, effects: Mapping[str, Effec
     tests = analysis.tests if analysis is not None else {}
     for name, block in tests.items():
         choice = getattr(block, "features", None)
-        if getattr(choice, "from_", None) not in tests:
+        source = getattr(choice, "from_", None)
+        if source not in tests:
             continue
-        chooser = tests[choice.from_]
+        chooser = tests[source]
         for effect in block.effect:
             if effect not in chooser.effect:
                 yield (

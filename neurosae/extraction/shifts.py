@@ -165,7 +165,7 @@ def warping_paths(traces: np.ndarray) -> list[np.ndarray]:
     Examples
     --------
     >>> [path.tolist() for path in warping_paths(np.array([[0.0, 0, 1], [0, 1, 1], [0, 1, 1]]))][0]
-    [[0, 0], [1, 0], [2, 1], [2, 2]]
+    [[0, 0], [1, 0], [1, 1], [2, 2]]
     """
     template = _standard(_mean(traces))
     seen = np.isfinite(traces).any(axis=0)

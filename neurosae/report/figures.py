@@ -12,7 +12,6 @@ from neurosae.report.figures_courses import courses
 from neurosae.report.figures_features import cells, items, profile
 from neurosae.report.figures_geometry import divided, plane
 from neurosae.report.figures_pattern import fits, rdms, weights
-from neurosae.report.figures_subjects import subject_numbers
 from neurosae.report.figures_training import training_curves
 from neurosae.report.figures_univariate import null_maximum, strip, volcano
 from neurosae.report.parts import Drawing
@@ -41,7 +40,6 @@ FIGURES: dict[str, Callable[..., Figure]] = {
     "fits": fits,
     "plane": plane,
     "parts": divided,
-    "subjects": subject_numbers,
     "training": training_curves,
 }
 MAX_EFFECTS = 8  # figures of one test; its table has them all
