@@ -278,26 +278,26 @@ def _kernel_rows(
         return [], None
     n, nulls, rows = asked.inference.n_permutations, {}, []
     for measure in measures:
-        for pair in pairs:
+        for number, pair in enumerate(pairs):  # a name may stand for several pairs: head ~ verb at every site
             A, B = (centred_kernel(place.gram[np.ix_(r, r)], debiased=measure == "cka_debiased")
                     for place, r in zip((pair.first, pair.second), pair.rows, strict=True))  # fmt: skip
             orders = _item_orders(pair, n, seed=asked.seed)
             lengths = np.sqrt((A * A).sum() * (B * B).sum())
             if lengths > 0:
-                nulls[measure, pair.name] = np.array([(A * B[np.ix_(o, o)]).sum() for o in orders]) / lengths
+                nulls[measure, number] = np.array([(A * B[np.ix_(o, o)]).sum() for o in orders]) / lengths
     # pairs are compared in standard deviations of their own null: kernels of other sizes have other CKA by chance
     scaled = {key: (v - v.mean()) / max(v.std(), 1e-12) for key, v in nulls.items()}
     top = {m: np.max([v for (name, _), v in scaled.items() if name == m], axis=0) for m in {k for k, _ in nulls}}
     for measure in measures:
-        for pair in pairs:
-            row, null = _about(asked, pair, measure), nulls.get((measure, pair.name))
+        for number, pair in enumerate(pairs):
+            row, null = _about(asked, pair, measure), nulls.get((measure, number))
             if null is None:
                 why = "One of the places does not vary over its rows, so there is no kernel to compare."
                 rows.append(row | {"status": "degenerate", "note": why, "p_method": "none"})
                 continue
             rows.append(row | {
                 "value": null[0], "p_unc": float(counted_p(null, null[:1], tolerance=1e-9)[0]),
-                "p_corr": float(counted_p(top[measure], scaled[measure, pair.name][:1], tolerance=1e-9)[0]),
+                "p_corr": float(counted_p(top[measure], scaled[measure, number][:1], tolerance=1e-9)[0]),
                 "p_adjust": "maxT",
                 "p_method": "permutations", "family": f"maximum of {measure} over all pairs of places of this test",
                 "n_family": len(pairs), "n_perm": n, "p_min": 1 / n, "alternative": "greater", "status": "ok",

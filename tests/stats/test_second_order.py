@@ -84,6 +84,25 @@ def test_second_order_finds_shared_items_and_only_those(sites):
     assert found.p_corr["one ~ moved"] > 0.05
 
 
+def test_every_pair_of_places_has_its_own_cka():
+    """Two sites by two regions: pairs of one name (near ~ far at both sites) are different pairs."""
+    design = crossed()
+    places = {
+        name: simulate(design, n_features=60, density=0.4, regions=("u", "w"), seed=seed)
+        for seed, name in enumerate(("one", "two"), 4)
+    }
+    asked = {"conditions": ["a", "b"], "region": ["u", "w"], "seed": 1, "inference": FAST}
+    rows = second_order(places, **asked, settings={**FEW, "measures": ["cka"]})
+    assert len(rows) == rows["n_family"].iloc[0] == 6
+    assert not rows.duplicated(["effect", "site", "region"]).any()
+    for _, row in rows.iterrows():
+        alone = [names.split()[:2] for names in (row["x_first"], row["x_second"])]
+        if alone[0][0] != alone[1][0]:
+            continue
+        one = second_order({row["site"]: places[row["site"]]}, **asked, settings={**FEW, "measures": ["cka"]})
+        assert_allclose(row["value"], one["value"].iloc[0])
+
+
 def test_second_order_controls_its_error_over_pairs():
     """Unrelated items at three sites, 25 data sets: the corrected p of CKA rejects in its 99.9 % band."""
     rejected = 0
