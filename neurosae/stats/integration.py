@@ -146,7 +146,7 @@ def run(
     sites = {site: responses[site] for site in ask.sites or responses}
     dictionaries = {} if _simulated(sites) else study.live()[1]
     effects = {part: spec.effects[part] for part in ask.parts}
-    sets = {site: _from_localizer(ask, site, adata, earlier=earlier) for site, adata in sites.items() if ask.features}
+    sets = {site: from_localizer(ask, site, adata, earlier=earlier) for site, adata in sites.items() if ask.features}
     asked = Ask(test, ask, effects, sets, dictionaries, spec.inference, None)
     return _run(sites, asked, seed=spec.seed)
 
@@ -155,15 +155,16 @@ def _simulated(sites: Mapping[str, AnnData]) -> bool:
     return all(bool(provenance_of(adata).get("simulated")) for adata in sites.values())
 
 
-def _from_localizer(ask: IntegrationBlock, site: str, adata: AnnData, *, earlier: Mapping[str, Tested]) -> Sets:
+def from_localizer(ask: IntegrationBlock, site: str, adata: AnnData, *, earlier: Mapping[str, Tested]) -> Sets:
     """The features of both parts that localizer tests chose at a site, each with the sign it had there."""
     columns, signs_, notes = [], [], []
     for part in ask.parts:
         one = SimpleNamespace(features=ask.features[part], split=ask.split)
         features, name = features_from_earlier(one, {site: adata}, earlier)
         table = earlier[ask.features[part].from_].table
-        value = table[(table["site"] == site) & table["status"].eq("ok")].drop_duplicates("feature")
-        value = value.set_index("feature")["value"].astype(float)
+        value = table[(table["site"] == site) & table["status"].eq("ok")]
+        strongest = np.argsort(-value["value"].abs().to_numpy(dtype=float), kind="stable")  # the row that chose it
+        value = value.iloc[strongest].drop_duplicates("feature").set_index("feature")["value"].astype(float)
         columns.append(columns_of(adata, features[site]))
         signs_.append(np.where(value.loc[features[site]].to_numpy() < 0, -1.0, 1.0))
         notes.append(f"{part}: {name}")

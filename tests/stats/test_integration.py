@@ -17,7 +17,7 @@ from neurosae.spec.design import load_design
 from neurosae.spec.results import check_results
 from neurosae.stats.battery import Causal
 from neurosae.stats.dperp import out_of_plane
-from neurosae.stats.integration import integration
+from neurosae.stats.integration import from_localizer, integration
 from neurosae.stats.preactivations import experiment, relative_of
 from neurosae.stats.relabel import flips, signs
 from neurosae.stats.worlds import world
@@ -277,3 +277,19 @@ def test_requirements_find_what_is_missing():
     spans = list(zip(same.loc[at, "text"], same.loc[at, "first_start"], same.loc[at, "first_end"], strict=True))
     same.loc[at, "text"] = [t[:a] + "x" * (b - a) + t[b:] for t, a, b in spans]
     assert missing(same, parts, design) == ["fillers that differ between items"]
+
+
+def test_localizer_signs_are_those_of_the_rows_that_chose():
+    """A feature found at two regions in opposite directions enters its set as at the place where it is strongest."""
+    adata = world("C0", n_items=8, seed=0)
+    rows = [("w", 3, 2.0), ("v", 3, -5.0), ("w", 7, 4.0), ("v", 7, -1.0)]
+    table = pd.DataFrame(rows, columns=["region", "feature", "value"]).assign(
+        site="s", status="ok", split="localizer", effect="a"
+    )
+    other = table.assign(feature=table["feature"] + 1)
+    choice = {name: SimpleNamespace(from_=f"find_{name}", top=2) for name in "ab"}
+    ask = SimpleNamespace(parts=["a", "b"], features=choice, split="test")
+    earlier = {"find_a": SimpleNamespace(table=table), "find_b": SimpleNamespace(table=other)}
+    sets = from_localizer(ask, "s", adata, earlier=earlier)
+    assert adata.var["feature"].to_numpy()[sets.columns[0]].tolist() == [3, 7]
+    assert sets.signs[0].tolist() == [-1.0, 1.0]
