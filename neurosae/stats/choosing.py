@@ -93,6 +93,7 @@ def choosing(
         The results schema. Rows of `stat` "accuracy": one per site, region and rule (`set`), `value` the mean accuracy
         over k and repeats, its 95 % interval from resampled items, `p_unc` and `p_corr` against chance. Rows of `stat`
         "accuracy difference": two rules at one site, or two sites under one rule (site NA), corrected over all of them.
+        `x_n_tokens` is how many tokens of the region were used: those that all texts have.
 
     Raises
     ------
@@ -270,6 +271,7 @@ def _auc(scores: np.ndarray, label: np.ndarray, fold: np.ndarray) -> float:
 def _about(asked: Question, site: Any, region: str, *, rows: Rows) -> dict[str, Any]:
     row = {"test": asked.name, "kind": "choosing", "effect": asked.effect, "site": site, "region": region}
     row |= {"position": 0, "split": asked.ask.split, "unit": rows.data.exchange.unit, "n_units": rows.data.n}
+    row["x_n_tokens"] = 1 if rows.courses is None else rows.courses.shape[1]  # those that all texts have
     return row | {"status": "ok", "ci_level": 0.95}
 
 

@@ -63,6 +63,7 @@ def temporal_rsa(
         The results schema, a row per feature, form (`effect` is "factor: discriminative" or "factor: categorical"),
         site and region. `estimate` is the difference of mean correlations, `value` the same in standard deviations of
         its null. `x_n_texts` counts texts whose course varies; the others have no correlation and are left out.
+        `x_n_tokens` is the length of the courses: the positions that all texts have.
 
     Raises
     ------
@@ -307,6 +308,7 @@ def _at_place(
             "value": z[f, 0] * sign, "estimate": values[f, 0].astype(float),
             "p_unc": (z[f] >= z[f, 0] - 1e-5 * (1 + np.abs(z[f, 0]))).mean(axis=0), "p_method": exact,
             "n_perm": relabelling.n, "p_min": 1 / relabelling.n, "status": "ok", "note": None,
+            "x_n_tokens": courses.unit.shape[1],
             "alternative": "greater" if f == 0 else "two-sided", "x_n_texts": courses.varies.sum(axis=0),
             "h0": f"the labels of {factor} are exchangeable, jointly for all features",
         })  # fmt: skip

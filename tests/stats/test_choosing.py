@@ -179,6 +179,8 @@ def test_several_tokens_become_courses():
     assert rows.courses.shape == (16, 3, 12)
     assert_allclose(rows.X, rows.courses.mean(axis=1))
     assert_allclose(rows.courses[:, 0], 3 * rows.courses[:, 2], rtol=1e-5)  # tokens in the order of the text
+    found = choosing(several, NUMBER, region="noun", settings={"rules": ["contrast"], "k": [2], **FEW}, seed=1)
+    assert set(found["x_n_tokens"]) == {3}
 
 
 def test_choosing_is_the_same_twice_and_for_other_units():

@@ -62,6 +62,7 @@ def test_temporal_rsa_recovers_planted_courses(make):
     assert (rows.p_corr[rows.feature < 4] <= 0.05).all()
     assert (rows.p_corr[rows.feature >= 4] > 0.05).all()
     assert (found.unit.dropna() == "item").all()
+    assert set(rows.x_n_tokens) == {6}
 
 
 def test_the_categorical_form_has_a_direction():
