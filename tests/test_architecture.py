@@ -46,7 +46,7 @@ LAYERS = """
 10 dictionary.checkpoint dictionary.evaluate dictionary.interaction dictionary.plan dictionary.rows extraction.record
 10 stats.conjunctions stats.feature_shares stats.flips stats.glm stats.hurdle_kernels stats.paired stats.probes
 10 stats.rdm_models stats.resample stats.units
-11 dictionary.architectures dictionary.pathology extraction.run stats.adjusted stats.battery stats.chains
+11 dictionary.architectures dictionary.pathology examine.stream extraction.run stats.adjusted stats.battery stats.chains
 11 stats.communities stats.crossfit stats.hurdle stats.lanes stats.length stats.levels stats.mixed
 11 stats.model_comparison stats.plasmode stats.preactivations stats.projection stats.worlds
 12 dictionary.alternatives dictionary.interaction_study dictionary.scorecard dictionary.train stats.coded
@@ -88,7 +88,7 @@ ONLY = {
             "extraction.selftest",
             "extraction.budget",
         ),
-        *("extraction.shard", "dictionary.*"),
+        *("extraction.shard", "dictionary.*", "examine.stream"),
     ],
     "transformer_lens": ["extraction.boot"],
     "transformers": ["extraction.boot"],

@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from neurosae.errors import ModelError
 from neurosae.extraction.budget import check_budget, operations, time_teller, total_load
 from neurosae.extraction.cells import Wanted, cut_ids, plan_cells
 from neurosae.extraction.firing import check_sites
@@ -38,7 +37,7 @@ from neurosae.extraction.store import (
     stored_responses,
     write_site,
 )
-from neurosae.extraction.tokens import Tokenizer, with_bos
+from neurosae.extraction.tokens import Tokenizer, agreed_bos
 from neurosae.spec.analysis import Positions
 from neurosae.spec.design import Design
 from neurosae.spec.files import content_hash, lock
@@ -123,18 +122,8 @@ def _wanted(positions: Positions | Mapping[str, Any] | None, stimuli: pd.DataFra
 
 
 def _with_bos(model: LanguageModel, dictionaries: Mapping[str, Any]) -> tuple[LanguageModel, Tokenizer | None]:
-    """Dictionaries know whether their training texts began with BOS; they decide unless `bos` was set."""
-    tokens = model.tokens
-    if tokens is None:
-        return model, None
-    wishes = {site: d.metadata.get("prepend_bos") for site, d in dictionaries.items()}
-    wishes = {site: bool(wish) for site, wish in wishes.items() if wish is not None}
-    if tokens.rule != "auto" or not wishes:
-        return model, tokens
-    if len(set(wishes.values())) > 1:
-        words = ", ".join(f"{site} {'with' if wish else 'without'}" for site, wish in wishes.items())
-        raise ModelError(f"the dictionaries disagree about BOS ({words}); set `model: {{bos: true}}` or false.")
-    tokens = with_bos(tokens, next(iter(wishes.values())))
+    """The model with the rule about BOS that its dictionaries want."""
+    tokens = agreed_bos(model.tokens, dictionaries)
     return replace(model, tokens=tokens), tokens
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -127,6 +127,20 @@ def with_bos(tokenizer: Tokenizer, wanted: bool) -> Tokenizer:
     if tokenizer.bos_id is None:
         raise ModelError("bos: true, but the tokenizer declares no bos_token; name it in tokenizer_config.json.")
     return replace(tokenizer, prefix=tokenizer.habit or (tokenizer.bos_id,), rule=rule)
+
+
+def agreed_bos(tokenizer: Tokenizer | None, dictionaries: Mapping[str, Any]) -> Tokenizer | None:
+    """Dictionaries know whether their training texts began with BOS; they decide unless `bos` was set."""
+    if tokenizer is None:
+        return None
+    wishes = {site: d.metadata.get("prepend_bos") for site, d in dictionaries.items()}
+    wishes = {site: bool(wish) for site, wish in wishes.items() if wish is not None}
+    if tokenizer.rule != "auto" or not wishes:
+        return tokenizer
+    if len(set(wishes.values())) > 1:
+        words = ", ".join(f"{site} {'with' if wish else 'without'}" for site, wish in wishes.items())
+        raise ModelError(f"the dictionaries disagree about BOS ({words}); set `model: {{bos: true}}` or false.")
+    return with_bos(tokenizer, next(iter(wishes.values())))
 
 
 def byte_tokenizer(*, bos: Bos = "auto") -> Tokenizer:

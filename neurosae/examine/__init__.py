@@ -1,0 +1,1 @@
+"""Description of features: when they fire, for what, and with which others."""
