@@ -37,6 +37,7 @@ LAYERS = """
 7  extraction.signed extraction.store spec.editor stats.mean_squares stats.ranks
 8  design.checks dictionary.budget dictionary.decompositions dictionary.record dictionary.texts dictionary.watch
 8  extraction.align extraction.model extraction.views stats.cvmanova stats.effects stats.gate stats.information
+8  stats.dense_columns
 8  stats.kernels stats.ladder stats.manova stats.moderation stats.multiplicity stats.noncentral stats.nuisance
 8  stats.pattern stats.permanova stats.rdm_compare stats.rdm_noise stats.scores
 9  dictionary.convert dictionary.learn dictionary.overlap dictionary.stream extraction.shard stats.agreement

@@ -24,6 +24,7 @@ import scipy.sparse as sp
 from scipy import special
 
 from neurosae.stats import kernels
+from neurosae.stats.dense_columns import as_rows, find_dense, one_blas_thread, raise_maxima
 from neurosae.stats.relabel import Relabelling, flip_mask, labels
 
 COUNTED = 2e-7  # of statistics in float64 made of float32 responses, relative to 1 + |u|
@@ -42,6 +43,7 @@ class Run(NamedTuple):
     negate(columns) : columns of the opposite contrast; None where the statistic has no sign
     place(columns, rows) : the same columns, item i now in row rows[i] of a larger relabelling
     bounded : |u| <= 1; otherwise u is compared as it is in a step-down
+    prepare(columns) : what `tile` runs on, made once for all tiles
     """
 
     tile: Callable[..., tuple[np.ndarray, np.ndarray]]
@@ -53,6 +55,7 @@ class Run(NamedTuple):
     negate: Callable[[Columns], Columns] | None
     place: Callable[[Columns, np.ndarray], Columns]
     bounded: bool = True
+    prepare: Callable[[Columns], Columns] = lambda columns: columns
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Columns:
     u : observed statistics (m,), float64, on the kernel's scale: in [-1, 1], or the statistic itself
     df : degrees of freedom that turn u into t; inf where u already is the statistic; of F a pair
     how : what runs them;  more : what the kernel needs besides, the same for all columns
+    dense : columns without zeros that were taken out of V, as rows (n_dense, n_items)
     """
 
     V: Any
@@ -71,6 +75,7 @@ class Columns:
     df: Any
     how: Run
     more: Any = None
+    dense: np.ndarray | None = None
 
     @property
     def value(self) -> np.ndarray:
@@ -196,8 +201,10 @@ def maxima(
     ready = take(columns, order)
     limit = np.abs(ready.u) if two_sided else ready.u
     limit = limit - COUNTED * (1 + np.abs(ready.u)) * how.rounding(ready)
+    ready = how.prepare(ready)
     run = partial(how.tile, ready, relabelling, two_sided=two_sided, prune=prune, limit=limit)
-    out = each_tile(run, relabelling)
+    with one_blas_thread(ready.dense is not None):
+        out = each_tile(run, relabelling)
     reached = np.empty(len(limit), dtype=np.int64)
     reached[order] = np.sum([n for _, n in out], axis=0)
     return np.concatenate([mx for mx, _ in out])[: relabelling.n], reached
@@ -311,9 +318,22 @@ def as_given(columns: Columns) -> np.ndarray:
     return np.arange(len(columns.u))
 
 
+def _flip_prepare(columns: Columns) -> Columns:
+    V, n_items = columns.V, int(columns.V.idx.max(initial=-1)) + 1
+    dense = find_dense(V.indptr, n_items)
+    if not dense.any():
+        return columns
+    block = take(columns, np.flatnonzero(dense)).V
+    return replace(
+        take(columns, np.flatnonzero(~dense)), dense=as_rows(block.indptr, block.idx, block.val, n_items=n_items)
+    )
+
+
 def _flip_tile(columns: Columns, r: Relabelling, first: int, *, two_sided: bool, prune: bool, limit: np.ndarray):
-    mx = np.empty(kernels.LANES, dtype=np.float32)
-    kernels.flip_maxima(columns.V, flip_mask(r, first), mx, two_sided=two_sided, prune=prune)
+    mx, W = np.full(kernels.LANES, -1e30, dtype=np.float32), flip_mask(r, first)
+    if columns.dense is not None:
+        raise_maxima(columns.dense, W[: columns.dense.shape[1]], mx, two_sided=two_sided)
+    kernels.flip_maxima(columns.V, W, mx, two_sided=two_sided, prune=prune)
     return mx, np.zeros(1, dtype=np.int64)  # not counted: flips of sums have an exact p
 
 
@@ -361,5 +381,7 @@ def _group_negate(columns: Columns) -> Columns:
     return replace(columns, more=columns.more._replace(weights=-columns.more.weights), u=-columns.u)
 
 
-FLIPPED = Run(_flip_tile, _flip_step, by_bound, lambda _: 1.0, to_t, to_z, _flip_negate, place_items)
+FLIPPED = Run(
+    _flip_tile, _flip_step, by_bound, lambda _: 1.0, to_t, to_z, _flip_negate, place_items, prepare=_flip_prepare
+)
 GROUPED = Run(_group_tile, _group_step, as_given, _group_rounding, to_t, to_z, _group_negate, place_items)

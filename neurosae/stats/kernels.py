@@ -184,14 +184,13 @@ def flip_lanes(V, f, tile):
 
 @compiled(fastmath=FAST)
 def flip_maxima(V, W, mx, *, two_sided, prune):
-    """mx[lane] = maximum over columns of |sum s V|, or of sum s V; returns the number of columns visited.
+    """Raise mx[lane] to the maximum over columns of |sum s V|, or of sum s V; returns the number of columns visited.
 
     Columns come by falling bound: once the bound is not above the smallest running maximum, no later column can raise
     any lane, so stopping there is exact.
     """
     L = W.shape[1]
-    acc, low = np.empty(L, np.float32), np.float32(-1e30)
-    mx[:] = low
+    acc, low = np.empty(L, np.float32), mx.min()
     for f in range(V.total.size):
         if prune and V.bound[f] <= low:
             return f

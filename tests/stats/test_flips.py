@@ -55,6 +55,44 @@ def test_maxima_agree_with_dense_algebra(two_sided):
     assert_array_equal(found, maxima(columns, how, two_sided=two_sided, prune=False)[0])
 
 
+def mixed_differences(n=80, *, seed=3):
+    """200 columns without zeros among 300 sparse ones, in mixed order."""
+    rng = np.random.default_rng(seed)
+    filled = np.where(np.arange(500) % 5 < 2, 1.0, 0.2)
+    return sp.csc_matrix(rng.standard_normal((n, 500)) * (rng.random((n, 500)) < filled))
+
+
+@pytest.mark.parametrize("two_sided", [True, False])
+def test_dense_columns_agree_with_dense_algebra(two_sided):
+    """Columns without zeros go through a matrix product, the sparse ones beside them through masked sums."""
+    D = mixed_differences()
+    columns, how = t_columns(D), flips(np.arange(80), 1500, seed=4)
+    ready = columns.how.prepare(columns)
+    assert ready.dense.shape == (200, 80)
+    assert len(ready.u) == 300
+    V = D.toarray() / np.sqrt(80 * (D.toarray() ** 2).sum(axis=0))
+    exact = signs(how) @ V
+    found = maxima(columns, how, two_sided=two_sided)[0]
+    assert_allclose(found, (np.abs(exact) if two_sided else exact).max(axis=1), atol=3e-7)
+    assert_array_equal(found, maxima(columns, how, two_sided=two_sided, prune=False)[0])
+
+
+def test_dense_columns_invariant_to_threads():
+    """Bit for bit the same on one thread and on all, and in a larger relabelling; few dense columns stay sparse."""
+    columns, how = t_columns(mixed_differences()), flips(np.arange(80), 5000, seed=4)
+    many = maxima(columns, how)[0]
+    before = numba.get_num_threads()
+    numba.set_num_threads(1)
+    one = maxima(columns, how)[0]
+    numba.set_num_threads(before)
+    assert_array_equal(many, one)
+    few = t_columns(mixed_differences()[:, :100])
+    assert few.how.prepare(few) is few
+    placed = columns.how.place(columns, np.arange(80) + 3)
+    larger = flips(np.arange(90) - 3, 512, seed=4)
+    assert_allclose(maxima(placed, larger)[0][1:], maxima(columns, flips(np.arange(80), 512, seed=4))[0][1:], atol=3e-7)
+
+
 def test_maxima_invariant_to_threads():
     """Bit for bit the same on one thread and on all."""
     columns, how = t_columns(sparse_differences()), flips(np.arange(30), 5000, seed=4)
