@@ -50,6 +50,8 @@ _WHERE = {
     "neurosae.dictionary.texts": ("read_texts", "sample_texts"),
     "neurosae.dictionary.sweep": ("train_sweep",),
     "neurosae.dictionary.train": ("train_dictionaries", "train_dictionary"),
+    "neurosae.dictionary.vectors": ("read_vectors", "vector_dictionary"),
+    "neurosae.examine.activity": ("feature_summary",),
     "neurosae.stats.calibrate": ("calibrate",),
     "neurosae.stats.combine": ("combine",),
     "neurosae.stats.communities": ("coactivation_communities", "decoder_clusters", "reference_activations"),

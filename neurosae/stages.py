@@ -204,7 +204,7 @@ def inputs_hash(study: Study) -> str:
     for site in spec.sites.values():
         ask = site.dictionary
         places += [Path(text) for made in (ask.train, ask.fit) if made for text in made.texts]
-        places += [Path(ask.path)] if ask.path else []
+        places += [Path(given) for given in (ask.path, ask.vectors) if given]
         places += [Path(__file__).parent / "embedded" / ask.embedded] if ask.embedded else []
     files = [f for place in places for f in (sorted(place.rglob("*")) if place.is_dir() else [place])]
     states = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]

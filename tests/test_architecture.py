@@ -34,11 +34,14 @@ LAYERS = """
 6  spec.analysis
 7  design.model_checks design.requirements dictionary.kinds dictionary.revival dictionary.settings extraction.archive
 7  extraction.boot extraction.budget extraction.collapse extraction.firing extraction.selftest extraction.shifts
-7  extraction.signed extraction.store spec.editor stats.mean_squares stats.ranks
+6  stats.kernels
+7  extraction.signed extraction.store spec.editor stats.mean_squares stats.pair_kernels stats.ranks
+8  causal.controls
 8  design.checks dictionary.budget dictionary.decompositions dictionary.record dictionary.texts dictionary.watch
+8  examine.scores
+8  causal.scored dictionary.vectors
 8  extraction.align extraction.model extraction.views stats.cvmanova stats.effects stats.gate stats.information
-8  stats.dense_columns
-8  stats.kernels stats.ladder stats.manova stats.moderation stats.multiplicity stats.noncentral stats.nuisance
+8  stats.dense_columns stats.ladder stats.manova stats.moderation stats.multiplicity stats.noncentral stats.nuisance
 8  stats.pattern stats.permanova stats.rdm_compare stats.rdm_noise stats.scores
 9  dictionary.convert dictionary.learn dictionary.overlap dictionary.stream extraction.shard stats.agreement
 9  stats.anova_tables stats.crossfit_kernels stats.dperp stats.glm_kernels stats.layout stats.level_kernels
@@ -47,12 +50,16 @@ LAYERS = """
 10 dictionary.checkpoint dictionary.evaluate dictionary.interaction dictionary.plan dictionary.rows extraction.record
 10 stats.conjunctions stats.feature_shares stats.flips stats.glm stats.hurdle_kernels stats.paired stats.probes
 10 stats.rdm_models stats.resample stats.units
+11 causal.gradients
 11 dictionary.architectures dictionary.pathology examine.stream extraction.run stats.adjusted stats.battery stats.chains
 11 stats.communities stats.crossfit stats.hurdle stats.lanes stats.length stats.levels stats.mixed
 11 stats.model_comparison stats.plasmode stats.preactivations stats.projection stats.worlds
-12 dictionary.alternatives dictionary.interaction_study dictionary.scorecard dictionary.train stats.coded
+12 causal.attribution causal.direct causal.patterns
+12 dictionary.alternatives dictionary.interaction_study dictionary.scorecard dictionary.train examine.activity
+12 stats.coded
 12 stats.crossed stats.geometry stats.integration_rows stats.integration_worlds stats.intervals stats.lengths
 12 stats.matched stats.statistics stats.subjects
+13 causal.inference causal.joint_effects causal.items
 13 dictionary.control dictionary.load dictionary.sweep stats.decoding stats.family stats.feature_geometry
 13 stats.parametric_models stats.rsa_rows stats.rsa_tests stats.second_order stats.spots
 14 stats.asked stats.distances stats.heights stats.rows stats.rsa

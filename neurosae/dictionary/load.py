@@ -29,6 +29,7 @@ from neurosae.dictionary.record import (
 from neurosae.dictionary.stream import context_rows, hook_width
 from neurosae.dictionary.texts import read_texts, sample_texts
 from neurosae.dictionary.train import make_site, train_dictionaries, training_key
+from neurosae.dictionary.vectors import read_vectors
 from neurosae.errors import ModelError, unknown
 from neurosae.extraction.model import load_model
 from neurosae.extraction.sites import check_hook
@@ -40,7 +41,7 @@ EMBEDDED = Path(__file__).resolve().parent.parent / "embedded"
 REFERENCE = 2_048  # tokens of the fit check
 NO_FIT, POOR_FIT, SUSPECT = 0.9, 0.5, 0.3  # FVU that is refused; announced; tried under the other weights mode
 KEPT = 0.5  # share of the explained variance on its card that a dictionary must reach here
-PARTIAL = ("random", "diff_means")  # decompositions that do not set out to reconstruct
+PARTIAL = ("random", "diff_means", "vectors")  # decompositions that do not set out to reconstruct
 L0_ANNOUNCED, L0_REFUSED = 2.0, 5.0  # largest factor between L0 here and on its card
 
 
@@ -61,7 +62,8 @@ def load_dictionary(
         `embedded: name` (shipped with the package), `path: folder` (of sae-lens, or of another project that
         `neurosae.dictionary.convert` knows), `release:` and `id:` (published; the only kind that may use the network),
         `train: {...}` (trained on the site's `texts`, else on text that the model writes, and kept in `store`),
-        `fit: {...}` (another decomposition, likewise), `neurons: true` (the raw stream, each dimension as two signs)
+        `fit: {...}` (another decomposition, likewise), `neurons: true` (the raw stream, each dimension as two signs),
+        `vectors: file` (directions found elsewhere)
     model : LanguageModel
     store : folder of all studies, for `train` and `fit`
     texts : reference text of the fit check, or a function that gives it when all else fits; without, 2,048 tokens
@@ -208,6 +210,10 @@ def _neurons(ask: Ask) -> Dictionary:
     return neuron_dictionary(ask.hook, hook_width(ask.model, ask.hook), device=ask.model.device)
 
 
+def _vectors(ask: Ask) -> Dictionary:
+    return read_vectors(ask.block["vectors"], hook=ask.hook, device=ask.model.device)
+
+
 DICTIONARIES: dict[str, Callable[[Ask], Dictionary]] = {
     "embedded": _embedded,
     "path": _path,
@@ -215,6 +221,7 @@ DICTIONARIES: dict[str, Callable[[Ask], Dictionary]] = {
     "train": _train,
     "fit": _fit,
     "neurons": _neurons,
+    "vectors": _vectors,
 }
 
 

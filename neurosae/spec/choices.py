@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from neurosae.errors import unknown
@@ -65,8 +65,11 @@ def choice_problems(name: str, analysis: Any) -> Iterator[Problem]:
     where = ("tests", name, "features")
     if isinstance(block.features, dict):
         for part, choice in block.features.items():
-            yield from _earlier_problems(name, analysis, (*where, part), source=choice.from_)
+            if choice.from_ is not None:
+                yield from _earlier_problems(name, analysis, (*where, part), source=choice.from_)
+            yield from named_problems(choice, block.sites or analysis.sites, analysis, where=(*where, part))
         return
+    yield from named_problems(block.features, getattr(block, "sites", None) or analysis.sites, analysis, where=where)
     if block.features.from_ is not None:
         yield from _earlier_problems(name, analysis, where, source=block.features.from_)
     if getattr(block.features, "cross_fit", None) is not None:
@@ -75,6 +78,26 @@ def choice_problems(name: str, analysis: Any) -> Iterator[Problem]:
     if orthogonal is not None and orthogonal in block.effect:
         text = f"would choose features by '{orthogonal}' and test them for it on the same items"
         yield where, f"{text}; use {{cross_fit: {{top: {block.features.top}}}}}, or choose on localizer items."
+
+
+def named_problems(choice: Any, used: Iterable[str], analysis: Any, *, where: Where) -> Iterator[Problem]:
+    """What is wrong with features that are named by their indices: sites that do not exist, or that have none."""
+    ids, sites = getattr(choice, "ids", ()), list(used)
+    layers = any("*" in analysis.sites[site].hook for site in sites if site in analysis.sites)
+    if not ids:
+        return
+    if not isinstance(ids, Mapping):
+        if len(sites) > 1 or layers:
+            text = f"is a list, but there are several sites; write indices by site: {{ids: {{{sites[0]}: [12, 40]}}}}."
+            yield (*where, "ids"), text
+        return
+    for site in ids:
+        base = site.rpartition(".")[0]
+        if site not in analysis.sites and not (base in analysis.sites and "*" in analysis.sites[base].hook):
+            yield (*where, "ids"), unknown("site", short(site), analysis.sites)
+    if not layers and (without := [site for site in sites if site not in ids]):
+        text = f"names no features at site '{without[0]}'; name some, or say `sites: [{', '.join(ids)}]`."
+        yield (*where, "ids"), text
 
 
 def _cross_fit_problems(block: Any, inference: Any, where: Where) -> Iterator[Problem]:

@@ -14,7 +14,7 @@ from neurosae.spec.fields import Bool, Count, FileName, Name, Natural, Number, S
 from neurosae.spec.hooks import hook_problem
 from neurosae.spec.words import short, text_problem
 
-SOURCES = ("embedded", "path", "release", "train", "fit", "neurons")
+SOURCES = ("embedded", "path", "release", "train", "fit", "neurons", "vectors")
 
 
 def resolve(path: str, info: ValidationInfo) -> str:
@@ -239,7 +239,7 @@ class FitBlock(Strict):
 
 
 class DictionaryBlock(Strict):
-    """A dictionary: exactly one of embedded, path, release (with id), train, fit and neurons."""
+    """A dictionary: exactly one of embedded, path, release (with id), train, fit, neurons and vectors."""
 
     embedded: FileName | None = None
     """Name of a dictionary that comes with the embedded model."""
@@ -255,6 +255,8 @@ class DictionaryBlock(Strict):
     """Fit another decomposition here, and keep it in the store."""
     neurons: Literal[True] | None = None
     """true: no dictionary; the coordinates of the hook point, split into positive and negative parts."""
+    vectors: AnyPath | None = None
+    """Directions found elsewhere (steering vectors, probe weights) as features: a .csv, .npy, .npz or .safetensors."""
 
     @model_validator(mode="after")
     def _check(self) -> DictionaryBlock:

@@ -131,9 +131,11 @@ def _refuse_few(data: ItemData, inference: Inference, place: Place) -> None:
 
 
 def features_from_earlier(ask: Any, sites: Mapping[str, AnnData], earlier: Mapping[str, Tested]):
-    """Features chosen by an earlier test on other items: per site by |value|, ties by feature index."""
+    """Features chosen by an earlier test on other items, per site by |value|, ties by feature index; or named ones."""
     choice = ask.features
     assert choice is not None
+    if choice.from_ is None:
+        return {site: named_at(choice, site, adata) for site, adata in sites.items()}, choice.name
     table = choose("earlier test", choice.from_, earlier).table
     if set(table["split"].dropna()) & {ask.split}:
         raise DataError(
@@ -146,4 +148,14 @@ def features_from_earlier(ask: Any, sites: Mapping[str, AnnData], earlier: Mappi
         if not len(rows):
             raise DataError(f"'{choice.from_}' has no tested feature at site '{site}'; run it on that site too.")
     features = {site: np.sort(rows["feature"].to_numpy(dtype=int)) for site, rows in chosen.items()}
-    return features, f"{choice.from_} top {choice.top}"
+    return features, choice.name
+
+
+def named_at(choice: Any, site: str, adata: AnnData) -> np.ndarray:
+    """The features that a block names at a site, refused where there are none, or no such ones."""
+    named = np.array(choice.at(site), dtype=int)
+    if not len(named):
+        raise DataError(f"features.ids names none of site '{site}'; name some, or set `sites` of this test.")
+    if named[-1] > (last := int(adata.var["feature"].max())):
+        raise DataError(f"features.ids names {named[-1]} at site '{site}', whose features are 0 to {last}.")
+    return named

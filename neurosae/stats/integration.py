@@ -161,6 +161,11 @@ def from_localizer(ask: IntegrationBlock, site: str, adata: AnnData, *, earlier:
     for part in ask.parts:
         one = SimpleNamespace(features=ask.features[part], split=ask.split)
         features, name = features_from_earlier(one, {site: adata}, earlier)
+        if one.features.from_ is None:  # named features stand for the + cells, as whoever named them meant
+            columns.append(columns_of(adata, features[site]))
+            signs_.append(np.ones(len(columns[-1])))
+            notes.append(f"{part}: {name}, each counted as larger in the + cells")
+            continue
         table = earlier[ask.features[part].from_].table
         value = table[(table["site"] == site) & table["status"].eq("ok")]
         strongest = np.argsort(-value["value"].abs().to_numpy(dtype=float), kind="stable")  # the row that chose it

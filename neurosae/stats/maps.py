@@ -19,7 +19,7 @@ from neurosae.extraction.responses import build_responses, design_of, provenance
 from neurosae.spec.blocks import AXES, Inference, MapBlock
 from neurosae.spec.results import Tested, check_results
 from neurosae.stats.adjusted import explained
-from neurosae.stats.asked import cell_data, named_effects, positions_in, responses_by_site, settings_of
+from neurosae.stats.asked import cell_data, named_at, named_effects, positions_in, responses_by_site, settings_of
 from neurosae.stats.family import Cell, Place
 from neurosae.stats.heights import MAPS, Nodes, infer_map
 from neurosae.stats.map_rows import Told, cell_row, cluster_row, map_table, silent_row
@@ -139,7 +139,7 @@ def run(
     if ask.alternative is not None:
         settings = settings.model_copy(update={"alternative": ask.alternative})
     if ask.features is not None:
-        sites = set_mean(sites, _chosen(ask, sites, earlier), name=f"{ask.features.from_} top {ask.features.top}")
+        sites = set_mean(sites, _chosen(ask, sites, earlier), name=ask.features.name)
     asked = Asked(test, effects, ask.region, ask.split, ask.over, ask.statistic)
     return _run(sites, asked, settings, seed=spec.seed)
 
@@ -193,6 +193,8 @@ def _chosen(ask: MapBlock, sites: Mapping[str, AnnData], earlier: Mapping[str, T
     """Features that an earlier test chose on other items, each with the sign of its statistic there."""
     choice = ask.features
     assert choice is not None
+    if choice.from_ is None:
+        return {site: dict.fromkeys(map(int, named_at(choice, site, adata)), 1.0) for site, adata in sites.items()}
     table = choose("earlier test", choice.from_, earlier).table
     if set(table["split"].dropna()) & {ask.split}:
         raise DataError(
