@@ -56,12 +56,12 @@ def test_read_vectors_agrees_over_formats(tmp_path):
 @pytest.mark.parametrize(
     ("file", "said"),
     [
-        ((\"v.csv\", "1,2\n3\n"), "vector 2 has 1 numbers, but the first one has 2"),
-        ((\"v.csv\", "a,1,x\n"), "'x' is no number"),
-        ((\"v.csv\", "a,b\n"), "holds no vector"),
-        ((\"v.csv\", "0,0\n"), "vector 0 has length 0"),
-        ((\"v.txt\", "1,2"), "not '.txt'"),
-        ((\"v.npz\", "no archive"), "cannot be read as vectors"),
+        (("v.csv", "1,2\n3\n"), "vector 2 has 1 numbers, but the first one has 2"),
+        (("v.csv", "a,1,x\n"), "'x' is no number"),
+        (("v.csv", "a,b\n"), "holds no vector"),
+        (("v.csv", "0,0\n"), "vector 0 has length 0"),
+        (("v.txt", "1,2"), "not '.txt'"),
+        (("v.npz", "no archive"), "cannot be read as vectors"),
     ],
 )
 def test_read_vectors_refuses_broken_files(tmp_path, file, said):
