@@ -87,8 +87,8 @@ def strong_texts(A: sp.csc_matrix, theta: np.ndarray | float) -> sp.csc_matrix:
         raise DataError("a threshold is negative, so texts without the feature would count as strong; use 0 or more.")
     with np.errstate(invalid="ignore"):
         above = A.data > np.repeat(limit, np.diff(A.indptr))
-    out = sp.csc_matrix((above.astype(np.float64), A.indices, A.indptr), shape=A.shape)
-    out.eliminate_zeros()
+    out = sp.csc_matrix((above.astype(np.float64), A.indices, A.indptr), shape=A.shape, copy=True)
+    out.eliminate_zeros()  # of a copy: the arrays of A would be cut too
     return out
 
 
