@@ -25,6 +25,7 @@ LAYERS = """
 0  errors spec.words
 1  design.import_files spec.fields spec.files spec.frames spec.hooks
 2  design.import_tables spec.block spec.effects spec.load spec.results spec.sites
+3  spec.examine_tests
 3  spec.design spec.factorial spec.geometry spec.integration spec.planning spec.positions spec.subjects
 4  design.importers design.regions design.units design.weights extraction.slow_tokens extraction.trie spec.blocks
 5  design.confounds design.expand design.levels design.orthogonal design.regressors extraction.packing

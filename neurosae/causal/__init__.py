@@ -1,0 +1,1 @@
+"""Interventions, attribution and the circuits behind an effect."""

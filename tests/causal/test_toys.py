@@ -1,0 +1,94 @@
+"""Error rates and power of the joint clamp on toy networks whose truth is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from neurosae.causal.controls import matched_pairs
+from neurosae.causal.inference import rank_p
+from neurosae.causal.joint_effects import interaction_of, joint_tests
+from neurosae.stats.scores import toy_output, toy_scale
+from neurosae.stats.worlds import world
+
+DOSE, N_ITEMS, N_CONTROLS = 4.0, 32, 39
+
+
+def clamps(net, a, b, *, frozen):
+    """Outcomes (n_items, 4) of two directions added alone and together."""
+    scale = toy_scale(net, net.X) if frozen else None
+    edits = (0 * a, DOSE * a, DOSE * b, DOSE * (a + b))
+    return np.stack([toy_output(net, net.X + edit, scale=scale) for edit in edits], axis=1)
+
+
+def one_network(name, seed):
+    """The joint clamp of directions 0 and 1, its controls matched on single effects and cosine."""
+    net = world(name, n_items=N_ITEMS, seed=seed)
+    U, free = net.directions, np.arange(20, 400)
+    L0, scale = toy_output(net, net.X), toy_scale(net, net.X)
+    single = np.array([(toy_output(net, net.X + DOSE * U[j], scale=scale) - L0).mean() for j in [0, 1, *free]])
+    half = len(free) // 2
+    first, second = free[:half], free[half:]
+    cosine = (float(U[0] @ U[1]), U[first] @ U[second].T)
+    pairs, _ = matched_pairs(single[:2], single[2 : 2 + half], single[2 + half :], cosine=cosine, n=N_CONTROLS)
+    made = [clamps(net, U[0], U[1], frozen=frozen) for frozen in (False, True)]
+    controls = tuple(
+        np.array([
+            interaction_of(clamps(net, U[first[i]], U[second[j]], frozen=frozen)).mean() for i, j in pairs
+        ])
+        for frozen in (False, True)
+    )  # fmt: skip
+    return joint_tests(*made, np.arange(N_ITEMS), controls=controls, n_permutations=500, seed=seed)
+
+
+def rates(name, n_sets=40):
+    """Share of networks in which each criterion rejects: items free, items frozen, controls free, frozen, all."""
+    found = [one_network(name, seed) for seed in range(n_sets)]
+    p = [[1.0 if f.informative[0] == 0 else f.p[0] for f in (r.free, r.frozen)] for r in found]
+    more = [[r.p_controls_free, r.p_controls, r.p] for r in found]
+    return (np.column_stack([p, more]) <= 0.05).mean(axis=0), np.mean([r.share_free for r in found])
+
+
+def below(n_sets):
+    """Largest rate that a true rate of .05 has in 99.9 % of runs."""
+    return stats.binom.ppf(0.999, n_sets, 0.05) / n_sets
+
+
+def test_the_and_neuron_is_found():
+    """Every criterion holds in the planted network, with the sign and the size that were planted."""
+    found, share = rates("toy_and", 20)
+    assert found[-1] >= 0.95
+    assert 0.38 < share < 0.52
+
+
+@pytest.mark.parametrize("name", ["toy_linear", "toy_norm"])
+def test_linear_networks_do_not_integrate(name):
+    """Behind a normalization items alone reject always; frozen, I is exactly 0 and nothing is claimed."""
+    found, share = rates(name, 20)
+    assert abs(share) < 0.1
+    assert found[0] == (1.0 if name == "toy_norm" else 0.0)
+    assert found[1] == 0
+    assert found[-1] == 0
+
+
+def test_random_neurons_stay_within_the_band():
+    """Random neurons behind a normalization: items reject far too often, all criteria together do not."""
+    found, _ = rates("toy_mlp", 40)
+    assert found[0] > 0.9
+    assert found[-1] <= below(40)
+
+
+def test_a_probability_is_fooled_by_everything():
+    """Why probabilities are refused as outcome of interaction claims: every criterion rejects without integration."""
+    found, _ = rates("toy_probability", 10)
+    assert found[1] > 0.9
+
+
+def test_rank_among_controls_is_exact():
+    """Exchangeable targets: the rate of p <= .05 is the nominal one, centred or not."""
+    rng = np.random.default_rng(0)
+    for center in (False, True):
+        p = np.array([rank_p(x[0], x[1:], center=center) for x in rng.standard_normal((2000, 40)) + 0.7])
+        low, high = stats.binom.interval(0.999, 2000, 0.05)
+        assert low <= (p <= 0.05).sum() <= high
