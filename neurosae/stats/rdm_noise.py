@@ -18,8 +18,9 @@ import scipy.linalg
 import scipy.sparse as sp
 
 from neurosae.errors import DataError, choose
+from neurosae.stats.pair_kernels import add_outer, column_counts, mirror, split_columns
 
-DENSE = 0.1  # columns denser than this are multiplied by BLAS, the rest as sparse x sparse
+DENSE = 0.1  # columns denser than this are multiplied by BLAS, the rest entry by entry
 NOISE = ("shrinkage_diag", "shrinkage_eye")
 CHUNK = 4096  # columns that are dense at a time
 RATE, WEIGHT = 1.0, 0.1  # prior of the Poisson distance, as in rsatoolbox
@@ -34,12 +35,23 @@ def gram(X: sp.csr_matrix) -> np.ndarray:
     array([[ 1.,  2.],
            [ 2., 13.]])
     """
-    columns = sp.csc_matrix(X)
-    count = np.diff(columns.indptr)
-    dense = count > DENSE * X.shape[0]  # pyright: ignore[reportOptionalSubscript]
-    block = columns[:, np.flatnonzero(dense)].toarray()
-    rest = sp.csr_matrix(columns[:, np.flatnonzero(~dense & (count > 0))])
-    return block @ block.T + (rest @ rest.T).toarray()
+    n_rows, n_columns = X.shape  # pyright: ignore[reportGeneralTypeIssues]
+    if not X.has_canonical_format:  # an entry that is there twice has one product with itself, of its sum
+        X = X.copy()
+        X.sum_duplicates()
+    count = np.empty(n_columns, dtype=np.int64)
+    column_counts(X.indices, count)
+    dense = count > DENSE * n_rows
+    bounds = np.concatenate([[0], np.cumsum(count[~dense])])
+    place = np.empty(n_columns, dtype=np.int64)
+    place[dense], place[~dense] = -1 - np.arange(dense.sum()), bounds[:-1]
+    rows, values = np.empty(bounds[-1], dtype=np.int32), np.empty(bounds[-1])
+    block = np.zeros((n_rows, int(dense.sum())))
+    split_columns((X.indptr, X.indices, X.data), place=place, rows=rows, values=values, block=block)
+    G = block @ block.T
+    add_outer(bounds, rows, values, G=G)
+    mirror(G)
+    return G
 
 
 def poisson_products(U: sp.csr_matrix) -> np.ndarray:

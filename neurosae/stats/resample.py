@@ -5,7 +5,8 @@ are missing. With A, B the square RDMs (zero diagonal) every weighted inner prod
 
     <A, B>_w = sum_{i<j} w_i w_j A_ij B_ij = w'(A o B) w / 2,
 
-so one matrix product serves all draws. Subtracted means are products with the matrix of ones. Whitened comparators
+so one product of the weights of all pairs (n_draws x n_pairs, made in blocks) with the products A_ij B_ij of all pairs
+of RDMs serves all draws. Subtracted means are products with the matrix of ones. Whitened comparators
 centre rows and columns over the drawn pairs, a_c + a_d with (W/2 + 1 - w_c) a_c + w'a / 2 = (B w)_c, which leaves
 
     <A, B>_w - sum_c w_c a_c (B w)_c.
@@ -21,8 +22,11 @@ from typing import NamedTuple
 import numpy as np
 
 from neurosae.errors import DataError, choose
+from neurosae.stats.pair_kernels import pair_weights
 from neurosae.stats.rank_kernels import drawn_ranks, pair_counts, ranks_of, sorted_pairs
 from neurosae.stats.rdm_compare import CENTRED, COMPARATORS, RANKS, condensed_to_square
+
+DRAWS, PAIRS = 256, 4096  # weights of pairs that are held at once: they stay in cache
 
 
 class Resampled(NamedTuple):
@@ -120,30 +124,47 @@ class _Products(NamedTuple):
 
 def _products(rdms: np.ndarray, W: np.ndarray, compare: str) -> tuple[_Products, np.ndarray]:
     """Products in the space of the comparator, and the plain (for correlations: centred) lengths of the RDMs."""
-    squares = [condensed_to_square(v).astype(W.dtype) for v in rdms]
-    n, V = len(squares), W.astype(np.float64)
-
-    def weighted(square: np.ndarray) -> np.ndarray:
-        return np.einsum("bc,bc->b", W @ square, W, optimize=False).astype(np.float64) / 2
-
+    V, n = W.astype(np.float64), len(rdms)
     total = (V.sum(axis=1) ** 2 - (V**2).sum(axis=1)) / 2
+    i, j = np.tril_indices(n)
+    centred = compare in CENTRED
+    sums = _weighted_sums(rdms, W, (i, j), alone=centred)
     raw = np.empty((len(W), n, n))
-    for i in range(n):
-        for j in range(i + 1):
-            raw[:, i, j] = raw[:, j, i] = weighted(squares[i] * squares[j])
+    raw[:, i, j] = raw[:, j, i] = sums[:, : len(i)]
     size = np.einsum("bkk->bk", raw).copy()
-    means = np.stack([weighted(A) / total for A in squares], axis=1) if compare in CENTRED else np.zeros((len(W), n))
+    means = sums[:, len(i) :] / total[:, None] if centred else np.zeros((len(W), n))
     plain = raw - means[:, :, None] * means[:, None, :] * total[:, None, None]
     plain_lengths = _lengths(np.einsum("bkk->bk", plain), size)
     if not compare.endswith("_cov"):
         return _Products(plain, plain_lengths), plain_lengths
-    ones = 1 - np.eye(W.shape[1])
+    ones, squares = 1 - np.eye(W.shape[1]), [condensed_to_square(v).astype(W.dtype) for v in rdms]
     B = np.stack([V @ A - means[:, [k]] * (V @ ones) for k, A in enumerate(squares)], axis=1)  # (n_draws, n, C)
     diagonal = V.sum(axis=1, keepdims=True) / 2 + 1 - V
     a = _centring(V, diagonal, B)
     # <A, B>_w counts every pair once, a matrix product twice
     cross = 2 * plain - np.einsum("bc,bkc,blc->bkl", V, a, B, optimize=True)
     return _Products(cross, _lengths(np.einsum("bkk->bk", cross), 2 * size)), plain_lengths
+
+
+def _weighted_sums(rdms: np.ndarray, W: np.ndarray, which: tuple[np.ndarray, np.ndarray], *, alone: bool) -> np.ndarray:
+    """Sums over the drawn pairs of the products of RDMs `which`, then of the RDMs alone: (n_draws, n_sums), float64."""
+    n, values = W.shape[1], rdms.astype(W.dtype)
+    ends = np.concatenate([[0], np.cumsum(np.arange(n - 1, 0, -1))])  # where the pairs of condition i begin
+    sums = np.zeros((len(W), len(which[0]) + alone * len(rdms)))
+    first = 0
+    while first < n - 1:
+        last = max(first + 1, int(np.searchsorted(ends, ends[first] + PAIRS, side="right")) - 1)
+        here = values[:, ends[first] : ends[last]]
+        products = here[which[0]] * here[which[1]]
+        right = np.concatenate([products, here]).T if alone else products.T
+        out = np.empty((DRAWS, len(right)), dtype=W.dtype)
+        for a in range(0, len(W), DRAWS):
+            draws = W[a : a + DRAWS]
+            weights = out[: len(draws)]
+            pair_weights(draws, first, last, out=weights)
+            sums[a : a + DRAWS] += weights @ right
+        first = last
+    return sums
 
 
 def _centring(V: np.ndarray, diagonal: np.ndarray, B: np.ndarray) -> np.ndarray:

@@ -297,3 +297,13 @@ def test_partition_recovers_unique_and_shared_parts():
     assert_allclose(parts.share.iloc[-1], share)
     with pytest.raises(DataError, match="at most 5"):
         partition(a, np.array([a] * 6), "corr", names=list("abcdef"))
+
+
+def test_gram_agrees_with_dense_products():
+    """Sparse columns, dense columns, and entries that stand twice in the matrix."""
+    rng = np.random.default_rng(5)
+    X = rng.standard_normal((40, 300)) * (rng.random((40, 300)) < np.where(np.arange(300) < 30, 0.9, 0.05))
+    assert_allclose(gram(sp.csr_matrix(X)), X @ X.T, atol=1e-12)
+    twice = sp.csr_matrix((np.array([1.0, 2.0, 4.0]), np.array([1, 1, 0]), np.array([0, 2, 3])), shape=(2, 3))
+    assert_allclose(gram(twice), [[9.0, 0.0], [0.0, 16.0]])
+    assert twice.nnz == 3  # what was given is left as it was

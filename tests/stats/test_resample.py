@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose
 from scipy import stats
 
 from neurosae.errors import DataError, NeurosaeError
@@ -166,3 +167,20 @@ def test_ties_and_repeated_conditions_agree_with_a_copied_rdm(compare, w):
         missing = [np.where(apart, v, np.nan)[None] for v in written]
         expected = np.mean([peer(v, missing[2], method=compare)[0, 0] for v in missing[:2]])
     np.testing.assert_allclose(fit, expected, atol=1e-12)
+
+
+def test_blocks_of_draws_and_pairs_agree_with_single_draws():
+    """More draws and pairs than one block holds give each draw what it gives alone, and what subsampling gives."""
+    rng = np.random.default_rng(8)
+    pairs = 120 * 119 // 2
+    data, models = rng.random((3, pairs)), rng.random((2, pairs))
+    W = rng.multinomial(120, np.full(120, 1 / 120), size=300)
+    R = rng.multinomial(3, np.full(3, 1 / 3), size=300)
+    whole = bootstrap_rdms(data, models, conditions=W, rdms=R)
+    for b in (0, 255, 256, 299):
+        alone = bootstrap_rdms(data, models, conditions=W[[b]], rdms=R[[b]])
+        assert_allclose(whole.fits[b], alone.fits[0], rtol=1e-12)
+        i, j = np.triu_indices(120, 1)
+        w = W[b][i] * W[b][j]
+        cosine = (data * w) @ models.T / np.sqrt(((data**2) @ w)[:, None] * ((models**2) @ w))
+        assert_allclose(whole.fits[b], R[b] @ cosine / R[b].sum(), rtol=1e-12)
