@@ -52,6 +52,8 @@ _WHERE = {
     "neurosae.dictionary.train": ("train_dictionaries", "train_dictionary"),
     "neurosae.dictionary.vectors": ("read_vectors", "vector_dictionary"),
     "neurosae.examine.activity": ("feature_summary",),
+    "neurosae.causal.attribution": ("attribute",),
+    "neurosae.causal.direct": ("direct_attribution",),
     "neurosae.stats.calibrate": ("calibrate",),
     "neurosae.stats.combine": ("combine",),
     "neurosae.stats.communities": ("coactivation_communities", "decoder_clusters", "reference_activations"),

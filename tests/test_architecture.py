@@ -55,7 +55,8 @@ LAYERS = """
 11 dictionary.architectures dictionary.pathology examine.stream extraction.run stats.adjusted stats.battery stats.chains
 11 stats.communities stats.crossfit stats.hurdle stats.lanes stats.length stats.levels stats.mixed
 11 stats.model_comparison stats.plasmode stats.preactivations stats.projection stats.worlds
-12 causal.attribution causal.direct causal.patterns
+12 causal.attribution
+13 causal.direct
 12 dictionary.alternatives dictionary.interaction_study dictionary.scorecard dictionary.train examine.activity
 12 stats.coded
 12 stats.crossed stats.geometry stats.integration_rows stats.integration_worlds stats.intervals stats.lengths
@@ -97,7 +98,7 @@ ONLY = {
             "extraction.selftest",
             "extraction.budget",
         ),
-        *("extraction.shard", "dictionary.*", "examine.stream"),
+        *("extraction.shard", "dictionary.*", "causal.*", "examine.stream"),
     ],
     "transformer_lens": ["extraction.boot"],
     "transformers": ["extraction.boot"],
