@@ -25,8 +25,8 @@ check: $(READY)  ## linter, formatter, type checker, and all shipped YAML
 	$(BIN)/pyright
 	for file in stimuli/*.yaml analyses/*.yaml; do $(BIN)/neurosae check "$$file" > /dev/null || exit 1; done
 
-test: $(READY)  ## all tests and every example in a docstring
-	env -u OPENBLAS_CORETYPE $(BIN)/python -m pytest
+test: $(READY)  ## all tests and every example in a docstring, on all cores
+	env -u OPENBLAS_CORETYPE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 docs: $(READY)  ## run the tour and rewrite the editor schemas
 	$(BIN)/python -m neurosae.spec.editor docs/schema

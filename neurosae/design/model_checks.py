@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from neurosae.errors import unknown
-from neurosae.extraction.sites import READABLE
+from neurosae.extraction.sites import READABLE, split_head
 from neurosae.extraction.source import EMBEDDED, is_hub_id, weight_files
 from neurosae.spec.words import Problem, Where, short
 
@@ -23,9 +23,12 @@ if TYPE_CHECKING:
 
 LAYERS = ("n_layer", "num_hidden_layers", "num_layers", "n_layers")
 WIDTHS = ("n_embd", "hidden_size", "d_model", "dim")
+HEADS = ("n_head", "num_attention_heads", "n_heads")
 CONTEXTS = ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len")
 STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "hook_embed")
 """Hook points that are as wide as the residual stream; of others only the model knows the width."""
+ROTATIONS = ("pca", "ica", "random")
+"""Decompositions with at most as many directions as dimensions."""
 
 
 class Facts(NamedTuple):
@@ -35,6 +38,7 @@ class Facts(NamedTuple):
     n_layers: int | None
     width: int | None
     n_ctx: int | None
+    n_heads: int | None = None
 
 
 def model_folder(name: str) -> Path | None:
@@ -51,7 +55,7 @@ def model_folder(name: str) -> Path | None:
 
 
 def model_facts(folder: Path) -> Facts:
-    """Layers, width and context of a checkpoint folder.
+    """Layers, width, context and heads of a checkpoint folder.
 
     Examples
     --------
@@ -62,7 +66,7 @@ def model_facts(folder: Path) -> Facts:
     config = _read(folder / "config.json")
     config = config.get("text_config", config)  # models of several modalities nest the one that reads text
     name = "the embedded model" if folder == EMBEDDED else f"model {folder.name}"
-    return Facts(name, *(_whole(config, names) for names in (LAYERS, WIDTHS, CONTEXTS)))
+    return Facts(name, *(_whole(config, names) for names in (LAYERS, WIDTHS, CONTEXTS, HEADS)))
 
 
 def _whole(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
@@ -117,6 +121,9 @@ def _hook_problems(hook: str, facts: Facts, where: Where) -> Iterator[Problem]:
     layer = hook.split(".")[1] if hook.startswith("blocks.") else ""
     if facts.n_layers is not None and layer.isdecimal() and int(layer) >= facts.n_layers:
         yield where, f"'{short(hook)}' is not there: {facts.name} has blocks.0 … blocks.{facts.n_layers - 1}."
+    head = split_head(hook)[1]
+    if head is not None and facts.n_heads is not None and head >= facts.n_heads:
+        yield where, f"'{short(hook)}' is not there: {facts.name} has heads h0 … h{facts.n_heads - 1}."
 
 
 def _dictionary_problems(site: Any, facts: Facts | None, where: Where) -> Iterator[Problem]:
@@ -142,6 +149,20 @@ def _dictionary_problems(site: Any, facts: Facts | None, where: Where) -> Iterat
         lost = [text for text in (made.texts if made is not None else ()) if not Path(text).expanduser().exists()]
         for text in lost:
             yield (*where, key, "texts"), f"there is no {text}; give text files or data set folders."
+    if facts is not None and facts.width is not None and site.hook.endswith(STREAM):
+        yield from _size_problems(block, facts, where)
+
+
+def _size_problems(block: Any, facts: Facts, where: Where) -> Iterator[Problem]:
+    """Sizes of what is trained or fitted here that the width of the hook point rules out."""
+    width, fit, train = facts.width or 0, block.fit, block.train
+    if fit is not None and fit.n is not None and fit.kind in ROTATIONS and fit.n > width:
+        yield (
+            (*where, "fit", "n"),
+            f"is {fit.n}, but {fit.kind} has at most as many directions as dimensions: {facts.name} has width {width}.",
+        )
+    if train is not None and train.d_sae is None and train.k >= 10 * width:
+        yield (*where, "train", "k"), f"is {train.k}, but there are {10 * width} features; k must be below d_sae."
 
 
 def _fit_problems(folder: Path, hook: str, facts: Facts | None, *, where: Where) -> Iterator[Problem]:

@@ -195,6 +195,9 @@ class TrainBlock(Strict):
             )
         if self.warm_up + self.decay > 1:
             fail("warm_up", text=f"{self.warm_up} and decay {self.decay} are more than all steps together.")
+        batch = self.batch or 512  # what follows from the size is larger only where 20 of them are far away
+        if self.n_tokens < 20 * batch:
+            fail("n_tokens", text=f"is {self.n_tokens:,}, fewer than 20 batches of {batch:,}; give more tokens.")
         return self
 
 

@@ -54,6 +54,24 @@ def test_problems_recover_the_layers_that_the_model_has():
     assert not problems(hook="blocks.*.hook_resid_post")
 
 
+def test_problems_recover_the_heads_that_the_model_has():
+    """The embedded model has eight heads, counted from 0."""
+    (found,) = problems(hook="blocks.1.attn.hook_z.h8")
+    assert found == ("sites.here.hook", "'blocks.1.attn.hook_z.h8' is not there: the embedded model has heads h0 … h7.")
+    assert not problems(hook="blocks.1.attn.hook_z.h7")
+
+
+def test_problems_recover_sizes_that_the_width_rules_out():
+    """More principal components than dimensions, more active features than there are."""
+    (found,) = problems(fit={"kind": "pca", "n": 257})
+    assert found[0] == "sites.here.dictionary.fit.n"
+    assert found[1].startswith("is 257, but pca has at most as many directions as dimensions")
+    assert not problems(fit={"kind": "pca", "n": 256})
+    assert not problems(fit={"kind": "ksvd", "n": 512})
+    (found,) = problems(train={"n_tokens": 20_000, "k": 2560})
+    assert found == ("sites.here.dictionary.train.k", "is 2560, but there are 2560 features; k must be below d_sae.")
+
+
 @pytest.mark.parametrize("key", ["n_layer", "num_hidden_layers", "num_layers", "n_layers"])
 def test_problems_agree_over_families_of_models(tmp_path, key):
     """Every family names its layers in its own way; a config that says nothing refuses nothing."""
@@ -71,7 +89,7 @@ def test_problems_recover_missing_folders(tmp_path):
         f"there is no folder {tmp_path / 'sae'}; give a dictionary in sae-lens format.",
     )
     assert "has no cfg.json" in problems(path=str(tmp_path))[0][1]
-    assert "there is no" in problems(train={"n_tokens": 1000, "texts": [str(tmp_path / "a.txt")]})[0][1]
+    assert "there is no" in problems(train={"n_tokens": 20_000, "texts": [str(tmp_path / "a.txt")]})[0][1]
     assert not problems(model="gpt2", hook="blocks.99.hook_resid_post")
 
 

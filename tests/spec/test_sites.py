@@ -32,7 +32,7 @@ def test_model_name_recovers_folders_and_hub_ids(tmp_path):
 
 def test_dictionary_paths_recover_from_anywhere(tmp_path):
     """Checkpoints and corpora may lie outside the study; relative paths begin at the file."""
-    block = {"train": {"n_tokens": 1000, "texts": ["corpus.txt", "/corpora/big"]}}
+    block = {"train": {"n_tokens": 20_000, "texts": ["corpus.txt", "/corpora/big"]}}
     made = DictionaryBlock.model_validate(block, context={"folder": tmp_path})
     assert made.train.texts == (str(tmp_path / "corpus.txt"), "/corpora/big")
     assert DictionaryBlock.model_validate({"path": "../sae"}, context={"folder": tmp_path / "a"}).path == str(
@@ -96,7 +96,7 @@ def test_train_block_agrees_with_trainer():
 def test_train_block_refuses(changes, message):
     """What would parse and then do something else is refused where it is written."""
     with pytest.raises(ValidationError, match=message):
-        TrainBlock.model_validate({"n_tokens": 1000, **changes})
+        TrainBlock.model_validate({"n_tokens": 20_000, **changes})
 
 
 def test_study_path_refuses_an_absolute_path_inside_the_study(tmp_path):
@@ -112,6 +112,8 @@ def test_study_path_refuses_an_absolute_path_inside_the_study(tmp_path):
 
 WITHOUT_EFFECT = [
     (ModelBlock, {"name": "gpt2", "control_seed": 3}, "control_seed: is the seed of a control; name one"),
+    (TrainBlock, {"n_tokens": 9000}, "n_tokens: is 9,000, fewer than 20 batches of 512"),
+    (TrainBlock, {"n_tokens": 1999, "batch": 100}, "n_tokens: is 1,999, fewer than 20 batches of 100"),
     (TrainBlock, {"n_tokens": 9, "interaction": "sequential"}, "interaction: belongs to interaction"),
     (TrainBlock, {"n_tokens": 9, "head": "mlp"}, "head: belongs to interaction"),
     (TrainBlock, {"n_tokens": 9, "dropout": 0.1}, "dropout: belongs to interaction"),
@@ -134,7 +136,13 @@ def test_what_would_have_no_effect_is_refused(block, asked, message):
 def test_what_has_an_effect_is_accepted():
     """The same keys where they are read."""
     assert ModelBlock(name="gpt2", control="shuffle", control_seed=3).control_seed == 3
-    block = {"architecture": "interaction", "n_tokens": 9, "head": "mlp", "dropout": 0.1, "interaction": "sequential"}
+    block = {
+        "architecture": "interaction",
+        "n_tokens": 20_000,
+        "head": "mlp",
+        "dropout": 0.1,
+        "interaction": "sequential",
+    }
     assert TrainBlock.model_validate(block).head == "mlp"
     assert FitBlock(kind="ksvd", n=16, k=16).k == 16
     shifted = {"align": "xcorr", "window": [-2, 2], "max_shift": 2, "shift_unit": "item"}
