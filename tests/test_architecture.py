@@ -23,13 +23,14 @@ MODULES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in P
 # A module imports only from layers with a smaller number, also inside functions; equal numbers never import each other.
 LAYERS = """
 0  errors spec.words
+1  causal.scoring
 1  design.import_files spec.fields spec.files spec.frames spec.hooks
 2  design.import_tables spec.block spec.effects spec.load spec.results spec.sites
-3  spec.examine_tests
+3  spec.causal spec.examine_tests
 3  spec.design spec.factorial spec.geometry spec.integration spec.planning spec.positions spec.subjects
 4  design.importers design.regions design.units design.weights extraction.slow_tokens extraction.trie spec.blocks
 5  design.confounds design.expand design.levels design.orthogonal design.regressors extraction.packing
-5  extraction.sites extraction.tokens spec.choices spec.maps spec.parametric
+5  extraction.sites extraction.tokens spec.choices spec.interventions spec.maps spec.parametric
 6  design.cautions design.check_report design.exchange design.token_checks dictionary.encode dictionary.products
 6  dictionary.pursuit dictionary.topk extraction.cells extraction.passes extraction.responses extraction.source
 6  spec.analysis
@@ -44,6 +45,7 @@ LAYERS = """
 8  extraction.align extraction.model extraction.views stats.cvmanova stats.effects stats.gate stats.information
 8  stats.dense_columns stats.ladder stats.manova stats.moderation stats.multiplicity stats.noncentral stats.nuisance
 8  stats.pattern stats.permanova stats.rdm_compare stats.rdm_noise stats.scores
+9  examine.profiles
 9  dictionary.convert dictionary.learn dictionary.overlap dictionary.stream extraction.shard stats.agreement
 9  stats.anova_tables stats.crossfit_kernels stats.dperp stats.glm_kernels stats.layout stats.level_kernels
 9  stats.logistic stats.mixed_kernels stats.products stats.rank_kernels stats.rdm stats.rdm_fit stats.relabel
@@ -52,21 +54,29 @@ LAYERS = """
 10 stats.conjunctions stats.feature_shares stats.flips stats.glm stats.hurdle_kernels stats.paired stats.probes
 10 stats.rdm_models stats.resample stats.units
 11 causal.gradients
+11 examine.items
 11 dictionary.architectures dictionary.pathology examine.stream extraction.run stats.adjusted stats.battery stats.chains
 11 stats.communities stats.crossfit stats.hurdle stats.lanes stats.length stats.levels stats.mixed
 11 stats.model_comparison stats.plasmode stats.preactivations stats.projection stats.worlds
+12 causal.steering
 12 causal.attribution
 13 causal.direct
 12 dictionary.alternatives dictionary.interaction_study dictionary.scorecard dictionary.train examine.activity
 12 stats.coded
 12 stats.crossed stats.geometry stats.integration_rows stats.integration_worlds stats.intervals stats.lengths
 12 stats.matched stats.statistics stats.subjects
+13 causal.generation
 13 causal.inference causal.joint_effects causal.items
+13 examine.thresholds
+12 examine.directions
+13 examine.inversion
 13 dictionary.control dictionary.load dictionary.sweep stats.decoding stats.family stats.feature_geometry
 13 stats.parametric_models stats.rsa_rows stats.rsa_tests stats.second_order stats.spots
+14 causal.costs causal.prompting
 14 stats.asked stats.distances stats.heights stats.rows stats.rsa
 15 report.directions report.references report.stored report.style report.wording stats.contrast stats.map_rows
 15 stats.pattern_statistics stats.power stats.searchlight stats.temporal
+16 examine.specialists
 16 report.parts report.tables stats.across_subjects stats.conj stats.equivalence stats.level_trials stats.maps
 16 stats.minimum stats.pairs stats.parametric stats.sets
 17 report.claims report.figures_comparison report.figures_courses report.figures_factorial report.figures_features
@@ -98,7 +108,15 @@ ONLY = {
             "extraction.selftest",
             "extraction.budget",
         ),
-        *("extraction.shard", "dictionary.*", "causal.*", "examine.stream"),
+        *(
+            "extraction.shard",
+            "dictionary.*",
+            "causal.*",
+            "examine.stream",
+            "examine.directions",
+            "examine.inversion",
+            "examine.tracking",
+        ),
     ],
     "transformer_lens": ["extraction.boot"],
     "transformers": ["extraction.boot"],
