@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -25,7 +26,7 @@ Two YAML files make a study: a DESIGN (factors, frames, items) and an ANALYSIS (
   neurosae compare-dictionaries analyses/dictionaries.yaml   the same study on several dictionaries: what replicates
   neurosae power analyses/number_agreement.yaml    how many items the next study needs
 
-Add --debug to any verb to see the traceback of an error.
+Add --debug to any verb to see the traceback of an error, --quiet to see no progress bars.
 A second run reuses what is stored; a killed run continues. Nothing uses the network unless the analysis names a hub id.
 """
 INTERRUPTED = 130
@@ -255,10 +256,12 @@ def run(
 
 
 def main() -> None:
-    """Entry point: errors on one line, a traceback only with --debug."""
+    """Entry point: errors on one line, a traceback only with --debug, no progress bars with --quiet."""
+    if "--quiet" in sys.argv:
+        sys.stderr = _Log(sys.stderr.buffer, encoding=sys.stderr.encoding, errors="replace", line_buffering=True)
     try:
         # typer turns Ctrl-C into exit code 130 without a word; not standalone, it hands the code over
-        code = app([word for word in sys.argv[1:] if word != "--debug"], standalone_mode=False)
+        code = app([word for word in sys.argv[1:] if word not in ("--debug", "--quiet")], standalone_mode=False)
         if code == INTERRUPTED:
             _fail("interrupted; what was finished is stored, and the same command continues.", code=INTERRUPTED)
         sys.exit(code if isinstance(code, int) else 0)
@@ -272,6 +275,13 @@ def main() -> None:
             raise
         error.show()  # pyright: ignore[reportAttributeAccessIssue]
         sys.exit(getattr(error, "exit_code", 2))
+
+
+class _Log(io.TextIOWrapper):
+    """Standard error as if it went into a file, where progress bars are not drawn."""
+
+    def isatty(self) -> bool:
+        return False
 
 
 def _fail(message: str, *, code: int) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from functools import partial
 from pathlib import Path
@@ -109,6 +114,24 @@ def test_an_unwritable_folder_is_one_line(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("words", "bars"), [([], True), (["--quiet"], False)])
+def test_quiet_shows_no_progress_bars(tmp_path, words, *, bars):
+    """At a terminal there are bars, with --quiet there are none; what the verb says stays."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))  # a terminal of no width has no bars
+    command = [sys.executable, "-m", "neurosae.cli", "calibrate", "--sets", "2", "--out", str(tmp_path), *words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=slave, check=False, timeout=300)
+    os.close(slave)
+    shown = b""
+    with contextlib.suppress(OSError):  # the terminal is gone: everything was read
+        while part := os.read(master, 65536):
+            shown += part
+    os.close(master)
+    assert done.returncode == 0, shown.decode()
+    assert (b"calibrate" in shown) is bars
+    assert done.stdout
 
 
 def test_interrupt_exits_130_and_leaves_nothing_half_written(tmp_path):

@@ -223,7 +223,7 @@ def _split(model: Any, texts: list[str], asked: Asked) -> tuple[Contexts, list[s
 def _rows(model: Any, contexts: Contexts, hook: str, *, title: str) -> Tensor:
     sizes, parts = contexts.n_rows, []
     blocks = np.array_split(np.arange(len(sizes)), max(int(sizes.sum()) // (BUFFER // 4), 1))
-    with tqdm(total=int(sizes.sum()), desc=title, unit="tok", unit_scale=True, mininterval=1) as bar:
+    with tqdm(total=int(sizes.sum()), desc=title, unit="tok", unit_scale=True, disable=None, mininterval=1) as bar:
         for block in blocks:
             parts.append(context_rows(model, contexts, block, hooks=[hook])[hook])
             bar.update(int(sizes[block].sum()))

@@ -238,7 +238,7 @@ def ksvd(x: Tensor, n: int, k: int, *, seed: int = 0, n_updates: int = UPDATES) 
     length = x.norm(dim=1)
     usable = (length > TINY * length.max()).nonzero()[:, 0].numpy()
     atoms = functional.normalize(x[rng.choice(usable, n, replace=len(usable) < n)], dim=1)
-    for _ in tqdm(range(n_updates), desc="K-SVD", unit="update", mininterval=1, leave=False):
+    for _ in tqdm(range(n_updates), desc="K-SVD", unit="update", disable=None, mininterval=1, leave=False):
         atoms = _updated(x, atoms, k, order=rng.permutation(n))
     return atoms
 

@@ -228,7 +228,9 @@ def splice(dictionary: Dictionary, model: Any, contexts: Contexts, *, center: Te
         "zero": torch.zeros_like,
         "mean": lambda x: center.to(x.device).reshape(x.shape[1:]).expand_as(x),
     }
-    for rows, ids, mask in tqdm(list(_padded(contexts, model.n_vocab)), desc="evaluate", unit="batch", mininterval=1):
+    for rows, ids, mask in tqdm(
+        list(_padded(contexts, model.n_vocab)), desc="evaluate", unit="batch", disable=None, mininterval=1
+    ):
         inside = _inside(contexts, mask)
         base = _log_p(model, ids, mask)
         document = contexts.documents[rows]

@@ -88,7 +88,7 @@ def interaction_study(
     base = _checked(x, settings, seeds)
     arms = _arms(base, x.shape[1])
     rows = []
-    with tqdm(total=len(arms) * len(seeds), desc="interaction study", unit="arm", mininterval=1) as bar:
+    with tqdm(total=len(arms) * len(seeds), desc="interaction study", unit="arm", disable=None, mininterval=1) as bar:
         for seed in seeds:
             for arm, (learner, asked) in arms.items():
                 made = train_rows(learner(replace(asked, seed=seed), x.shape[1]), x, hook=hook)

@@ -111,7 +111,9 @@ def _sums(dictionary: Dictionary, model: Any, contexts: Contexts, *, n_draws: in
     def made(x: Tensor) -> Tensor:
         return dictionary.reconstruct(x).to(x.device)
 
-    for rows, ids, mask in tqdm(list(_padded(contexts, model.n_vocab)), desc="pathology", unit="batch", mininterval=1):
+    for rows, ids, mask in tqdm(
+        list(_padded(contexts, model.n_vocab)), desc="pathology", unit="batch", disable=None, mininterval=1
+    ):
         at, n = torch.arange(mask.shape[1]), mask.sum(1, keepdim=True)
         inside = (at >= contexts.n_prefix) & (at < n - contexts.n_suffix)  # neither pad nor special
         predicted, document = inside[:, 1:].double(), contexts.documents[rows]

@@ -236,7 +236,10 @@ def sample_texts(
     n_writers = min(max(n_tokens // length, WRITERS[0]), WRITERS[1])
     texts, n_done = [], 0
     name = f"{model.name} writes {purpose}"
-    with one_thread(model), tqdm(total=n_tokens, desc=name, unit="tok", unit_scale=True, mininterval=1) as bar:
+    with (
+        one_thread(model),
+        tqdm(total=n_tokens, desc=name, unit="tok", unit_scale=True, disable=None, mininterval=1) as bar,
+    ):
         while n_done < n_tokens:
             written = _write(model, draws, length=min(length, model.n_ctx - 1), n_writers=n_writers)
             for ids in written:
@@ -265,7 +268,7 @@ def _write(model: Any, draws: torch.Generator, *, length: int, n_writers: int) -
     """One batch of documents, in lockstep: all have the same length at every step, so nothing is padded."""
     start = model.tokens.prefix[-1:] or ((model.tokens.bos_id,) if model.tokens.bos_id is not None else ())
     ids = torch.tensor([start] * n_writers) if start else torch.randint(model.n_vocab, (n_writers, 1), generator=draws)
-    ends = torch.tensor(sorted(_specials(model)), dtype=torch.long)
+    ends = torch.tensor(sorted(special_ids(model)), dtype=torch.long)
     alive = torch.ones(n_writers, dtype=torch.bool)
     step = _next_logits(model)
     for _ in range(length):
@@ -283,7 +286,8 @@ def _write(model: Any, draws: torch.Generator, *, length: int, n_writers: int) -
     return [row[first : 1 + int(m)].tolist() for row, m in zip(ids, n, strict=True)]
 
 
-def _specials(model: Any) -> set[int]:
+def special_ids(model: Any) -> set[int]:
+    """Ids of special tokens: where one is written, a text ends."""
     added = model.tokens.backend.get_added_tokens_decoder()
     ends = {int(i) for i, token in added.items() if token.special}
     config = model.provenance.get("config") or {}
