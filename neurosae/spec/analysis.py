@@ -29,13 +29,16 @@ from neurosae.spec.blocks import (
     ParametricBlock,
     RoiBlock,
 )
+from neurosae.spec.causal import CausalBlock, causal_effects
 from neurosae.spec.choices import choice_problems, family_problems, nuisance_problems, regression_problems
 from neurosae.spec.design import Design, load_design, region_names
 from neurosae.spec.effects import effect_problems, shape_problems
+from neurosae.spec.examine_tests import SpecialistsBlock, specialist_problems
 from neurosae.spec.factorial import PatternBlock, chooses_earlier, effects_named, pattern_problems
 from neurosae.spec.fields import Count, FileName, Natural, Strict, Text, fail, fail_all
 from neurosae.spec.geometry import GeometryBlock, RdmModel, RsaBlock, geometry_effects, geometry_problems
 from neurosae.spec.integration import IntegrationBlock, integration_design_problems, integration_problems
+from neurosae.spec.interventions import causal_design_problems, causal_problems
 from neurosae.spec.load import is_file, load_yaml, similar_file
 from neurosae.spec.maps import map_problems
 from neurosae.spec.parametric import parametric_problems
@@ -90,9 +93,9 @@ def _test_block(value: Any, _: Any, info: ValidationInfo) -> Any:
 
 
 Own = ContrastBlock | RoiBlock | PairsBlock | ParametricBlock | MapBlock | EquivalenceBlock | JointBlock
-Plain = Own | PatternBlock | SubjectsBlock
+Plain = Own | PatternBlock | SubjectsBlock | SpecialistsBlock
 """Tests whose effects are named under `effect`."""
-Known = GeometryBlock | IntegrationBlock | Plain
+Known = GeometryBlock | IntegrationBlock | CausalBlock | Plain
 TestBlock = Annotated[
     SerializeAsAny[Annotated[Known, Field(discriminator="test")]],
     WrapValidator(_test_block),
@@ -254,8 +257,13 @@ def _own_problems(analysis: Analysis) -> Iterator[Problem]:
             yield from map_problems(name, analysis)
         if isinstance(block, SubjectsBlock):
             yield from subject_problems(name, analysis)
+        if isinstance(block, SpecialistsBlock):
+            yield from specialist_problems(name, analysis)
         if isinstance(block, IntegrationBlock):
             yield from integration_problems(name, analysis)
+            yield from choice_problems(name, analysis)
+        if isinstance(block, CausalBlock):
+            yield from causal_problems(name, analysis)
             yield from choice_problems(name, analysis)
     parts = {f"test '{name}'": block.model_dump(mode="json") for name, block in analysis.tests.items()}
     yield from score_problems(positions, {**parts, "inference": analysis.inference.model_dump(mode="json")})
@@ -272,6 +280,7 @@ def _effects_used(block: Any) -> Iterator[tuple[Where, str]]:
     if isinstance(block, IntegrationBlock):
         yield from ((("parts",), part) for part in block.parts)
     yield from geometry_effects(block)
+    yield from causal_effects(block)
 
 
 def _site_problems(site: str, sites: Mapping[str, Site], where: Where) -> Iterator[Problem]:
@@ -320,6 +329,8 @@ def _design_problems(analysis: Analysis, design: Design) -> Iterator[Problem]:
             yield from pattern_problems(name, analysis, design)
         if isinstance(block, IntegrationBlock):
             yield from integration_design_problems(name, analysis, design)
+        if isinstance(block, CausalBlock):
+            yield from causal_design_problems(name, analysis, design)
         if isinstance(block, GeometryBlock):
             yield from geometry_problems(name, analysis, design)
 

@@ -12,6 +12,8 @@ from pydantic import Field, field_validator, model_validator
 
 from neurosae.errors import unknown
 from neurosae.spec.block import Block, FeatureChoice
+from neurosae.spec.causal import CAUSAL
+from neurosae.spec.examine_tests import DESCRIPTIONS
 from neurosae.spec.factorial import PATTERNS
 from neurosae.spec.fields import Bool, Count, FileName, Number, OneOrMore, Strict, Text, fail
 from neurosae.spec.geometry import GEOMETRY
@@ -324,7 +326,9 @@ TESTS: Mapping[str, tuple[type[Strict], str]] = {
     "parametric": (ParametricBlock, "neurosae.stats.parametric"),
     "pairs": (PairsBlock, "neurosae.stats.pairs"),
     "integration": (IntegrationBlock, "neurosae.stats.integration"),
+    **CAUSAL,
     **PATTERNS,
+    **DESCRIPTIONS,
     "equivalence": (EquivalenceBlock, "neurosae.stats.equivalence"),
     "subjects": (SubjectsBlock, "neurosae.stats.across_subjects"),
 }
