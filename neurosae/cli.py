@@ -231,6 +231,26 @@ def integration(
 
 
 @app.command()
+def generate(
+    analysis: Analysis,
+    prompt: Annotated[str, typer.Argument(help="The text that is continued.")],
+    *,
+    features: Annotated[str, typer.Option(help="site/feature=value, several with commas: early/12=8,late/40=2.5.")],
+    mode: Annotated[str, typer.Option(help="clamp, conditional, steer, scale; ablate takes no values.")] = "clamp",
+    tokens: Annotated[int, typer.Option(help="Largest number of new tokens.")] = 40,
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 1.0,
+    seed: Annotated[list[int] | None, typer.Option(help="One pair of texts per seed; repeat it for more.")] = None,
+) -> None:
+    """Continue a prompt with features edited, and beside it without, from the same random numbers."""
+    study = _prepare(analysis, Path("results"), device="auto", dtype=None, seed=None, offline=False)
+    model, dictionaries = study.live()
+    settings = {"mode": mode, "n_tokens": tokens, "temperature": temperature}
+    seeds = seed or [study.spec.seed]
+    samples = ns.steered_samples(model, dictionaries, prompt, features=features, settings=settings, seeds=seeds)
+    typer.echo(ns.beside(samples))
+
+
+@app.command()
 def report(
     study: Annotated[Path, typer.Argument(help="The folder of a study, such as results/number_agreement.")],
 ) -> None:

@@ -1,0 +1,198 @@
+"""Texts written under edits: the same as without a cache, the same for every batch, from the right distribution."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import neurosae as ns
+from neurosae.causal.edits import Edit
+from neurosae.causal.generation import Sampling, continuation_costs, continue_texts, generate
+from neurosae.causal.prompting import beside, named_edits, steered_samples
+from neurosae.dictionary.kinds import neuron_dictionary
+from neurosae.errors import DataError, ModelError
+from neurosae.extraction.tokens import byte_tokenizer, token_ids
+
+EARLY, LAST = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
+TOY = dict(n_layers=2, d_model=16, n_heads=2, d_head=8, d_mlp=32, n_ctx=48, d_vocab=257, act_fn="gelu", seed=0)
+PROMPTS = ["ab", "xyz", "pqr"]
+
+
+@pytest.fixture(scope="module")
+def toy():
+    """A seeded model without a cache, bytes and BOS as tokens."""
+    return ns.load_model(TOY)
+
+
+@pytest.fixture(scope="module")
+def cached():
+    """A random GPT-2 with a key-value cache, bytes as tokens and nothing in front."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(3)
+    sizes = dict(n_layer=2, n_embd=16, n_head=2, vocab_size=257, n_positions=48, initializer_range=0.6)
+    return ns.load_model(
+        (GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=256, eos_token_id=256)), byte_tokenizer().backend)
+    )
+
+
+@pytest.fixture(scope="module")
+def raw():
+    """The coordinates of the stream as features."""
+    return neuron_dictionary(EARLY, 16)
+
+
+def pushed(raw, where="all", *, dose=4.0, hook=EARLY):
+    """An edit that moves two features."""
+    return Edit(hook, "steer", where, dictionary=raw, features=(1, 20), dose=np.array([dose, 2 * dose]))
+
+
+def by_hand(model, ids, edit, *, cells):
+    """Logits of the next token by one pass over the whole text, edited at absolute positions without any cache."""
+
+    def hook(x, hook):
+        x = x.clone()
+        x[:, cells] += torch.as_tensor(edit.dose, dtype=torch.float32) @ edit.dictionary.W_dec[list(edit.features)]
+        return x
+
+    with torch.inference_mode(), model.bridge.hooks(fwd_hooks=[(edit.hook, hook)]):
+        return model.bridge(torch.tensor([ids]), return_type="logits")[0, -1]
+
+
+@pytest.mark.parametrize("which", ["toy", "cached"])
+@pytest.mark.parametrize("where", ["all", "prompt", "generated", "given"])
+def test_generation_agrees_with_passes_over_the_whole_text(request, raw, *, which, where):
+    """Greedy text under an edit is what recomputing everything at absolute positions gives, cache or not."""
+    model = request.getfixturevalue(which)
+    first = model.tokens.first
+    start = token_ids(model.tokens, ["xyz"])[0]
+    n = len(start)
+    given = [np.array([first + 1, n, n + 2])]
+    edit = pushed(raw, given if where == "given" else where)
+    ids, written = list(start), continue_texts(model, ["xyz"], (edit,), sampling=Sampling(8, 1, 0), seed=0)
+    for _ in range(len(written.ids[0]) - n):
+        at = np.arange(len(ids))
+        cells = {"all": at[first:], "prompt": at[first:n], "generated": at[n:], "given": np.intersect1d(given[0], at)}
+        ids.append(int(by_hand(model, ids, edit, cells=cells[where]).argmax()))
+    assert written.ids[0].tolist() == ids
+    assert written.moved > 0
+
+
+@pytest.mark.parametrize("which", ["toy", "cached"])
+def test_generation_under_no_edit_agrees_with_plain_text(request, raw, which):
+    """No edit, a dose of 0, and an edit without tokens all leave the text and its probabilities as they are."""
+    model, ask = request.getfixturevalue(which), Sampling(6, 2, 1.0)
+    plain = continue_texts(model, PROMPTS, (), sampling=ask, seed=4)
+    for edit in (pushed(raw, dose=0.0), pushed(raw, [np.array([], dtype=int)] * 3)):
+        same = continue_texts(model, PROMPTS, (edit,), sampling=ask, seed=4)
+        assert same.texts == plain.texts
+        assert same.moved == 0
+        np.testing.assert_array_equal(np.concatenate(same.log_prob), np.concatenate(plain.log_prob))
+
+
+def test_generation_invariant_to_what_else_is_written(cached):
+    """A text depends on seed, prompt and sample, not on other rows; another seed writes another text."""
+    ask = Sampling(8, 3, 1.0)
+    three = continue_texts(cached, PROMPTS, (), sampling=ask, seed=1)
+    alone = continue_texts(cached, PROMPTS[2:], (), sampling=ask, seed=1)
+    assert [t for t, p in zip(three.texts, three.prompt, strict=True) if p == 2] == alone.texts
+    assert len(set(alone.texts)) == 3
+    assert continue_texts(cached, PROMPTS[2:], (), sampling=ask, seed=2).texts != alone.texts
+
+
+def test_doses_of_prompts_follow_their_prompt(cached, raw):
+    """A dose per prompt reaches the rows of that prompt, in whatever batch they stand."""
+    each = Edit(EARLY, "steer", "all", dictionary=raw, features=(1, 20), dose=np.array([[0, 0], [4.0, 8.0], [0, 0]]))
+    ask = Sampling(6, 2, 0)
+    found = continue_texts(cached, PROMPTS, (each,), sampling=ask, seed=0).texts
+    plain = continue_texts(cached, PROMPTS, (), sampling=ask, seed=0).texts
+    moved = continue_texts(cached, PROMPTS, (pushed(raw),), sampling=ask, seed=0).texts
+    assert found == [*plain[:2], *moved[2:4], *plain[4:]]
+    assert plain != moved
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_samples_recover_the_distribution(cached, temperature):
+    """Next tokens of 3,000 samples follow softmax(logits / T): total variation within that of exact draws."""
+    ids = token_ids(cached.tokens, ["ab"])[0]
+    with torch.inference_mode():
+        p = (cached.bridge(torch.tensor([ids]), return_type="logits")[0, -1].double() / temperature).softmax(-1).numpy()
+    found = continue_texts(cached, ["ab"], (), sampling=Sampling(1, 3000, temperature), seed=5)
+    new = [w[2] if len(w) > 2 else 256 for w in found.ids]
+    share = np.bincount(new, minlength=257) / 3000
+    draws = np.random.default_rng(0).multinomial(3000, p / p.sum(), size=200) / 3000
+    assert np.abs(share - p).sum() <= np.abs(draws - p).sum(1).max()
+
+
+def test_text_ends_where_the_model_ends_it(toy):
+    """The special token ends a text and is no part of it; other rows go on."""
+    head = toy.bridge.unembed.W_U[:, 256].detach().numpy()
+    end = 200 * head / np.linalg.norm(head)
+    vector = np.stack([np.zeros(16), end, np.zeros(16)])
+    edit = Edit(LAST, "add", [np.arange(1, 40), np.array([4]), np.arange(1, 40)], vector=vector)
+    found = continue_texts(toy, PROMPTS, (edit,), sampling=Sampling(5, 1, 0), seed=0)
+    assert found.ended.tolist() == [False, True, False]
+    assert [len(w) - s for w, s in zip(found.ids, found.start, strict=True)] == [5, 1, 5]
+    assert 256 not in found.ids[1][1:]
+
+
+def test_log_probabilities_agree_with_a_pass_over_the_finished_text(cached):
+    """What is noted while writing is what the model gives the finished text."""
+    found = continue_texts(cached, PROMPTS, (), sampling=Sampling(7, 2, 1.3), seed=2)
+    mean = [-lp.mean() for lp in found.log_prob]
+    np.testing.assert_allclose(continuation_costs(cached, found), mean, rtol=1e-4)
+
+
+def test_generate_returns_both_texts_and_says_what_was_edited(cached, raw):
+    """The public function, with {feature: value}; a second call gives the same."""
+    two = generate(cached, raw, "ab", clamp={3: 9.0}, n_tokens=6, seed=1)
+    assert two == generate(cached, raw, "ab", clamp={3: 9.0}, n_tokens=6, seed=1)
+    assert two.plain != two.steered
+    assert two.record["edits"] == [f"{EARLY}: clamp features [3] at [9.0], all tokens"]
+    assert "seed 1, temperature 1" in beside([two])
+    words = steered_samples(cached, {"raw": raw}, "ab", features="raw/3=9", settings={"n_tokens": 6}, seeds=[1, 2])
+    assert words[0].steered == two.steered
+    assert words[1].plain != two.plain
+
+
+def test_generate_refuses_an_edit_that_changes_no_logit(cached, raw):
+    """Activations moved, and no probability did: the last block at a token that nothing reads any more."""
+    edit = pushed(raw, [np.array([0])], hook=LAST)
+    with pytest.raises(ModelError, match="no logit changed"):
+        generate(cached, raw, "ab", clamp=[edit], n_tokens=4, seed=0)
+
+
+def test_generate_refuses_hooks_that_do_not_exist_or_fire(cached, raw):
+    """A misspelt hook point is named with the nearest one, a switched-off one with its reason."""
+    for hook, said in (("blocks.0.hook_resid_past", "hook_resid_post"), ("blocks.0.hook_mlp_in", "switched off")):
+        with pytest.raises(ModelError, match=said):
+            generate(cached, raw, "ab", clamp=[pushed(raw, hook=hook)], n_tokens=2, seed=0)
+
+
+def test_generation_refuses_long_prompts_wrong_places_and_nothing(cached, raw):
+    """The context, a place that only scored stimuli have, an empty prompt, and no feature at all."""
+    with pytest.raises(DataError, match="exceed the context"):
+        generate(cached, raw, "abc", clamp={3: 1.0}, n_tokens=46, seed=0)
+    with pytest.raises(DataError, match="place in a written text"):
+        generate(cached, raw, "abc", clamp=[pushed(raw, "target")], n_tokens=4, seed=0)
+    with pytest.raises(DataError, match="empty prompt"):
+        generate(cached, raw, "", clamp={3: 1.0}, n_tokens=4, seed=0)
+    with pytest.raises(DataError, match="nothing would be steered"):
+        generate(cached, raw, "abc", clamp={}, n_tokens=4, seed=0)
+    wrong = Edit(EARLY, "steer", "all", dictionary=raw, features=(1, 2), dose=np.zeros((1, 3)))
+    with pytest.raises(DataError, match="dose does not fit"):
+        generate(cached, raw, "abc", clamp=[wrong], n_tokens=4, seed=0)
+
+
+def test_named_features_refuse_what_they_cannot_mean(raw):
+    """Site, value and mode are checked before anything is written."""
+    for words, mode, said in (
+        ("raw/3", "clamp", "no site/feature=value"),
+        ("raw/3=1", "ablate", "no site/feature,"),
+        ("late/3=1", "clamp", "unknown site 'late'"),
+        ("raw/3=1", "clamped", "Did you mean 'clamp'"),
+        ("", "clamp", "no feature is named"),
+    ):
+        with pytest.raises(DataError, match=said):
+            named_edits({"raw": raw}, words, mode=mode)
