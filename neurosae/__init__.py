@@ -16,6 +16,9 @@ from typing import Any
 
 _WHERE = {
     "neurosae.spec.design": ("load_design",),
+    "neurosae.causal.edits": ("Edit",),
+    "neurosae.causal.outcomes": ("Activation",),
+    "neurosae.causal.passes": ("edited_outcomes",),
     "neurosae.causal.costs": ("neutral_costs",),
     "neurosae.causal.generation": ("Sampling", "continue_texts", "continuation_costs", "generate"),
     "neurosae.causal.prompting": ("beside", "steered_samples"),

@@ -38,7 +38,10 @@ LAYERS = """
 7  extraction.boot extraction.budget extraction.collapse extraction.firing extraction.selftest extraction.shifts
 6  stats.kernels
 7  extraction.signed extraction.store spec.editor stats.mean_squares stats.pair_kernels stats.ranks
-8  causal.controls
+8  causal.controls causal.edits causal.freezing causal.prompts
+9  causal.conditions causal.deltas causal.outcomes
+10 causal.plan
+11 causal.passes
 8  design.checks dictionary.budget dictionary.decompositions dictionary.record dictionary.texts dictionary.watch
 8  examine.scores
 8  causal.scored dictionary.vectors

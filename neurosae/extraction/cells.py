@@ -100,7 +100,7 @@ def plan_cells(
     return Cells(
         ids=[e.ids for e in coded],
         rows=rows,
-        target=_targets(stimuli, tokenizer, coded, slot=target_slot),
+        target=scored_targets(stimuli, tokenizer, coded, slot=target_slot),
         regions=tuple(label for label in labels if (rows["region"] == label).any()),
     )
 
@@ -152,9 +152,10 @@ def _window(borders: np.ndarray, window: Sequence[int] | None) -> set[int]:
     return {int(edge) + k for edge in borders for k in range(low, high + 1)}
 
 
-def _targets(
+def scored_targets(
     stimuli: pd.DataFrame, tokenizer: Tokenizer | None, coded: Sequence[Encoded], *, slot: str | None
 ) -> pd.DataFrame:
+    """Where the target of every stimulus is predicted, and which ids are scored: the table `target` of `Cells`."""
     none = {"at": -1, "target": -1, "foil": -1, "reason": "the design has no target"}
     if tokenizer is None or "ids" in stimuli:
         return pd.DataFrame([none | {"reason": "the stimuli are token ids"}] * len(stimuli))
