@@ -72,9 +72,11 @@ LAYERS = """
 13 causal.inference causal.joint_effects causal.items
 13 examine.thresholds
 12 examine.directions
+12 examine.seen
 13 examine.inversion
 13 dictionary.control dictionary.load dictionary.sweep stats.decoding stats.family stats.feature_geometry
 13 stats.parametric_models stats.rsa_rows stats.rsa_tests stats.second_order stats.spots
+13 examine.examples
 14 causal.costs causal.prompting
 14 stats.asked stats.distances stats.heights stats.rows stats.rsa
 15 report.directions report.references report.stored report.style report.wording stats.contrast stats.map_rows
