@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
@@ -24,6 +25,7 @@ from neurosae.spec.fields import (
     fail,
 )
 from neurosae.spec.frames import slots_of
+from neurosae.spec.load import is_file
 from neurosae.spec.sites import AnyPath
 from neurosae.spec.words import Problem, Where, short
 
@@ -340,6 +342,10 @@ def _model_problems(block: RsaBlock, analysis: Any, design: Any, *, where: Where
             yield inner, unknown("column", short(model.column), columns)
         if model.site is not None and model.site not in analysis.sites:
             yield inner, unknown("site", short(model.site), analysis.sites)
+        for key in ("matrix", "norms"):
+            path = getattr(model, key)
+            if path is not None and not is_file(Path(path)):
+                yield (*inner, key), f"there is no file {short(str(path), 300)}; give a csv file."
         regions = ["all", *slots_of(design), *design.regions]
         if model.edit is not None and model.edit not in regions:
             yield inner, unknown("region", short(model.edit), regions)

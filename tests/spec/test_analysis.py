@@ -418,3 +418,10 @@ def test_analysis_refuses_equivalence_without_a_bound(study, refused, case):
     text = path.read_text().replace(", correction: fdr_bh}", "}")
     path.write_text(text.replace("subject:    {subject: {pl: 1, sg: -1}}", f"subject:    {effect}") if effect else text)
     assert message in refused("screen:         {test: contrast,", f"screen:         {block}")
+
+
+@pytest.mark.parametrize("key", ["matrix", "norms"])
+def test_rsa_refuses_a_table_that_is_not_there(study, refused, key):
+    """A csv file of distances or ratings is looked for before a model is loaded."""
+    text = refused("length: {column: n_tokens, metric: absolute, nuisance: true}", f"length: {{{key}: people.csv}}")
+    assert f"tests.geometry.models.length.{key}: there is no file" in text
