@@ -16,6 +16,7 @@ from typing import Any
 
 _WHERE = {
     "neurosae.spec.design": ("load_design",),
+    "neurosae.causal.doses": ("natural_doses", "outside_natural_range"),
     "neurosae.causal.edits": ("Edit",),
     "neurosae.causal.outcomes": ("Activation",),
     "neurosae.causal.passes": ("edited_outcomes",),

@@ -42,6 +42,7 @@ LAYERS = """
 9  causal.conditions causal.deltas causal.outcomes
 10 causal.plan
 11 causal.passes
+12 causal.doses causal.patching
 8  design.checks dictionary.budget dictionary.decompositions dictionary.record dictionary.texts dictionary.watch
 8  examine.scores
 8  causal.scored dictionary.vectors

@@ -7,7 +7,7 @@ edits of its own; rows that nothing has touched yet share the features of their 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -115,7 +115,7 @@ def _changes(codes: sparse.csr_matrix, jobs: Sequence[Cells], back: np.ndarray) 
         which.append(np.tile(features, n))
         start += n
     entries = np.concatenate(values), (np.concatenate(where), np.concatenate(which))
-    return sparse.csr_matrix(entries, shape=(start, codes.shape[1]))
+    return sparse.csr_matrix(entries, shape=(start, by_feature.shape[1]))  # pyright: ignore[reportOptionalSubscript]
 
 
 def _decoded(dictionary: Dictionary, codes: sparse.csr_matrix, change: sparse.csr_matrix) -> Tensor:
@@ -124,7 +124,8 @@ def _decoded(dictionary: Dictionary, codes: sparse.csr_matrix, change: sparse.cs
         moved = dictionary.decode(sparse.csr_matrix(codes + change)) - dictionary.decode(codes)
         moved[torch.as_tensor(np.asarray(abs(change).sum(axis=1)).reshape(-1) == 0)] = 0
         return moved
-    return torch.as_tensor(np.asarray(change @ dictionary.W_dec.cpu().numpy()))
+    added: Any = change @ dictionary.W_dec.cpu().numpy()
+    return torch.as_tensor(np.asarray(added))
 
 
 def _measure(x: Tensor, delta: Tensor, rows: np.ndarray, *, size: np.ndarray) -> None:

@@ -125,7 +125,7 @@ def _scored(stimuli: pd.DataFrame, model: LanguageModel) -> tuple[list[Encoded],
     n_suffix = len(model.tokens.suffix)
     for i, (one, both) in enumerate(zip(alone, whole, strict=True)):
         n = len(one.ids) - n_suffix
-        if targets.loc[i, "at"] >= 0 and not np.array_equal(one.ids[:n], both.ids[:n]):
+        if int(targets["at"].iloc[i]) >= 0 and not np.array_equal(one.ids[:n], both.ids[:n]):
             targets.loc[i, ["at", "reason"]] = [-1, "the tokens of the text change when the target follows"]
     return alone, targets
 
