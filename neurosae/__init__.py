@@ -63,6 +63,7 @@ _WHERE = {
     "neurosae.dictionary.train": ("train_dictionaries", "train_dictionary"),
     "neurosae.dictionary.vectors": ("read_vectors", "vector_dictionary"),
     "neurosae.examine.activity": ("feature_summary",),
+    "neurosae.examine.describe": ("examine_features", "tuning"),
     "neurosae.examine.specialists": ("specialists",),
     "neurosae.causal.attribution": ("attribute",),
     "neurosae.causal.direct": ("direct_attribution",),

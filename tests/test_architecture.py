@@ -26,11 +26,12 @@ LAYERS = """
 1  causal.scoring
 1  design.import_files spec.fields spec.files spec.frames spec.hooks
 2  design.import_tables spec.block spec.effects spec.load spec.results spec.sites
-3  spec.causal spec.examine_tests
+3  spec.generation
+3  spec.attribution spec.causal spec.examine_tests
 3  spec.design spec.factorial spec.geometry spec.integration spec.planning spec.positions spec.subjects
 4  design.importers design.regions design.units design.weights extraction.slow_tokens extraction.trie spec.blocks
 5  design.confounds design.expand design.levels design.orthogonal design.regressors extraction.packing
-5  extraction.sites extraction.tokens spec.choices spec.interventions spec.maps spec.parametric
+5  extraction.sites extraction.tokens spec.choices spec.circuits spec.interventions spec.maps spec.parametric
 6  design.cautions design.check_report design.exchange design.token_checks dictionary.encode dictionary.products
 6  dictionary.pursuit dictionary.topk extraction.cells extraction.passes extraction.responses extraction.source
 6  spec.analysis
@@ -78,11 +79,17 @@ LAYERS = """
 13 dictionary.control dictionary.load dictionary.sweep stats.decoding stats.family stats.feature_geometry
 13 stats.parametric_models stats.rsa_rows stats.rsa_tests stats.second_order stats.spots
 13 examine.examples
-14 causal.costs causal.prompting
+14 causal.costs causal.prompted causal.prompting
+16 causal.pushes
+17 causal.written
 14 stats.asked stats.distances stats.heights stats.rows stats.rsa
 15 report.directions report.references report.stored report.style report.wording stats.contrast stats.map_rows
 15 stats.pattern_statistics stats.power stats.searchlight stats.temporal
-16 examine.specialists
+16 examine.describe examine.specialists
+16 causal.tested
+17 causal.attention causal.lens
+18 causal.sequences causal.screened
+19 causal.heads
 16 report.parts report.tables stats.across_subjects stats.conj stats.equivalence stats.level_trials stats.maps
 16 stats.minimum stats.pairs stats.parametric stats.sets
 17 report.claims report.figures_comparison report.figures_courses report.figures_factorial report.figures_features
