@@ -188,6 +188,35 @@ def counted_p(null_max: np.ndarray, values: np.ndarray, *, tolerance: float = TO
     return np.where(known, np.maximum(reached, 1) / len(ordered), np.nan)
 
 
+def corrected_by_maximum(
+    table: pd.DataFrame, null_max: np.ndarray, size: np.ndarray, *, over: str, tolerance: float
+) -> pd.DataFrame:
+    """A results table whose tested rows carry the p by the maximum over all of them.
+
+    Parameters
+    ----------
+    table : rows of one family, with the columns of the schema
+    null_max : array of shape (n_permutations,), maximum of the family per relabelling
+    size : array of shape (n_rows,), what is compared with the maxima; nan in rows that were not tested
+    over : what the maximum runs over, in words
+    tolerance : see `counted_p`
+
+    Examples
+    --------
+    >>> rows = as_results({"set": ["a", "b"], "status": ["ok", "untestable"]})
+    >>> made = corrected_by_maximum(rows, np.array([3.0, 1.0]), np.array([3.0, np.nan]), over="sets", tolerance=0.0)
+    >>> print(made[["set", "p_corr", "n_family", "family"]])
+      set  p_corr  n_family                          family
+    0   a     0.5         1  maximum over sets of this test
+    1   b     NaN      <NA>                            <NA>
+    """
+    tested, out = np.isfinite(size), table.copy()
+    out.loc[tested, "p_corr"] = counted_p(null_max, size[tested], tolerance=tolerance)
+    out.loc[tested, "p_adjust"], out.loc[tested, "family"] = "maxT", f"maximum over {over} of this test"
+    out.loc[tested, "n_family"] = int(tested.sum())
+    return out
+
+
 def directed(z: np.ndarray, alternative: str) -> np.ndarray:
     """Turn signed statistics so that larger is more extreme: |z|, z or -z for two-sided, greater or less.
 

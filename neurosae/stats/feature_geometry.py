@@ -18,7 +18,7 @@ from neurosae.design.weights import compile_effect
 from neurosae.errors import DataError
 from neurosae.spec.geometry import FeatureGeometryBlock
 from neurosae.spec.load import as_record
-from neurosae.spec.results import Tested, as_results, check_results, counted_p
+from neurosae.spec.results import Tested, as_results, check_results, corrected_by_maximum
 from neurosae.stats import rdm
 from neurosae.stats.feature_shares import (
     centred_model,
@@ -141,17 +141,16 @@ def _answer(asked: Question, ask: FeatureGeometryBlock, responses: Any) -> Teste
                 tops += [maxima] if maxima is not None else []
     null = np.max(tops, axis=0) if tops else None
     table = pd.concat(parts, ignore_index=True)
-    if null is not None:
-        tested = table["p_unc"].notna()
-        table.loc[tested, "p_corr"] = counted_p(null, table.loc[tested, "value"].to_numpy(dtype=float), tolerance=1e-9)
-        words = "maximum over features, effects, sites, regions and positions of this test"
-        table.loc[tested, ["p_adjust", "family"]] = ["maxT", words]
-        table.loc[tested, "n_family"] = int(tested.sum())
     lost = [{"effect": e, "site": k[0], "region": k[1], "position": k[2], "status": "untestable", "note": why,
              "p_method": "none"} for k, why in failed.items() for e in ask.effect]  # fmt: skip
     table = pd.concat([table, pd.DataFrame(lost)], ignore_index=True) if lost else table
     table = table.assign(test=asked.name, kind="feature_geometry", split=asked.ask.split)
-    return Tested(check_results(as_results({name: table[name] for name in table.columns})), None, {})
+    table = as_results({name: table[name] for name in table.columns})
+    if null is not None:
+        size = table["value"].where(table["p_unc"].notna()).to_numpy(dtype=float, na_value=np.nan)
+        over = "features, effects, sites, regions and positions"
+        table = corrected_by_maximum(table, null, size, over=over, tolerance=1e-9)
+    return Tested(check_results(table), None, {})
 
 
 def _at_place(

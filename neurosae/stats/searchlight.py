@@ -23,7 +23,7 @@ from neurosae.errors import DataError
 from neurosae.extraction.responses import design_of
 from neurosae.spec.blocks import Inference
 from neurosae.spec.geometry import SearchlightBlock
-from neurosae.spec.results import Tested, as_results, check_results, counted_p
+from neurosae.spec.results import Tested, as_results, check_results, corrected_by_maximum
 from neurosae.stats.asked import Asked, named_effects, positions_in, read_block, responses_by_site, settings_of
 from neurosae.stats.communities import coactivation_communities, reference_activations
 from neurosae.stats.length import solid
@@ -192,14 +192,13 @@ def _answer(
             tables.append(table)
             tops += [maxima] if maxima is not None else []
     table = pd.concat(tables, ignore_index=True).assign(test=asked.test, kind="searchlight", split=asked.split)
+    table = as_results({name: table[name] for name in table.columns})
     null = np.max(tops, axis=0).astype(np.float32) if tops else None
     if null is not None:
-        ok = (table["status"] == "ok").to_numpy()
-        table.loc[ok, "p_corr"] = counted_p(null, table.loc[ok, "value"].to_numpy(dtype=float), tolerance=1e-6)
-        words = "maximum over sets, effects, sites, regions and positions of this test"
-        table.loc[ok, ["p_adjust", "family"]] = ["maxT", words]
-        table.loc[ok, "n_family"] = int(ok.sum())
-    return Tested(check_results(as_results({name: table[name] for name in table.columns})), null, {})
+        size = table["value"].where(table["status"] == "ok").to_numpy(dtype=float, na_value=np.nan)
+        over = "sets, effects, sites, regions and positions"
+        table = corrected_by_maximum(table, null, size, over=over, tolerance=1e-6)
+    return Tested(check_results(table), null, {})
 
 
 def _at_place(

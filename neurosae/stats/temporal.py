@@ -26,7 +26,7 @@ from neurosae.extraction.responses import design_of, item_cells
 from neurosae.spec.blocks import Inference
 from neurosae.spec.design import Design
 from neurosae.spec.geometry import TemporalBlock
-from neurosae.spec.results import Tested, as_results, check_results, counted_p
+from neurosae.spec.results import Tested, as_results, check_results, corrected_by_maximum
 from neurosae.stats.asked import many, positions_in, responses_by_site, settings_of
 from neurosae.stats.relabel import Relabelling, flips, labels, permutations, signs
 from neurosae.stats.units import AnnData, item_numbers
@@ -210,13 +210,11 @@ def _answer(
         raise DataError("sites or regions have other items, so their labels cannot be permuted alike; test them apart.")
     null = np.max(tops, axis=0).astype(np.float32)
     table = pd.concat(tables, ignore_index=True)
-    ok = (table["status"] == "ok").to_numpy()
-    size = np.where(table["alternative"] == "greater", table["value"], table["value"].abs()).astype(float)
-    table.loc[ok, "p_corr"] = counted_p(null, size[ok], tolerance=1e-6)
-    table.loc[ok, "p_adjust"] = "maxT"
-    table.loc[ok, "family"] = "maximum over features, both forms, sites and regions of this test"
-    table.loc[ok, "n_family"] = int(ok.sum())
-    return Tested(check_results(as_results({column: table[column] for column in table.columns})), None, {})
+    table = as_results({column: table[column] for column in table.columns})
+    value = table["value"].where(table["status"] == "ok").to_numpy(dtype=float, na_value=np.nan)
+    size = np.where(table["alternative"].eq("greater").fillna(False), value, np.abs(value))
+    over = "features, both forms, sites and regions"
+    return Tested(check_results(corrected_by_maximum(table, null, size, over=over, tolerance=1e-6)), None, {})
 
 
 def _courses(adata: AnnData, design: Design, region: str, *, factor: str, split: str, least: int) -> _Courses:
