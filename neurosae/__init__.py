@@ -67,6 +67,7 @@ _WHERE = {
     "neurosae.examine.specialists": ("specialists",),
     "neurosae.causal.attribution": ("attribute",),
     "neurosae.causal.direct": ("direct_attribution",),
+    "neurosae.causal.interventions": ("intervene",),
     "neurosae.stats.calibrate": ("calibrate",),
     "neurosae.stats.combine": ("combine",),
     "neurosae.stats.communities": ("coactivation_communities", "decoder_clusters", "reference_activations"),

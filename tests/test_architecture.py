@@ -71,7 +71,13 @@ LAYERS = """
 12 stats.crossed stats.geometry stats.integration_rows stats.integration_worlds stats.intervals stats.lengths
 12 stats.matched stats.statistics stats.subjects
 13 causal.generation
-13 causal.inference causal.joint_effects causal.items
+9  causal.chosen
+12 causal.material
+13 causal.inference causal.items causal.ladder
+14 causal.changes causal.joint_effects
+15 causal.rows
+16 causal.beside
+17 causal.interventions
 13 examine.thresholds
 12 examine.directions
 12 examine.seen
@@ -86,6 +92,8 @@ LAYERS = """
 15 report.directions report.references report.stored report.style report.wording stats.contrast stats.map_rows
 15 stats.pattern_statistics stats.power stats.searchlight stats.temporal
 16 examine.describe examine.specialists
+17 report.figures_examine
+18 report.specialists
 16 causal.tested
 17 causal.attention causal.lens
 18 causal.sequences causal.screened

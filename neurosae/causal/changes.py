@@ -1,0 +1,173 @@
+"""Run one set of features and its matched controls through all doses, and turn outcomes into item tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from neurosae.causal.controls import Controls, badly_matched, matched_controls
+from neurosae.causal.edits import Edit
+from neurosae.causal.inference import item_slopes, without_rounding
+from neurosae.causal.items import UnitData, item_outcomes, unit_data
+from neurosae.causal.material import Place, Reference, as_dose, change_of, covariates
+from neurosae.causal.passes import edited_outcomes
+from neurosae.errors import DataError
+from neurosae.spec.design import Design
+
+FROM_ZERO = ("clamp", "conditional")  # modes whose dose 0 is an edit: it removes what is there
+AT_REST = {"steer": 0.0, "scale": 1.0}  # doses that leave everything as it is
+REMOVES = ("ablate", "scale", "conditional")  # modes that need the features to be active where they edit
+
+
+class Run(NamedTuple):
+    """One set of features edited in one way.
+
+    mode, features : what is edited;  labels, doses : as written, and mean over the features in activation units; the
+        first is the base where there are several
+    change : (n_stimuli, 1 + K, n_doses), target first, minus the clean run;  clean : (n_stimuli,)
+    moved : largest change of a logit by the target;  controls : how they were chosen
+    outside : highest dose above the largest natural activity of any of the features
+    """
+
+    mode: str
+    features: tuple[int, ...]
+    labels: tuple[str, ...]
+    doses: np.ndarray
+    change: np.ndarray
+    clean: np.ndarray
+    moved: float
+    controls: Controls
+    outside: bool
+
+    @property
+    def based(self) -> int:
+        """Number of doses at the front that are only the base of the slope."""
+        return 1 if len(self.doses) > 1 else 0
+
+
+class Contrasted(NamedTuple):
+    """A run seen through one contrast.
+
+    D : (n_units, 1 + K, n_doses) changes;  slope : (n_units, 1 + K) on the target's dose, None for a single dose
+    clean : (n_units,), the contrast of the clean run
+    """
+
+    data: UnitData
+    D: np.ndarray
+    slope: np.ndarray | None
+    clean: np.ndarray
+
+
+def condition_of(place: Place, features: Sequence[int], *, mode: str, dose: np.ndarray) -> tuple[Edit, ...]:
+    """One set of features edited at the tokens of the region."""
+    own = tuple(int(j) for j in features)
+    return (Edit(place.dictionary.hook, mode, place.region, dictionary=place.dictionary, features=own, dose=dose),)
+
+
+def run_set(
+    place: Place,
+    reference: Reference,
+    features: Sequence[int],
+    *,
+    ask: Any,
+    mode: str,
+    excluded: Sequence[int],
+    seed: int,
+) -> Run:
+    """Edit one set of features and its controls at every dose.
+
+    Raises
+    ------
+    DataError
+        The edit would change nothing, or there are too few candidates for controls.
+    """
+    written = ("0",) if mode == "ablate" else tuple(str(dose) for dose in ask.doses)
+    given: tuple[float | str, ...] = (0.0,) if mode == "ablate" else tuple(ask.doses)
+    if len(given) > 1:
+        base = AT_REST.get(mode, 0.0)
+        rest = [(w, d) for w, d in zip(written, given, strict=True) if d != base]
+        written, given = (f"{base:g}", *(w for w, _ in rest)), (base, *(d for _, d in rest))
+    if mode in REMOVES and not place.codes[:, list(features)].nnz:
+        raise DataError(
+            f"features {_some(features)} are active at no token of '{place.region}' in the tested texts: to {mode} "
+            "them changes nothing. Edit where they are active, or use mode: clamp or steer."
+        )
+    middle = given[len(given) // 2] if mode != "ablate" else 0.0
+    table = covariates(place, reference, mode=mode, dose=middle, match=ask.match)
+    W = place.dictionary.W_dec.detach().float().cpu().numpy()
+    controls = matched_controls(table, features, n=ask.n_controls, excluded=excluded, W_dec=W, seed=seed)
+    change, clean, moved = _outcomes(place, reference, [features, *controls.sets], given=given, mode=mode, ask=ask)
+    levels = np.array([as_dose(dose, reference, features).mean() for dose in given])
+    top = reference.quantile(features, 1.0)
+    highest = as_dose(given[-1], reference, features)
+    outside = mode not in ("ablate", "scale") and bool((highest > np.nan_to_num(top, nan=0.0) * (1 + 1e-6)).any())
+    return Run(mode, tuple(map(int, features)), written, levels, change, clean, moved, controls, outside)
+
+
+def _some(features: Sequence[int]) -> str:
+    return ", ".join(map(str, features[:6])) + (", …" if len(features) > 6 else "")
+
+
+def _outcomes(
+    place: Place,
+    reference: Reference,
+    sets: Sequence[Sequence[int]],
+    *,
+    given: Sequence[float | str],
+    mode: str,
+    ask: Any,
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Changes (n_stimuli, n_sets, n_doses), the clean outcome, and the largest change of a logit by the first set."""
+    at_rest = len(given) > 1 and mode not in FROM_ZERO
+    run = list(given)[1:] if at_rest else list(given)
+    conditions = [
+        condition_of(place, features, mode=mode, dose=as_dose(dose, reference, features))
+        for features in sets
+        for dose in run
+    ]
+    found = edited_outcomes(place.stimuli, place.prompts.model, conditions, outcomes=(ask.outcome,), freeze=ask.freeze)
+    clean = found.clean[ask.outcome]
+    change = without_rounding(found.values[ask.outcome] - clean[:, None], clean[:, None])
+    change = change.reshape(len(clean), len(sets), len(run))
+    if at_rest:
+        change = np.concatenate([np.zeros((*change.shape[:2], 1)), change], axis=2)
+    moved = float(found.moved[:, : len(run)].max(initial=0.0))
+    if not moved > 0:
+        raise DataError(f"editing features {_some(sets[0])} ({mode}) moves no logit of any text; that is no result.")
+    return change, clean, moved
+
+
+def contrasted(
+    run: Run, place: Place, design: Design, *, effect: Mapping[str, Any] | None, cells: Any = None
+) -> Contrasted:
+    """Item data of one contrast: the mean over the cells, an effect, or the mean over the given cells alone."""
+    n, k, m = run.change.shape
+    values = np.concatenate([run.clean[:, None], run.change.reshape(n, -1)], axis=1)
+    present = present_cells(place, design) if cells is None else cells
+    made = unit_data(item_outcomes(values, place.stimuli, design, split=None, cells=present), design, effect)
+    D = made.D[:, 1:].reshape(len(made.D), k, m)
+    slope = None if m < 2 else item_slopes(np.moveaxis(D, 2, 1), run.doses)
+    return Contrasted(made, D, slope, made.D[:, 0])
+
+
+def present_cells(place: Place, design: Design) -> list[tuple[str, ...]]:
+    """Cells of the design that occur among the tested texts, in the order of the design."""
+    keys = place.stimuli[list(design.factors)].astype(str)
+    found = set(keys.itertuples(index=False, name=None))
+    from itertools import product
+
+    every = product(*([str(level) for level in factor.levels] for factor in design.factors.values()))
+    return [cell for cell in every if cell in found]
+
+
+def caution_of(run: Run) -> str:
+    """Why no claim can be made from a run's controls; empty where it can."""
+    return badly_matched(run.controls.balance)
+
+
+def delta_of(place: Place, reference: Reference, run: Run, *, ask: Any) -> np.ndarray:
+    """What the target's edit at its highest dose adds at every token, (n_cells, d)."""
+    dose = 0.0 if run.mode == "ablate" else ask.doses[-1]
+    return change_of(place, run.features, mode=run.mode, dose=as_dose(dose, reference, run.features))
