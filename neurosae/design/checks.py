@@ -30,6 +30,7 @@ from neurosae.design.units import shared_forms
 from neurosae.design.weights import Effect, compile_effect
 from neurosae.errors import SpecError
 from neurosae.spec.design import Design, region_names
+from neurosae.spec.factorial import effects_named
 from neurosae.spec.load import parse_yaml
 from neurosae.spec.subjects import subject_notes
 
@@ -343,7 +344,7 @@ def _overlaps(design: Design, stimuli: pd.DataFrame, effects: Mapping[str, Effec
         if source not in tests:
             continue
         chooser = tests[source]
-        for effect in block.effect:
+        for effect in effects_named(block):
             if effect not in chooser.effect:
                 yield (
                     f"{name}: features are chosen by {', '.join(chooser.effect)} and tested for {effect} on other "
