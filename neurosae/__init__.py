@@ -33,6 +33,8 @@ _WHERE = {
     "neurosae.examine.directions": ("feature_link", "logit_weights", "nearest_features"),
     "neurosae.examine.examples": ("top_examples",),
     "neurosae.examine.rules": ("detect_rule",),
+    "neurosae.examine.endpoint": ("Endpoint",),
+    "neurosae.examine.labels": ("label_features", "read_labels"),
     "neurosae.examine.inversion": ("embedding_cosines", "invert_feature", "swap_scores"),
     "neurosae.extraction.align": ("align",),
     "neurosae.extraction.archive": ("read_archive", "write_archive"),

@@ -38,6 +38,7 @@ LAYERS = """
 7  design.model_checks design.requirements dictionary.kinds dictionary.revival dictionary.settings extraction.archive
 7  extraction.boot extraction.budget extraction.collapse extraction.firing extraction.selftest extraction.shifts
 6  stats.kernels
+6  examine.endpoint
 7  extraction.signed extraction.store spec.editor stats.mean_squares stats.pair_kernels stats.ranks
 8  causal.controls causal.edits causal.freezing causal.prompts
 9  causal.conditions causal.deltas causal.outcomes
@@ -85,10 +86,13 @@ LAYERS = """
 13 dictionary.control dictionary.load dictionary.sweep stats.decoding stats.family stats.feature_geometry
 13 stats.parametric_models stats.rsa_rows stats.rsa_tests stats.second_order stats.spots
 13 examine.examples
+13 examine.rules
+13 examine.labels
 14 causal.costs causal.prompted causal.prompting
 16 causal.pushes
 17 causal.written
 14 stats.asked stats.distances stats.heights stats.rows stats.rsa
+14 examine.tracking
 15 report.directions report.references report.stored report.style report.wording stats.contrast stats.map_rows
 15 stats.pattern_statistics stats.power stats.searchlight stats.temporal
 16 examine.describe examine.specialists
