@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from neurosae.spec.design import Design
 from neurosae.spec.geometry import KINDS, RdmModel, RsaBlock
 from neurosae.spec.load import as_record
 from neurosae.stats import rdm
-from neurosae.stats.rdm_models import differences, edit_rdm, matrix_rdm, norms_rdm
+from neurosae.stats.rdm_models import differences, edit_rdm, given_rdm, matrix_rdm, norms_rdm
 
 ALIAS = {"position": "token_index"}  # the column `position` labels rows; what can differ is the place in the text
 
@@ -30,13 +30,14 @@ Key = tuple[str, str, int]
 
 @dataclass(frozen=True)
 class Question:
-    """A checked `rsa` block, with the effects that its models name."""
+    """A checked `rsa` block, with the effects that its models name, and the models that were given as objects."""
 
     name: str
     ask: RsaBlock
     effects: Mapping[str, Mapping[str, Any]]
     inference: Inference
     seed: int
+    given: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Place:
 
 
 def question(
-    models: Mapping[str, Mapping[str, Any]],
+    models: Mapping[str, Any],
     conditions: Sequence[str],
     region: str | Sequence[str],
     *,
@@ -82,8 +83,11 @@ def question(
     >>> asked.ask.models["number"].effect, asked.ask.models["length"].nuisance, asked.ask.distance
     ('number', True, 'crossnobis')
     """
-    effects, written = {}, {}
+    effects, written, given = {}, {}, {}
     for name, model in models.items():
+        if not isinstance(model, Mapping):  # RDMs of rsatoolbox; the schema knows them as a matrix
+            written[name], given[name] = {"matrix": name}, model
+            continue
         rest = {key: value for key, value in model.items() if key != "nuisance"}
         # a key such as `column` is a kind of model unless it is a factor, whose value is a mapping of levels
         kind = next((k for k in KINDS if k in rest and not isinstance(rest[k], Mapping)), None)
@@ -95,7 +99,7 @@ def question(
     conditions = [conditions] if isinstance(conditions, str) else list(conditions)
     block = {"test": "rsa", "region": region, "conditions": conditions, "models": written, **(settings or {})}
     ask = as_record(block, RsaBlock, name="rsa")
-    return Question("rsa", ask, effects, as_record(inference, Inference, name="inference"), seed)
+    return Question("rsa", ask, effects, as_record(inference, Inference, name="inference"), seed, given)
 
 
 def places(asked: Question, responses: Any) -> tuple[list[Place], dict[Key, str]]:
@@ -367,6 +371,10 @@ MODELS = {
 
 def vectors(asked: Question, place: Place) -> dict[str, np.ndarray]:
     """Every fixed model RDM of a place, condensed; zero, or not a number, where the model says nothing there."""
-    return {
-        name: MODELS[model.kind](model, asked, place) for name, model in asked.ask.models.items() if not model.fitted
-    }
+    made = {}
+    for name, model in asked.ask.models.items():
+        if name in asked.given:
+            made[name] = given_rdm(name, asked.given[name], place.found.labels)
+        elif not model.fitted:
+            made[name] = MODELS[model.kind](model, asked, place)
+    return made

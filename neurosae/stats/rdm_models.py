@@ -15,6 +15,7 @@ import pandas as pd
 from neurosae.errors import DataError, unknown
 from neurosae.stats.kernels import compiled
 from neurosae.stats.rdm import SAME, Patterns
+from neurosae.stats.rdm_compare import condensed_to_square
 
 
 def differences(values: np.ndarray, metric: str = "absolute") -> np.ndarray:
@@ -158,6 +159,47 @@ def _check_square(M: np.ndarray, path: str | Path, labels: Sequence[str], *, sim
         raise DataError(
             f"{path}: the diagonal is not 0, so these are no dissimilarities; set similarity: true, or subtract."
         )
+
+
+def given_rdm(name: str, model: Any, labels: Sequence[str]) -> np.ndarray:
+    """The condensed RDM of an rsatoolbox object, its conditions put into the order of `labels`.
+
+    Parameters
+    ----------
+    name : what a refusal calls it
+    model : ModelFixed, or RDMs that hold one RDM. With `pattern_descriptors["condition"]` labels are matched, and there
+        may be more of them; without, the conditions stand in the order of `labels`
+
+    Raises
+    ------
+    DataError
+        Something else was given, several RDMs, a label is missing, or the numbers of conditions differ.
+
+    Examples
+    --------
+    >>> from rsatoolbox.rdm import RDMs
+    >>> people = RDMs(np.array([[1.0, 2.0, 3.0]]), pattern_descriptors={"condition": ["c", "a", "b"]})
+    >>> given_rdm("people", people, ["a", "b", "c"])
+    array([3., 1., 2.])
+    """
+    found = getattr(model, "rdm_obj", model)
+    if not hasattr(found, "dissimilarities"):
+        raise DataError(f"model '{name}' is {type(model).__name__}; give a mapping, rsatoolbox RDMs or a ModelFixed.")
+    rows = np.asarray(found.dissimilarities, dtype=float)
+    if len(rows) != 1:
+        raise DataError(f"model '{name}' holds {len(rows)} RDMs; give one, such as their mean.")
+    square = condensed_to_square(rows[0])
+    known = [str(one) for one in found.pattern_descriptors.get("condition", [])] or list(labels)
+    if len(known) != len(square):
+        raise DataError(
+            f"model '{name}' has {len(square)} conditions, but the data has {len(labels)}: {', '.join(labels[:6])}; "
+            "name them, pattern_descriptors={'condition': [...]}."
+        )
+    for label in labels:
+        if label not in known:
+            raise DataError(f"model '{name}' has no condition '{label}'; " + unknown("label", label, known))
+    at = [known.index(label) for label in labels]
+    return square[np.ix_(at, at)][np.triu_indices(len(at), 1)]
 
 
 def norms_rdm(

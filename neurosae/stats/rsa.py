@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 def rsa(
     responses: Any,
     *,
-    models: Mapping[str, Mapping[str, Any]],
+    models: Mapping[str, Any],
     conditions: Sequence[str],
     region: str | Sequence[str],
     inference: Inference | Mapping[str, Any] | None = None,
@@ -62,6 +62,8 @@ def rsa(
         * `{"matrix": path, "similarity": False}`: a csv file with a value for every pair of conditions
         * `{"norms": path, "columns": [...]}`: a csv file with ratings of conditions or items
         * `{"weighted": [names]}`, `{"select": [names]}`: fitted to other items from models of this test
+        * an rsatoolbox `ModelFixed`, or `RDMs` that hold one RDM; `pattern_descriptors["condition"]` are matched with
+          the labels of the data, such as `sg/pl`
 
         `"nuisance": True` beside it: regressed out of the others (partial RSA), not tested itself
     conditions : factors, "frame" and "item", whose combinations are the rows of the RDM; at least 3. With "item" every

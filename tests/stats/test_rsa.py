@@ -258,3 +258,31 @@ def test_rsa_refuses_a_single_item():
     one = simulate(crossed(1), n_features=20, density=0.5, seed=0, regions=("everything",))
     with pytest.raises(DataError, match="1 complete items"):
         answer(one)
+
+
+def test_rsa_agrees_with_models_given_as_rsatoolbox_objects(fake):
+    """What `model_rdms` hands out comes back as the same model, whatever the order of its conditions."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from rsatoolbox.model import ModelFixed
+        from rsatoolbox.rdm import RDMs
+    ask = {"conditions": ["a", "b"], "region": "everything"}
+    (made,) = model_rdms(fake, models=EFFECTS, **ask).values()
+    theirs = {model.name: model for model in made}
+    known = answer(fake).set_index("effect")
+    found = rsa(fake, models=theirs, **ask, inference={"n_permutations": 200}, seed=1).set_index("effect")
+    assert_allclose(found.value[list(theirs)], known.value[list(theirs)], rtol=1e-12)
+    names, order = ["x/x", "x/y", "y/x", "y/y"], [2, 0, 3, 1]
+    square = made[0].rdm_obj.get_matrices()[0][np.ix_(order, order)]
+    turned = RDMs(square[None], pattern_descriptors={"condition": [names[k] for k in order]})
+    for model in (turned, ModelFixed("turned", turned)):
+        again = rsa(fake, models={"turned": model}, **ask, inference={"n_permutations": 200}, seed=1)
+        assert_allclose(again.value[0], known.value[made[0].name], rtol=1e-12)
+    for model, why in (
+        (np.zeros(6), "model 'm' is ndarray; give a mapping, rsatoolbox RDMs or a ModelFixed"),
+        (RDMs(np.ones((2, 6))), "model 'm' holds 2 RDMs; give one"),
+        (RDMs(np.ones((1, 3))), "model 'm' has 3 conditions, but the data has 4"),
+        (RDMs(np.ones((1, 6)), pattern_descriptors={"condition": list("abcd")}), "model 'm' has no condition 'x/x'"),
+    ):
+        with pytest.raises(DataError, match=why):
+            rsa(fake, models={"m": model}, **ask, seed=1)
