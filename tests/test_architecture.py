@@ -29,6 +29,7 @@ LAYERS = """
 3  spec.generation
 3  spec.attribution spec.causal spec.examine_tests
 3  spec.design spec.factorial spec.geometry spec.integration spec.planning spec.positions spec.subjects
+3  spec.examine
 4  design.importers design.regions design.units design.weights extraction.slow_tokens extraction.trie spec.blocks
 5  design.confounds design.expand design.levels design.orthogonal design.regressors extraction.packing
 5  extraction.sites extraction.tokens spec.choices spec.circuits spec.interventions spec.maps spec.parametric

@@ -102,7 +102,7 @@ def attribute(
     out = {}
     for site, made in found.items():
         adata = as_responses(
-            stimuli, scored, made.effects, region=region, var=features_table(site, dictionaries[site]),
+            stimuli, scored, {region: made.effects}, var=features_table(site, dictionaries[site]),
             logit_diff=made.logit_diff, provenance={"attribution": {"method": method, "baseline": baseline}},
         )  # fmt: skip
         has = [len(row) > 0 for row in scored.cells[region]]

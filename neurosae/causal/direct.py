@@ -88,8 +88,8 @@ def direct_attribution(
     scored = score_stimuli(stimuli, model, dictionaries=dictionaries, regions=(TARGET,))
     sites = dictionaries or {}
     parts = split_logit_difference(scored, [d.hook for d in sites.values()])
-    shared = {"logit_diff": parts.logit_diff, "region": TARGET}
-    out = {SITE: as_responses(stimuli, scored, parts.values, var=parts.names, **shared)}
+    given = {"logit_diff": parts.logit_diff}
+    out = {SITE: as_responses(stimuli, scored, {TARGET: parts.values}, var=parts.names, **given)}
     for site, d in sites.items():
         x, u = parts.streams[d.hook], parts.direction
         if x.shape[1] != u.shape[1]:
@@ -99,7 +99,7 @@ def direct_attribution(
             )
         codes = sp.csr_matrix(d.encode(torch.as_tensor(x)), dtype=np.float64)
         values = times_products(codes, u, d.W_dec.detach().double().cpu().numpy())
-        adata = as_responses(stimuli, scored, values, var=features_table(site, d), **shared)
+        adata = as_responses(stimuli, scored, {TARGET: values}, var=features_table(site, d), **given)
         adata.obs["rest"] = parts.logit_diff - np.asarray(values.sum(axis=1)).ravel()
         out[site] = adata
     return out

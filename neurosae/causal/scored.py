@@ -133,38 +133,50 @@ def _places(
 def as_responses(
     stimuli: pd.DataFrame,
     scored: Scored,
-    values: Any,
+    values: Mapping[str, Any],
     *,
-    region: str,
     var: pd.DataFrame,
     logit_diff: np.ndarray | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Any:
-    """One row per stimulus that has the region, as responses of a site, so that every test can read them.
+    """One row per stimulus and region that it has, as responses of a site, so that every test can read them.
 
     Parameters
     ----------
-    values : array or CSR (n_stimuli, n_features)
+    values : {region: array or CSR (n_stimuli, n_features)}
     var : index `site/feature`, with whatever describes the features
+    logit_diff : (n_stimuli,)
     """
-    has = np.flatnonzero([len(row) > 0 for row in scored.cells[region]])
-    last = np.array([scored.cells[region][i][-1] for i in has], dtype=np.int32)
-    cells = pd.DataFrame({"row": has, "region": pd.Categorical([region] * len(has)), "token_index": last})
-    cells["token"] = np.array([scored.pieces[region][i] for i in has], dtype=object)
-    cells["n_tokens"] = np.array([len(scored.cells[region][i]) for i in has], dtype=np.int32)
-    cells["stimulus_tokens"] = np.array([len(scored.ids[i]) for i in has], dtype=np.int32)
+    parts = [_cells(scored, region, logit_diff) for region in values]
+    cells = pd.concat(parts, ignore_index=True)
+    cells["region"] = pd.Categorical(cells["region"], categories=list(values))
     for name in (*CELL_NUMBERS[1:], *NUMBERS):
         if name not in cells:
-            cells[name] = np.full(len(has), np.nan, dtype=np.float32)
-    if logit_diff is not None:
-        cells["logit_diff"] = np.asarray(logit_diff, dtype=np.float32)[has]
+            cells[name] = np.full(len(cells), np.nan, dtype=np.float32)
     table = var.copy()
     table["feature"] = np.arange(len(table), dtype=np.int32) if "feature" not in table else table["feature"]
     for name in ("decoder_norm", "threshold", "density", "origin"):
         if name not in table:
             table[name] = np.full(len(table), np.nan, dtype=np.float32)
-    X = sp.csr_matrix(values, dtype=np.float32)[has]
+    rows = [
+        sp.csr_matrix(value, dtype=np.float32)[part["row"]] for part, value in zip(parts, values.values(), strict=True)
+    ]
     obs = join_stimuli(cells, stimuli)
     obs["position"] = np.int32(0)
     record = {"model": dict(scored.model.provenance), **(provenance or {})}
+    X = sp.csr_matrix(sp.vstack(rows, format="csr"))
     return build_responses(X, obs, table, design=scored.design, provenance=record)
+
+
+def _cells(scored: Scored, region: str, logit_diff: np.ndarray | None) -> pd.DataFrame:
+    """Stimuli that have a region, with its last token."""
+    places = scored.cells[region]
+    has = np.flatnonzero([len(row) > 0 for row in places])
+    cells = pd.DataFrame({"row": has, "region": region})
+    cells["token_index"] = np.array([places[i][-1] for i in has], dtype=np.int32)
+    cells["token"] = np.array([scored.pieces[region][i] for i in has], dtype=object)
+    cells["n_tokens"] = np.array([len(places[i]) for i in has], dtype=np.int32)
+    cells["stimulus_tokens"] = np.array([len(scored.ids[i]) for i in has], dtype=np.int32)
+    if logit_diff is not None:
+        cells["logit_diff"] = np.asarray(logit_diff, dtype=np.float32)[has]
+    return cells

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from neurosae.errors import unknown
+from neurosae.spec.attribution import CircuitBlock
 from neurosae.spec.blocks import (
     TESTS,
     ContrastBlock,
@@ -31,11 +32,14 @@ from neurosae.spec.blocks import (
 )
 from neurosae.spec.causal import CausalBlock, causal_effects
 from neurosae.spec.choices import choice_problems, family_problems, nuisance_problems, regression_problems
+from neurosae.spec.circuits import circuit_design_problems, circuit_problems, named_effects
 from neurosae.spec.design import Design, load_design, region_names
 from neurosae.spec.effects import effect_problems, shape_problems
+from neurosae.spec.examine import ExamineBlock, examine_design_problems, examine_problems
 from neurosae.spec.examine_tests import SpecialistsBlock, specialist_problems
 from neurosae.spec.factorial import PatternBlock, chooses_earlier, effects_named, pattern_problems
 from neurosae.spec.fields import Count, FileName, Natural, Strict, Text, fail, fail_all
+from neurosae.spec.generation import WrittenBlock, written_design_problems, written_effects, written_problems
 from neurosae.spec.geometry import GeometryBlock, RdmModel, RsaBlock, geometry_effects, geometry_problems
 from neurosae.spec.integration import IntegrationBlock, integration_design_problems, integration_problems
 from neurosae.spec.interventions import causal_design_problems, causal_problems
@@ -75,6 +79,8 @@ class Report(Strict):
     """Title; left out, the name of the analysis."""
     top_features: Count = 20
     """How many features are shown with all their items."""
+    content_warning: Text | None = None
+    """A sentence that stands in front of texts of this study; they are folded away behind it."""
 
 
 def _test_block(value: Any, _: Any, info: ValidationInfo) -> Any:
@@ -95,7 +101,7 @@ def _test_block(value: Any, _: Any, info: ValidationInfo) -> Any:
 Own = ContrastBlock | RoiBlock | PairsBlock | ParametricBlock | MapBlock | EquivalenceBlock | JointBlock
 Plain = Own | PatternBlock | SubjectsBlock | SpecialistsBlock
 """Tests whose effects are named under `effect`."""
-Known = GeometryBlock | IntegrationBlock | CausalBlock | Plain
+Known = GeometryBlock | IntegrationBlock | CausalBlock | CircuitBlock | WrittenBlock | Plain
 TestBlock = Annotated[
     SerializeAsAny[Annotated[Known, Field(discriminator="test")]],
     WrapValidator(_test_block),
@@ -128,6 +134,8 @@ class Analysis(Strict):
     """Tests by name, run in this order."""
     power: Power = Power()
     """How many items a study of this kind needs; read by `neurosae power`."""
+    examine: ExamineBlock | None = None
+    """Features to look at: examples, promoted tokens, rules, labels."""
     report: Report = Report()
     """Title of the report, and how many features it shows."""
 
@@ -202,7 +210,7 @@ def _completed(analysis: Analysis, design: Design) -> Analysis:
     positions, tests = analysis.positions, dict(analysis.tests)
     if positions.locked:
         for name, block in tests.items():
-            tests[name] = block.model_copy(update={"region": tuple(_pair(block.region))})
+            tests[name] = block.model_copy(update={"region": tuple(_pair(block.region))} if _regions(block) else {})
     if positions.regions is None:
         named = dict.fromkeys(region.partition("@")[0] for block in tests.values() for region in _regions(block))
         everything = () if positions.align == "middle_out" else region_names(design)
@@ -217,6 +225,9 @@ def _pair(regions: tuple[str, ...]) -> dict[str, None]:
 
 
 def _regions(block: Any) -> tuple[str, ...]:
+    """Regions whose responses a block reads; tests that run the model itself read none."""
+    if isinstance(block, CircuitBlock):
+        return ()
     given = getattr(block, "region", ())
     return (given,) if isinstance(given, str) else tuple(given or ())
 
@@ -236,6 +247,29 @@ def _position_problems(analysis: Analysis) -> Iterator[Problem]:
         yield ("positions",), "asks for several positions; say what becomes of them: `tokens: all` keeps them apart."
 
 
+OWN_PROBLEMS: tuple[tuple[Any, Any], ...] = (
+    (MapBlock, map_problems),
+    (SubjectsBlock, subject_problems),
+    (SpecialistsBlock, specialist_problems),
+    (IntegrationBlock, integration_problems),
+    (CausalBlock, causal_problems),
+    (CircuitBlock, circuit_problems),
+    (WrittenBlock, written_problems),
+    (IntegrationBlock | CausalBlock | WrittenBlock, choice_problems),
+)
+"""Kinds of test, and what is wrong with one inside its analysis."""
+DESIGN_PROBLEMS: tuple[tuple[Any, Any], ...] = (
+    (ParametricBlock, parametric_problems),
+    (PatternBlock, pattern_problems),
+    (IntegrationBlock, integration_design_problems),
+    (CausalBlock, causal_design_problems),
+    (CircuitBlock, circuit_design_problems),
+    (WrittenBlock, written_design_problems),
+    (GeometryBlock, geometry_problems),
+)
+"""Kinds of test, and what is wrong with one given the design."""
+
+
 def _own_problems(analysis: Analysis) -> Iterator[Problem]:
     positions = analysis.positions
     yield from _position_problems(analysis)
@@ -253,23 +287,15 @@ def _own_problems(analysis: Analysis) -> Iterator[Problem]:
         given = isinstance(block, ContrastBlock | RoiBlock | MapBlock | ParametricBlock) and block.features is not None
         if given or chooses_earlier(block):
             yield from choice_problems(name, analysis)
-        if isinstance(block, MapBlock):
-            yield from map_problems(name, analysis)
-        if isinstance(block, SubjectsBlock):
-            yield from subject_problems(name, analysis)
-        if isinstance(block, SpecialistsBlock):
-            yield from specialist_problems(name, analysis)
-        if isinstance(block, IntegrationBlock):
-            yield from integration_problems(name, analysis)
-            yield from choice_problems(name, analysis)
-        if isinstance(block, CausalBlock):
-            yield from causal_problems(name, analysis)
-            yield from choice_problems(name, analysis)
+        for kind, problems in OWN_PROBLEMS:
+            if isinstance(block, kind):
+                yield from problems(name, analysis)
     parts = {f"test '{name}'": block.model_dump(mode="json") for name, block in analysis.tests.items()}
     yield from score_problems(positions, {**parts, "inference": analysis.inference.model_dump(mode="json")})
     yield from family_problems(analysis)
     yield from regression_problems(analysis)
     yield from power_problems(analysis.power, effect=analysis.effects, site=analysis.sites)
+    yield from examine_problems(analysis)
 
 
 def _effects_used(block: Any) -> Iterator[tuple[Where, str]]:
@@ -281,6 +307,8 @@ def _effects_used(block: Any) -> Iterator[tuple[Where, str]]:
         yield from ((("parts",), part) for part in block.parts)
     yield from geometry_effects(block)
     yield from causal_effects(block)
+    yield from written_effects(block)
+    yield from named_effects(block)
 
 
 def _site_problems(site: str, sites: Mapping[str, Site], where: Where) -> Iterator[Problem]:
@@ -316,6 +344,7 @@ def _design_problems(analysis: Analysis, design: Design) -> Iterator[Problem]:
         if region not in known:
             yield ("positions", "regions"), unknown("region", short(region), known)
     yield from power_problems(analysis.power, region=dict.fromkeys(known))
+    yield from examine_design_problems(analysis, design.factors)
     for name, block in analysis.tests.items():
         where: Where = ("tests", name)
         if getattr(block, "split", "test") == "localizer" and design.partition is None:
@@ -323,16 +352,9 @@ def _design_problems(analysis: Analysis, design: Design) -> Iterator[Problem]:
             yield (*where, "split"), text
         for region in _regions(block):
             yield from _region_problems(region, known, analysis.positions, where=(*where, "region"))
-        if isinstance(block, ParametricBlock):
-            yield from parametric_problems(name, analysis, design)
-        if isinstance(block, PatternBlock):
-            yield from pattern_problems(name, analysis, design)
-        if isinstance(block, IntegrationBlock):
-            yield from integration_design_problems(name, analysis, design)
-        if isinstance(block, CausalBlock):
-            yield from causal_design_problems(name, analysis, design)
-        if isinstance(block, GeometryBlock):
-            yield from geometry_problems(name, analysis, design)
+        for kind, problems in DESIGN_PROBLEMS:
+            if isinstance(block, kind):
+                yield from problems(name, analysis, design)
 
 
 def _region_problems(region: str, known: tuple[str, ...], positions: Positions, *, where: Where) -> Iterator[Problem]:

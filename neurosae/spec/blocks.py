@@ -11,11 +11,13 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from neurosae.errors import unknown
+from neurosae.spec.attribution import CIRCUITS
 from neurosae.spec.block import Block, FeatureChoice
 from neurosae.spec.causal import CAUSAL
 from neurosae.spec.examine_tests import DESCRIPTIONS
 from neurosae.spec.factorial import PATTERNS
 from neurosae.spec.fields import Bool, Count, FileName, Number, OneOrMore, Strict, Text, fail
+from neurosae.spec.generation import WRITTEN
 from neurosae.spec.geometry import GEOMETRY
 from neurosae.spec.integration import IntegrationBlock
 from neurosae.spec.sites import AnyPath
@@ -327,6 +329,8 @@ TESTS: Mapping[str, tuple[type[Strict], str]] = {
     "pairs": (PairsBlock, "neurosae.stats.pairs"),
     "integration": (IntegrationBlock, "neurosae.stats.integration"),
     **CAUSAL,
+    **WRITTEN,
+    **CIRCUITS,
     **PATTERNS,
     **DESCRIPTIONS,
     "equivalence": (EquivalenceBlock, "neurosae.stats.equivalence"),

@@ -112,14 +112,14 @@ class ItemData:
 def item_data(
     adata: AnnData,
     design: Design,
-    effect: Mapping,
+    effect: Mapping | Effect,
     *,
     region: str,
     position: int = 0,
     split: str = "test",
     flips_only: bool = True,
 ) -> ItemData:
-    """Data of every unit for one effect, with the relabellings that the design admits.
+    """Data of every unit for one effect, as written or compiled, with the relabellings that the design admits.
 
     A caller that can let levels change places inside items says so, `flips_only=False`; for others a contrast without
     mirror image is flipped, approximately.
@@ -131,9 +131,11 @@ def item_data(
     SpecError
         If the effect cannot be estimated, or no relabelling of whole items tests it.
     """
-    made = compile_effect(design, dict(effect))
+    given = isinstance(effect, Effect)
+    made = effect if given else compile_effect(design, dict(effect))
     found = _in_design_order(item_cells(adata, design, region=region, position=position, split=split), design)
-    exchange = exchangeability(design, made, items=found.items, flips_only=flips_only)  # pyright: ignore[reportArgumentType]
+    only = flips_only or given  # weights that sum to 0 in no factor have no levels to exchange
+    exchange = exchangeability(design, made, items=found.items, flips_only=only)  # pyright: ignore[reportArgumentType]
     place = {name: k for k, name in enumerate(exchange.items)}
     taking_part = np.array([place.get(name, -1) for name in found.items])
     inside = taking_part[found.row_item] >= 0
