@@ -63,7 +63,7 @@ LAYERS = """
 11 causal.gradients
 11 examine.items
 11 dictionary.architectures dictionary.pathology examine.stream extraction.run stats.adjusted stats.battery stats.chains
-11 stats.communities stats.crossfit stats.hurdle stats.lanes stats.length stats.levels stats.mixed
+11 stats.nested_shares stats.communities stats.crossfit stats.hurdle stats.lanes stats.length stats.levels stats.mixed
 11 stats.model_comparison stats.plasmode stats.preactivations stats.projection stats.worlds
 12 causal.steering
 12 causal.attribution

@@ -65,8 +65,8 @@ def feature_scores(places: Sequence[Site], results: pd.DataFrame) -> pd.DataFram
         table["text"] = adata.obs["stimulus"].astype(str).to_numpy()[table["text"]]
         mine = results[(results["site"] == site) & (results["region"] == region) & results["feature"].notna()]
         best = mine.sort_values("value", ascending=False, kind="stable").drop_duplicates("feature")
-        best = best[["feature", "x_category", "value", "p_corr", "effsize", "x_in", "x_out"]].astype({"feature": int})
-        names = {"x_category": "category", "value": "z", "effsize": "auroc", "x_in": "n_in", "x_out": "n_out"}
+        best = best[["feature", "x_category", "value", "p_corr", "x_auc", "x_in", "x_out"]].astype({"feature": int})
+        names = {"x_category": "category", "value": "z", "x_auc": "auroc", "x_in": "n_in", "x_out": "n_out"}
         out.append(table.merge(best.rename(columns=names), on="feature", how="left").assign(site=site, region=region))
     return pd.concat(out, ignore_index=True)
 
@@ -82,7 +82,8 @@ def text_profiles(places: Sequence[Site], scores: pd.DataFrame, *, category: str
     out = []
     for site, region, adata, A, theta in places:
         mine = scores[(scores["site"] == site) & (scores["region"] == region)]
-        chosen = {int(f) for what in LISTS for f in leading(mine, what)["feature"]}
+        sizes = {what: 2 * LEADING if what == "specialist" else LEADING for what in LISTS}
+        chosen = {int(f) for what, n in sizes.items() for f in leading(mine, what, n)["feature"]}
         chosen |= {int(f) for f in mine[mine["p_corr"] <= alpha].nlargest(4 * LEADING, "z")["feature"]}
         columns = np.flatnonzero(np.isin(adata.var["feature"].to_numpy(dtype=np.int64), sorted(chosen)))
         X, obs = A[:, columns].toarray(), adata.obs

@@ -109,8 +109,8 @@ def specialists(
     DataFrame
         The results schema, a row per feature and category (`effect` is "topic: sea"). `value` is z, `estimate` the
         difference of the shares of strong items inside and outside with its 95 % interval (Newcombe), `effsize` the
-        AUROC; `x_in`, `x_out` count strong texts (of `x_n_in`, `x_n_out`), `x_specialist` is their difference,
-        `x_composite` 100 x share of strong texts x mean activation.
+        rank-biserial correlation 2 AUROC - 1 (`x_auc`); `x_in`, `x_out` count strong texts (of `x_n_in`, `x_n_out`),
+        `x_specialist` is their difference, `x_composite` 100 x share of strong texts x mean activation.
 
     Raises
     ------
@@ -265,11 +265,12 @@ def _rows(
         n_in, n_out = (np.asarray(total[rows].sum(axis=0)).ravel() for rows in (inside, ~inside))
         estimate, low, high = rate_difference((n_in, int(inside.sum())), (n_out, int((~inside).sum())))
         x_in, x_out = (np.asarray(sp.csr_matrix(texts_strong)[r].sum(axis=0)).ravel() for r in (here, ~here))
+        auc = auroc(place.values[:, columns], inside)
         bounds = {"ci_low": low, "ci_high": high, "ci_level": 0.95} if items.between else {}
         out.append(pd.DataFrame({
             **common, "effect": f"{asked.effect}: {level}", "feature": features, "n_features": 1,
             "stat": f"{asked.ask.score} z", "value": scored.z[k], "estimate": estimate, **bounds,
-            "effsize": auroc(place.values[:, columns], inside), "eftype": "auroc",
+            "effsize": 2 * auc - 1, "eftype": "rank_biserial", "x_auc": auc,
             "p_unc": scored.p_unc[k], "p_corr": counted_p(null, scored.z[k], tolerance=1e-9), "p_adjust": "maxT",
             "p_method": "exact" if how.exhaustive else "permutations",
             "family": "maximum over features, categories, sites and regions of this test", "n_family": size,

@@ -27,6 +27,7 @@ from neurosae.report.parts import Drawing, Section, Statement
 from neurosae.report.prose import contrast_statements, other_statements
 from neurosae.report.references import REFERENCES
 from neurosae.report.regions import PAIRS, ROI
+from neurosae.report.specialists import SPECIALISTS
 from neurosae.report.stored import Study
 from neurosae.report.subjects import SUBJECTS
 from neurosae.report.tables import distinct, first_known
@@ -42,6 +43,7 @@ SECTIONS: Mapping[str, Section] = {
     "factorial": FACTORIAL,
     "choosing": CHOOSING,
     "anova": ANOVA,
+    "specialists": SPECIALISTS,
     "integration": INTEGRATION,
     "equivalence": EQUIVALENCE,
     "subjects": SUBJECTS,

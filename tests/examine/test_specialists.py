@@ -112,7 +112,8 @@ def test_auroc_z_agrees_with_mann_whitney():
         for x in X.T
     ]
     assert_allclose(mine.value, [scipy.stats.norm.isf(r.pvalue) for r in made], rtol=1e-6)
-    assert_allclose(mine.effsize, [r.statistic / 600 for r in made])
+    assert_allclose(mine.x_auc, [r.statistic / 600 for r in made])
+    assert_allclose(mine.effsize, 2 * mine.x_auc - 1)
 
 
 def test_specialists_controls_familywise_error():
