@@ -29,10 +29,10 @@ LAYERS = """
 3  spec.generation
 3  spec.attribution spec.causal spec.examine_tests
 3  spec.design spec.factorial spec.geometry spec.integration spec.planning spec.positions spec.subjects
-3  spec.examine
+3  spec.examine spec.patching
 4  design.importers design.regions design.units design.weights extraction.slow_tokens extraction.trie spec.blocks
 5  design.confounds design.expand design.levels design.orthogonal design.regressors extraction.packing
-5  extraction.sites extraction.tokens spec.choices spec.circuits spec.interventions spec.maps spec.parametric
+5  extraction.sites extraction.tokens spec.choices spec.circuits spec.interventions spec.maps spec.parametric spec.patching_checks
 6  design.cautions design.check_report design.exchange design.token_checks dictionary.encode dictionary.products
 6  dictionary.pursuit dictionary.topk extraction.cells extraction.passes extraction.responses extraction.source
 6  spec.analysis
@@ -45,7 +45,9 @@ LAYERS = """
 9  causal.conditions causal.deltas causal.outcomes
 10 causal.plan
 11 causal.passes
-12 causal.doses causal.patching
+12 causal.doses causal.replacements
+13 causal.patching
+16 causal.patched
 8  design.checks dictionary.budget dictionary.decompositions dictionary.record dictionary.texts dictionary.watch
 8  examine.scores
 8  causal.scored dictionary.vectors
@@ -94,6 +96,7 @@ LAYERS = """
 17 causal.written
 14 stats.asked stats.distances stats.heights stats.rows stats.rsa
 14 examine.tracking
+14 examine.viewer
 15 report.directions report.references report.stored report.style report.wording stats.contrast stats.map_rows
 15 stats.pattern_statistics stats.power stats.searchlight stats.temporal
 16 examine.describe examine.specialists
@@ -105,12 +108,12 @@ LAYERS = """
 19 causal.heads
 16 report.parts report.tables stats.across_subjects stats.conj stats.equivalence stats.level_trials stats.maps
 16 stats.minimum stats.pairs stats.parametric stats.sets
-17 report.claims report.figures_comparison report.figures_courses report.figures_factorial report.figures_features
+17 report.claims report.figures_attribution report.figures_comparison report.figures_courses report.figures_factorial report.figures_features
 17 report.figures_geometry report.figures_integration report.figures_maps report.figures_pattern report.figures_power
 17 report.figures_sets report.figures_subjects report.figures_training report.figures_univariate report.limits
 17 report.page report.result_tables stats.choosing stats.combine stats.crosstest stats.factorial stats.integration
 17 stats.othereffect stats.trials
-18 report.absence report.anova report.choosing report.factorial report.figures report.integration report.joint
+18 report.absence report.anova report.attribution report.choosing report.factorial report.figures report.integration report.joint
 18 report.maps report.methods report.models report.prose report.regions report.subjects stats.anova stats.calibrate
 18 stats.selection
 19 report.calibration report.geometry
@@ -118,6 +121,7 @@ LAYERS = """
 21 provenance report.comparison report.html
 22 stages
 23 study
+23 examination
 24 comparison
 25 cli
 """

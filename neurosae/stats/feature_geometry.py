@@ -8,7 +8,7 @@ sites, regions and positions. Leave-one-out and sampled Shapley values of other 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -31,8 +31,9 @@ from neurosae.stats.feature_shares import (
     swapped,
 )
 from neurosae.stats.geometry import Place, Question, condition_weights, effect_model, places, question
+from neurosae.stats.nested_shares import Labelling, labelling, permuted
 from neurosae.stats.rdm_compare import embed
-from neurosae.stats.relabel import Relabelling, flips
+from neurosae.stats.relabel import Relabelling, flips, signs
 from neurosae.stats.units import item_numbers
 
 RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0)
@@ -82,9 +83,10 @@ def feature_geometry(
     -----
     H0: for every item, the labels of the effect's factor are exchangeable, jointly for all features. For an effect of
     one factor its labels are swapped, exact; for an interaction the sign of the item's contrast is flipped and the
-    rest is kept, which needs symmetric contrasts ("approximate"). Where items are nested in conditions, or the weights
-    have no mirror image, shares are described and not tested. Leave-one-out and Shapley values depend on which other
-    features there are, and are never tested.
+    rest is kept, which needs symmetric contrasts ("approximate"). Where every item is in one condition, labels are
+    permuted over items, inside strata and the levels of other factors. Where items are in several conditions but not in
+    all, or the weights have no mirror image, shares are described and not tested. Leave-one-out and Shapley values
+    depend on which other features there are, and are never tested.
 
     References
     ----------
@@ -130,13 +132,12 @@ def run(responses: Any, ask: FeatureGeometryBlock, *, study: Any, earlier: Mappi
 
 def _answer(asked: Question, ask: FeatureGeometryBlock, responses: Any) -> Tested:
     found, failed = places(asked, responses)
-    numbers = np.unique(np.concatenate([item_numbers(p.design, p.found.items) for p in found]))
-    relabelling = flips(numbers, asked.inference.n_permutations, seed=asked.seed, split=asked.ask.split)
+    ways = _ways(asked, found, ask.effect)
     parts, tops = [], []
     with threadpool_limits(1, user_api="blas"):
         for effect in ask.effect:
             for place in found:
-                table, maxima = _at_place(asked, ask, place, effect=effect, relabelling=relabelling)
+                table, maxima = _at_place(asked, ask, place, effect=effect, way=ways[effect, place.key])
                 parts.append(table)
                 tops += [maxima] if maxima is not None else []
     null = np.max(tops, axis=0) if tops else None
@@ -153,8 +154,50 @@ def _answer(asked: Question, ask: FeatureGeometryBlock, responses: Any) -> Teste
     return Tested(check_results(table), None, {})
 
 
+class Swap(NamedTuple):
+    """Swaps of labels inside items: R of one item's conditions, the flips, and where the items stand in them."""
+
+    R: np.ndarray
+    relabelling: Relabelling
+    place: np.ndarray
+    exact: bool
+    h0: str
+
+
+Way = Swap | Labelling
+
+
+def _ways(
+    asked: Question, found: Sequence[Place], effects: Sequence[str]
+) -> dict[tuple[str, tuple[str, str, int]], Way | DataError]:
+    """How the labels of every effect move at every place, or why they cannot; all with equally many relabellings."""
+    out: dict[tuple[str, tuple[str, str, int]], Way | DataError] = {}
+    numbers = np.unique(np.concatenate([item_numbers(p.design, p.found.items) for p in found]))
+    flipped = flips(numbers, asked.inference.n_permutations, seed=asked.seed, split=asked.ask.split)
+    for draw in (False, True):
+        for effect in effects:
+            for place in found:
+                try:
+                    out[effect, place.key] = _way(asked, place, effect, flipped=flipped, draw=draw)
+                except DataError as error:
+                    out[effect, place.key] = error
+        if len({way.relabelling.n for way in out.values() if not isinstance(way, DataError)}) <= 1:
+            break
+    return out
+
+
+def _way(asked: Question, place: Place, effect: str, *, flipped: Relabelling, draw: bool) -> Way:
+    if place.found.nested:
+        made = compile_effect(place.design, dict(asked.effects[effect]))
+        n, split = asked.inference.n_permutations, asked.ask.split
+        return labelling(place.design, made, place.found, n=n, draw=draw, split=split, seed=asked.seed)
+    R, exact, words = _swap(asked, place, effect)
+    at = np.searchsorted(flipped.rows, item_numbers(place.design, place.found.items))
+    return Swap(R, flipped, at, exact, words)
+
+
 def _at_place(
-    asked: Question, ask: FeatureGeometryBlock, place: Place, *, effect: str, relabelling: Relabelling
+    asked: Question, ask: FeatureGeometryBlock, place: Place, *, effect: str, way: Way | DataError
 ) -> tuple[pd.DataFrame, np.ndarray | None]:
     found = place.found
     where = {"effect": effect, "site": place.site, "region": place.region, "position": place.position,
@@ -175,7 +218,7 @@ def _at_place(
     if ask.n_shapley:
         values, se = sampled_shapley(Y, m, n_orders=ask.n_shapley, rng=np.random.default_rng([asked.seed, 11]))
         table["x_shapley"], table["x_shapley_se"] = values, se
-    maxima = _tested(asked, place, table, centred=centred, relabelling=relabelling, effect=effect, q=q)
+    maxima = _tested(place, table, way, centred=centred, q=q)
     rows = [table, _silent(place, where)]
     if ask.reweighted:
         rows.append(_reweighted_row(asked, ask, place, where=where, model=m))
@@ -190,29 +233,32 @@ def _silent(place: Place, where: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def _tested(
-    asked: Question,
-    place: Place,
-    table: pd.DataFrame,
-    *,
-    centred: np.ndarray,
-    relabelling: Relabelling,
-    effect: str,
-    q: np.ndarray,
+    place: Place, table: pd.DataFrame, way: Way | DataError, *, centred: np.ndarray, q: np.ndarray
 ) -> np.ndarray | None:
-    """Fill in the test of a place; None, with the reason in every row, where nothing can be swapped."""
-    try:
-        R, exact, words = _swap(asked, place, effect)
-        parts = swapped(place.found, centred, R)
-    except DataError as error:
-        table["note"] = f"Not tested: {error}"
+    """Fill in the test of a place; None, with the reason in every row, where nothing can be relabelled."""
+    if isinstance(way, DataError):
+        table["note"] = f"Not tested: {way}"
         return None
-    at = np.searchsorted(relabelling.rows, item_numbers(place.design, place.found.items))
-    maxima, reached = largest_shares(parts, q, relabelling, place=at)
-    table["p_unc"] = reached / relabelling.n
-    how = "exact" if relabelling.exhaustive else "flips"
+    if isinstance(way, Labelling):
+        parts, n, everything, exact, words = (
+            permuted(place.found, centred),
+            way.relabelling.n,
+            way.relabelling.exhaustive,
+            way.exact,
+            way.h0,
+        )
+        maxima, reached = largest_shares(lambda a, k: parts.at(way.draw(a, k)), n, q, size=parts.size)
+        how, p_min = "exact" if everything else "permutations", way.p_min
+    else:
+        made, at = swapped(place.found, centred, way.R), way.place
+        n, everything, exact, words = way.relabelling.n, way.relabelling.exhaustive, way.exact, way.h0
+        maxima, reached = largest_shares(
+            lambda a, k: made.at(signs(way.relabelling, a, k)[:, at]), n, q, size=made.rest
+        )
+        how, p_min = "exact" if everything else "flips", max(1 / n, 2.0 ** (1 - len(at)))
+    table["p_unc"], table["n_perm"], table["p_min"] = reached / n, n, p_min
     table["p_method"] = how if exact else f"{how} (approximate)"
     table["h0"], table["alternative"] = words, "greater"
-    table["n_perm"], table["p_min"] = relabelling.n, max(1 / relabelling.n, 2.0 ** (1 - len(at)))
     return maxima
 
 

@@ -14,6 +14,7 @@ any swaps s is a constant plus sum_r lam_r ((sum_i s_i z_irj)^2 - sum_i z_irj^2)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,6 @@ import numpy as np
 from neurosae.errors import DataError
 from neurosae.stats.rdm import Patterns
 from neurosae.stats.rdm_compare import RANKS, embed
-from neurosae.stats.relabel import Relabelling, signs
 
 TILE = 256
 
@@ -127,22 +127,23 @@ def swapped(found: Patterns, model: np.ndarray, R: np.ndarray) -> Swapped:
 
 
 def largest_shares(
-    parts: Swapped, q: np.ndarray, relabelling: Relabelling, *, place: np.ndarray
+    draw: Callable[[int, int], np.ndarray], n: int, q: np.ndarray, *, size: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Maximum of phi/q over features per relabelling, and how many relabellings reach each feature's own value.
 
     Parameters
     ----------
-    q : array (m,), sums of squares of every feature, which no swap changes
-    relabelling : flips of items
-    place : int array (n_items,), where these items stand in the relabelling
+    draw(first, count) : phi of every feature under relabellings first … first + count - 1, (count, m)
+    n : number of relabellings
+    q : array (m,), sums of squares of every feature, which no relabelling changes
+    size : array (m,), of the terms that phi is the difference of: what is closer than their rounding is a tie
     """
-    maxima, reached, observed = np.empty(relabelling.n), np.zeros(len(q), dtype=np.int64), None
-    for first in range(0, relabelling.n, TILE):
-        count = min(TILE, relabelling.n - first)
-        values = parts.at(signs(relabelling, first, count)[:, place]) / q
+    maxima, reached, observed = np.empty(n), np.zeros(len(q), dtype=np.int64), None
+    for first in range(0, n, TILE):
+        count = min(TILE, n - first)
+        values = draw(first, count) / q
         observed = values[0] if observed is None else observed
-        reached += (values >= observed - 1e-9 * (np.abs(observed) + np.abs(parts.rest) / q)).sum(axis=0)
+        reached += (values >= observed - 1e-9 * (np.abs(observed) + np.abs(size) / q)).sum(axis=0)
         maxima[first : first + count] = values.max(axis=1)
     return maxima, reached
 
