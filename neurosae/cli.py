@@ -187,6 +187,33 @@ def compare(
 
 
 @app.command()
+def examine(
+    analysis: Analysis,
+    *,
+    features: Annotated[str, typer.Option(help="late/12,late/40; left out, what `examine:` says.")] = "",
+    text: Annotated[list[Path] | None, typer.Option(help="Text files or data set folders beside the study's.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Tokens of that text; without it the model writes them.")] = None,
+    out: Out = Path("results"),
+    device: Device = "auto",
+    offline: Offline = False,
+) -> None:
+    """Look at features: what they fire on, promote and lie near, rules that tell where, labels; described, not tested.
+
+    Tables, and viewer.html with shaded tokens, lie in results/NAME/examine; cards go into the report of a finished
+    study. Nothing is sent anywhere unless the analysis names an endpoint.
+    """
+    study = _prepare(analysis, out, device=device, dtype=None, seed=None, offline=offline)
+    given = {"texts": tuple(map(str, text or ())), "n_tokens": tokens}
+    changes = {name: value for name, value in given.items() if value}
+    if features:
+        changes["features"] = {"ids": ns.parse_features(features)}
+    typer.echo(ns.summarize_examined(ns.examine_study(study, changes=changes)))
+    typer.echo(study.folder / "examine" / "viewer.html")
+    if (study.folder / "results.parquet").is_file():
+        typer.echo(ns.write_report(study.folder))
+
+
+@app.command()
 def power(analysis: Analysis, *, out: Out = Path("results"), seed: Seed = None) -> None:
     """Power over the number of items for a stated smallest effect; stored responses serve as pilot. Loads no model."""
     study = _prepare(analysis, out, device="auto", dtype=None, seed=seed, offline=True)

@@ -128,8 +128,10 @@ def sites_of(spec: Any, n_layers: int) -> dict[str, Any]:
 
 
 def run_study(study: Study) -> pd.DataFrame:
-    """Extract, test, report."""
+    """Extract, test, look at features where `examine:` asks for it, report."""
     results = test_study(study)
+    if study.spec.examine is not None:
+        ns.examine_study(study)
     ns.write_report(study.folder)
     return results
 

@@ -19,9 +19,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from neurosae.errors import ModelError
+from neurosae.spec.examine import LOCAL, endpoint_problem
 from neurosae.spec.files import content_hash, write_atomic
 
-LOCAL = ("localhost", "127.0.0.1", "::1")
 LONGEST = 1 << 20  # bytes of an answer that are read
 WAIT = 120  # seconds
 
@@ -49,30 +49,6 @@ class _Stay(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *args: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         return None
-
-
-def endpoint_problem(base_url: str, key: str = "") -> str | None:
-    """What is wrong with an address, or None.
-
-    Examples
-    --------
-    >>> endpoint_problem("http://127.0.0.1:8000/v1"), endpoint_problem("https://models.example/v1", "MY_KEY")
-    (None, None)
-    >>> endpoint_problem("http://models.example/v1", "MY_KEY")
-    'would send the key unencrypted; use https, or a server on this machine.'
-    """
-    try:
-        parts = urlsplit(base_url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        return f"'{base_url[:80]}' is no address; write https://host/v1."
-    if parts.scheme not in ("http", "https") or not host:
-        return f"'{base_url[:80]}' is no address; write https://host/v1."
-    if parts.username or parts.password or parts.query or parts.fragment:
-        return "holds more than host and path; the key belongs into an environment variable, named by `key`."
-    if key and parts.scheme == "http" and host not in LOCAL:
-        return "would send the key unencrypted; use https, or a server on this machine."
-    return None
 
 
 def ask(endpoint: Endpoint, prompt: str, *, date: Callable[[], str] | None = None) -> dict[str, Any]:

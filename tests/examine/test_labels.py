@@ -12,8 +12,9 @@ import pytest
 from numpy.testing import assert_allclose
 
 from neurosae.errors import DataError, ModelError
-from neurosae.examine.endpoint import Endpoint, ask, endpoint_problem
+from neurosae.examine.endpoint import Endpoint, ask
 from neurosae.examine.labels import label_features, read_labels
+from neurosae.spec.examine import endpoint_problem
 
 SECRET = "not-a-real-key"
 

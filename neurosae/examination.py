@@ -1,0 +1,341 @@
+"""Features of a study, looked at: tables, examples and a viewer beside its results, made once and kept by key.
+
+What is shown describes; nothing is tested here. Features that a test of the study chose are shown on the same items
+too, and every table says which test that was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import neurosae as ns
+from neurosae.errors import ModelError, SpecError, StoreError, choose
+from neurosae.examine.directions import feature_link, logit_weights, nearest_features
+from neurosae.examine.endpoint import Endpoint
+from neurosae.examine.examples import Show, distributions, examples_of
+from neurosae.examine.inversion import invert_feature
+from neurosae.examine.labels import label_features, read_labels
+from neurosae.examine.rules import rules_of
+from neurosae.examine.seen import Seen, text_maxima, watch
+from neurosae.examine.tracking import track_feature
+from neurosae.examine.viewer import viewer_page
+from neurosae.extraction.tokens import agreed_bos
+from neurosae.provenance import table_hash, versions
+from neurosae.spec.block import FeatureChoice
+from neurosae.spec.examine import ExamineBlock
+from neurosae.spec.files import atomic_path, content_hash, file_hash, lock
+from neurosae.spec.results import ranked
+from neurosae.stages import Study, inputs_hash, keep_inputs, read_json, say, write_json, write_table
+
+FOLDER = "examine"
+TABLES = ("features", "examples", "distributions", "pooled", "tokens", "neighbours", "rules", "labels", "inversions",
+          "counterparts")  # fmt: skip
+SILENT = {"zero": 8, "hard": 4}  # examples for a judge
+OWN, OTHER = "study", "text"  # where examples come from
+SHOWN_TEXTS = 300  # of every source, in the viewer
+
+
+def examine_study(study: Study, *, changes: Mapping[str, Any] | None = None) -> dict[str, pd.DataFrame]:
+    """Look at features of a study as `examine:` asks; what was made before from the same inputs is read back.
+
+    Parameters
+    ----------
+    study : from `prepare_study`
+    changes : keys of `examine:` that replace those of the file, e.g. `{"features": {"ids": {"late": [12]}}}`
+
+    Returns
+    -------
+    {name: DataFrame}
+        `features` (a row for each), `examples`, `distributions`, `pooled` (largest activation in every text of the
+        study), `tokens` (promoted and suppressed), `neighbours`, `rules`, `labels`, `inversions`, `counterparts`; those
+        that were not asked for are absent. Also written to `results/<study>/examine/` as .parquet and .csv, beside
+        `viewer.html`.
+
+    Raises
+    ------
+    SpecError
+        Neither the analysis nor the call says which features.
+    """
+    ask = asked_of(study, changes)
+    with lock(study.folder):
+        keep_inputs(study) if study.design is not None else study.folder.mkdir(exist_ok=True)
+        chosen, by = chosen_features(study, ask)
+        key = _key(study, ask, chosen)
+        folder = study.folder / FOLDER
+        if read_json(folder / "record.json").get("key") == key and (found := _stored(folder)):
+            say(study, f"examine: {sum(map(len, chosen.values()))} features, as stored")
+            return found
+        sources = _sources(study, ask)
+        tables, page = _made(study, ask, chosen, sources=sources)
+        tables["features"]["chosen_by"] = by
+        record = {"key": key, "chosen_by": by, "sources": {name: len(one[0]) for name, one in sources.items()},
+                  "asked": ask.model_dump(mode="json"), "tables": list(tables)}  # fmt: skip
+        with atomic_path(folder) as part:
+            part.mkdir()
+            for name, table in tables.items():
+                table.to_parquet(part / f"{name}.parquet")
+                write_table(part / f"{name}.csv", table)
+            (part / "viewer.html").write_text(page, encoding="utf-8")
+            write_json(part / "record.json", record)
+    say(study, f"examine: {len(tables['features'])} features, {len(tables['examples'])} examples")
+    return tables
+
+
+def asked_of(study: Study, changes: Mapping[str, Any] | None) -> ExamineBlock:
+    """The block of the file with the changes of the command line."""
+    block = study.spec.examine
+    given = {} if block is None else {name: getattr(block, name) for name in block.model_fields_set}
+    given |= dict(changes or {})
+    if "features" not in given:
+        raise SpecError(
+            f"{study.path}:1: examine: is missing; add `examine: {{features: {{from: <test>, top: 5}}}}`, or name "
+            "features with --features."
+        )
+    return ExamineBlock.model_validate(given)
+
+
+def parse_features(words: str) -> dict[str, list[int]]:
+    """Features as the command line names them.
+
+    Examples
+    --------
+    >>> parse_features("late/12, late/40,early/3")
+    {'late': [12, 40], 'early': [3]}
+    """
+    found: dict[str, list[int]] = {}
+    for word in (part.strip() for part in words.split(",") if part.strip()):
+        site, slash, index = word.rpartition("/")
+        if not (slash and site and index.isdecimal()):
+            raise SpecError(f"--features: '{word[:60]}' is no feature; write site/index, such as late/12,late/40.")
+        found.setdefault(site, []).append(int(index))
+    if not found:
+        raise SpecError("--features: names none; write site/index, such as late/12,late/40.")
+    return found
+
+
+def chosen_features(study: Study, ask: ExamineBlock) -> tuple[dict[str, list[int]], str]:
+    """Indices by site, and what chose them, in words."""
+    choice: FeatureChoice = ask.features
+    sites = list(study.live()[1]) if any("*" in s.hook for s in study.spec.sites.values()) else list(study.spec.sites)
+    if choice.from_ is None:
+        ids = choice.ids if isinstance(choice.ids, dict) else dict.fromkeys(sites, choice.ids)
+        for site in ids:
+            choose("site", site, dict.fromkeys(sites), error=SpecError)
+        return {site: sorted(set(given)) for site, given in ids.items()}, "named"
+    try:
+        rows = ns.read_results(study.folder)
+    except StoreError:
+        raise SpecError(
+            f"{study.path}:1: examine.features: come from test '{choice.from_}', which has not run; use `neurosae run`."
+        ) from None
+    rows = rows[rows["test"].eq(choice.from_) & rows["status"].eq("ok") & rows["feature"].notna()]
+    if not len(rows):
+        raise SpecError(f"{study.path}:1: examine.features: test '{choice.from_}' has no tested feature.")
+    found = {
+        str(site): list(dict.fromkeys(ranked(group)["feature"].astype(int)))[: choice.top]
+        for site, group in rows.groupby("site", sort=False)
+    }
+    split = ", ".join(rows["split"].dropna().unique())
+    return found, f"{choice.from_} top {choice.top}" + (f" (on {split} items)" if split else "")
+
+
+# ------------------------------------------------------------------ what it rests on
+
+
+def _key(study: Study, ask: ExamineBlock, chosen: Mapping[str, Sequence[int]]) -> str:
+    files = [file_hash(path) for path in ([ask.labels] if ask.labels else [])]
+    states = []
+    for place in map(Path, ask.texts):
+        found = sorted(place.rglob("*")) if place.is_dir() else [place]
+        states += [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in found if f.is_file()]
+    parts = {"version": versions()["neurosae"], "ask": ask.model_dump(mode="json"), "chosen": chosen, "files": files}
+    return content_hash(
+        parts | {"texts": states, "seed": study.spec.seed}, inputs_hash(study), table_hash(study.stimuli)
+    )
+
+
+def _stored(folder: Path) -> dict[str, pd.DataFrame] | None:
+    names = read_json(folder / "record.json").get("tables", [])
+    try:
+        return {name: pd.read_parquet(folder / f"{name}.parquet") for name in names}
+    except (OSError, ValueError):
+        return None
+
+
+Source = tuple[list[str], list[str], pd.DataFrame | None, np.ndarray | None]
+"""Texts, what each is called, their levels, and what belongs together."""
+
+
+def _sources(study: Study, ask: ExamineBlock) -> dict[str, Source]:
+    """The study's own texts, with levels and items; text of the user, or that the model writes."""
+    made: dict[str, Source] = {}
+    if study.design is not None:
+        stimuli = study.stimuli
+        factors = [f for f in (ask.by if ask.by is not None else study.design.factors) if f in stimuli]
+        names = [str(name) for name in stimuli.index]
+        levels = stimuli[factors].reset_index(drop=True)
+        made[OWN] = (stimuli["text"].astype(str).tolist(), names, levels, stimuli["item"].to_numpy())
+    if ask.texts:
+        texts, names = [], []
+        for path in ask.texts:
+            found = list(ns.read_texts(path))
+            texts += found
+            names += [f"{Path(path).name}, document {i}" for i in range(1, len(found) + 1)]
+        made[OTHER] = (texts, names, None, None)
+    elif ask.n_tokens is not None:
+        texts = ns.sample_texts(study.live()[0], ask.n_tokens, seed=15_485 + study.spec.seed, purpose="text to examine")
+        made[OTHER] = (texts, [f"written by the model, {i}" for i in range(1, len(texts) + 1)], None, None)
+    if not made:
+        raise SpecError(f"{study.path}:1: examine.texts: is missing, and there is no design; name text to look at.")
+    return made
+
+
+# ------------------------------------------------------------------ the tables
+
+
+def _made(
+    study: Study, ask: ExamineBlock, chosen: Mapping[str, Sequence[int]], *, sources: Mapping[str, Source]
+) -> tuple[dict[str, pd.DataFrame], str]:
+    model, dictionaries = study.live()
+    tokenizer = agreed_bos(model.tokens, dictionaries)
+    seen = {
+        name: watch(model, dictionaries, one[0], features=chosen, n_tokens=ask.n_tokens if name == OTHER else None)
+        for name, one in sources.items()
+    }
+    parts: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
+    show = Show(ask.top, ask.per_level, ask.quantiles, ask.random, window=ask.window, seed=study.spec.seed)
+    for name, (texts, names, levels, items) in sources.items():
+        for one in seen[name].values():
+            shown = examples_of(one, texts, tokenizer, levels=levels, names=names, show=show)
+            parts["examples"].append(shown.assign(source=name))
+            parts["distributions"].append(distributions(one, levels=levels).assign(source=name))
+            settings = {**ask.rules.model_dump(), "seed": study.spec.seed}
+            found = rules_of(one, texts, tokenizer, levels=levels, groups=items, settings=settings)
+            parts["rules"].append(found.assign(source=name))
+            if name == OWN:
+                parts["pooled"].append(_pooled(one, names, levels))
+    for site, features in chosen.items():
+        parts["features"].append(_features(site, dictionaries[site], features))
+        _directions(parts, model, (site, dictionaries[site]), features=features, ask=ask)
+    if ask.track:
+        text = sources.get(OTHER, next(iter(sources.values())))[0]
+        parts["counterparts"] += [
+            track_feature(model, dictionaries, text, site=site, feature=feature, sites=ask.track, n_tokens=ask.n_tokens)
+            for site, features in chosen.items()
+            for feature in features
+        ]
+    tables = {name: pd.concat(found, ignore_index=True) for name, found in parts.items() if found}
+    _label(study, ask, tables, seen=seen, sources=sources, tokenizer=tokenizer)
+    texts = {name: (one[0], one[1]) for name, one in sources.items()}
+    page = viewer_page(study.spec.name, tables, seen, texts=texts, tokenizer=tokenizer, most=SHOWN_TEXTS)
+    return {name: tables[name] for name in TABLES if name in tables}, page
+
+
+def _pooled(one: Seen, names: Sequence[str], levels: pd.DataFrame | None) -> pd.DataFrame:
+    """The largest activation in every text, long: a row per text and feature."""
+    values = text_maxima(one, len(names)).toarray()
+    tables = []
+    for column, feature in enumerate(one.features.tolist()):
+        table = pd.DataFrame({"site": one.site, "feature": feature, "stimulus": names, "value": values[:, column]})
+        tables.append(table if levels is None else pd.concat([table, levels.astype(str)], axis=1))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _features(site: str, dictionary: Any, features: Sequence[int]) -> pd.DataFrame:
+    """One row per feature: where it lies and what its dictionary calls it."""
+    names, half = dictionary.metadata.get("directions") or [], dictionary.n_features // 2
+    given = [names[f % half] if dictionary.partner is not None and f % half < len(names) else None for f in features]
+    halves = [None if dictionary.partner is None else "positive" if f < half else "negative" for f in features]
+    return pd.DataFrame({
+        "site": site, "feature": list(features), "hook": dictionary.hook, "direction": given, "half": halves,
+        "decoder_norm": dictionary.decoder_norm[list(features)],
+        "density_card": np.nan if dictionary.density is None else dictionary.density[list(features)],
+        "link": [feature_link(dictionary, f) for f in features],
+    })  # fmt: skip
+
+
+def _directions(
+    parts: dict[str, list[pd.DataFrame]], model: Any, at: tuple[str, Any], *, features: Sequence[int], ask: ExamineBlock
+) -> None:
+    """Promoted tokens, neighbours and inversions, where the model and the hook point have them."""
+    site, dictionary = at
+    try:
+        parts["tokens"].append(logit_weights(model, dictionary, features, n=ask.tokens).assign(site=site))
+    except ModelError as error:  # no head, or no linear way into the stream: said in the table, not dropped
+        parts["tokens"].append(pd.DataFrame({"feature": list(features), "site": site, "note": str(error)}))
+    if ask.neighbours:
+        parts["neighbours"].append(nearest_features(dictionary, features, n=ask.neighbours).assign(site=site))
+    if ask.invert:
+        found = [invert_feature(model, dictionary, f, n_tokens=ask.invert).tail(1).assign(feature=f) for f in features]
+        parts["inversions"].append(pd.concat(found, ignore_index=True).assign(site=site))
+
+
+def _label(
+    study: Study, ask: ExamineBlock, tables: dict[str, pd.DataFrame], *, seen: Mapping[str, Mapping[str, Seen]],
+    sources: Mapping[str, Source], tokenizer: Any,
+) -> None:  # fmt: skip
+    """The user's own labels first; then what the named endpoint says of examples, scored by it where asked."""
+    features = tables["features"]
+    features["label"], features["label_source"] = None, None
+    if ask.endpoint is not None:
+        name = OTHER if OTHER in sources else OWN
+        texts, names = sources[name][0], sources[name][1]
+        show = Show(ask.top, 0, ask.quantiles, ask.random, **SILENT, window=ask.window, seed=study.spec.seed)
+        shown = pd.concat([examples_of(one, texts, tokenizer, names=names, show=show) for one in seen[name].values()])
+        cache = str(study.out / "_store" / "answers")
+        endpoint = Endpoint(ask.endpoint.base_url, ask.endpoint.model, ask.endpoint.key or "", cache)
+        judge = endpoint if ask.endpoint.judge else None
+        made = label_features(shown, endpoint, judge=judge, say=lambda line: say(study, line), seed=study.spec.seed)
+        tables["labels"] = made
+        known = made.set_index(["site", "feature"])["label"].dropna()
+        _name(features, known, f"proposed by {ask.endpoint.model}")
+    if ask.labels is not None:
+        _name(features, read_labels(ask.labels).set_index(["site", "feature"])["label"], "yours")
+
+
+def _name(features: pd.DataFrame, labels: pd.Series, source: str) -> None:
+    for row, key in enumerate(zip(features["site"], features["feature"], strict=True)):
+        if key in labels.index:
+            features.loc[features.index[row], ["label", "label_source"]] = [labels.loc[key], source]
+
+
+# ------------------------------------------------------------------ for the terminal
+
+
+def summarize_examined(tables: Mapping[str, pd.DataFrame]) -> str:
+    """A few lines per feature: how often it fires, its best rule, promoted tokens, the strongest example."""
+    lines = []
+    for _, row in tables["features"].iterrows():
+        lines += _summary(tables, str(row["site"]), int(row["feature"]), label=row["label"])
+    return "\n".join(lines)
+
+
+def _summary(tables: Mapping[str, pd.DataFrame], site: str, feature: int, *, label: Any) -> list[str]:
+    def mine(name: str) -> pd.DataFrame:
+        table = tables.get(name, pd.DataFrame(columns=["site", "feature"]))
+        return table[table["site"].eq(site) & table["feature"].eq(feature)]
+
+    every = mine("distributions")
+    every = every[every["factor"].isna()]
+    fires = [f"{row['source']}: {row['density']:.3g} of {row['n_tokens']:,} tokens, largest {row['largest']:.3g}"
+             for _, row in every.iterrows()]  # fmt: skip
+    lines = [f"{site}/{feature}  {label or 'no label'}", *(f"  {line}" for line in fires)]
+    for _, rule in mine("rules").groupby("source", sort=False).head(1).iterrows():
+        text = rule["note"] if pd.isna(rule["auroc"]) else (
+            f"{rule['rule']} (AUROC {rule['auroc']:.2f} held out, p {rule['p_corr']:.2g} over all rules)"
+        )  # fmt: skip
+        lines.append(f"  rule on {rule['source']}: {text}")
+    tokens = mine("tokens")
+    if "side" in tokens:
+        up = tokens[tokens["side"].eq("promoted")]["token"].head(6)
+        lines.append("  promotes " + " ".join(repr(str(t)) for t in up))
+    for _, shown in mine("examples").query("kind == 'top'").head(3).iterrows():
+        pieces = [p.replace("\n", " ") for p in shown["pieces"]]
+        pieces[int(shown["at"])] = f"«{pieces[int(shown['at'])]}»"
+        lines.append(f"  {shown['value']:7.3g}  {''.join(pieces)}   [{shown['name']}]")
+    return lines
