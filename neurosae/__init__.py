@@ -72,6 +72,8 @@ _WHERE = {
     "neurosae.dictionary.vectors": ("read_vectors", "vector_dictionary"),
     "neurosae.examine.activity": ("feature_summary",),
     "neurosae.examine.describe": ("examine_features", "tuning"),
+    "neurosae.examine.concepts": ("concept_search", "pooled_texts", "promoting_features", "search_labels"),
+    "neurosae.examine.together": ("active_documents", "coactivation_pairs"),
     "neurosae.examine.specialists": ("specialists",),
     "neurosae.causal.attribution": ("attribute",),
     "neurosae.causal.attention": ("attention",),

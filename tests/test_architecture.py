@@ -71,6 +71,7 @@ LAYERS = """
 12 causal.attribution
 13 causal.direct
 12 dictionary.alternatives dictionary.interaction_study dictionary.scorecard dictionary.train examine.activity
+12 examine.together
 12 stats.coded
 12 stats.crossed stats.geometry stats.integration_rows stats.integration_worlds stats.intervals stats.lengths
 12 stats.matched stats.statistics stats.subjects
@@ -82,7 +83,7 @@ LAYERS = """
 15 causal.rows
 16 causal.beside
 17 causal.interventions
-13 examine.thresholds
+13 examine.concepts examine.thresholds
 12 examine.directions
 12 examine.seen
 13 examine.inversion
@@ -113,9 +114,11 @@ LAYERS = """
 17 report.figures_sets report.figures_subjects report.figures_training report.figures_univariate report.limits
 17 report.page report.result_tables stats.choosing stats.combine stats.crosstest stats.factorial stats.integration
 17 stats.othereffect stats.trials
+17 report.figures_cards
 18 report.absence report.anova report.attribution report.choosing report.factorial report.figures report.integration report.joint
 18 report.maps report.methods report.models report.prose report.regions report.subjects stats.anova stats.calibrate
 18 stats.selection
+18 report.cards
 19 report.calibration report.geometry
 20 report.sections
 21 provenance report.comparison report.html

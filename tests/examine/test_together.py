@@ -1,0 +1,71 @@
+"""Pairs that fire together: the formulas, Fisher's p, planted pairs and none among independent features."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from numpy.testing import assert_allclose
+from scipy.stats import binom, fisher_exact
+
+import neurosae as ns
+from neurosae.errors import DataError
+
+
+def documents(n: int = 120, m: int = 12, *, seed: int = 0) -> np.ndarray:
+    """Independent features; the last two are the same."""
+    draws = np.random.default_rng(seed)
+    B = draws.random((n, m)) < draws.uniform(0.2, 0.6, m)
+    B[:, -1] = B[:, -2]
+    return B.astype(float)
+
+
+def test_pairs_agree_with_fisher_and_the_formulas():
+    """Every number of every pair, computed plainly."""
+    B = documents()
+    found = ns.coactivation_pairs(B, correction="fdr_bh", alpha=1.0)
+    assert len(found) == 66 == found["n_pairs"][0]
+    for row in found.itertuples():
+        a, b = B[:, row.first] > 0, B[:, row.second] > 0
+        both = int((a & b).sum())
+        table = [[both, int((a & ~b).sum())], [int((~a & b).sum()), int((~a & ~b).sum())]]
+        assert (row.n_first, row.n_second, row.n_both) == (a.sum(), b.sum(), both)
+        assert row.p_unc == pytest.approx(fisher_exact(table, alternative="greater").pvalue)
+        assert_allclose(row.phi, np.corrcoef(a, b)[0, 1], atol=1e-12)
+        assert_allclose(row.pmi, np.log((both / 120) / (a.mean() * b.mean())))
+        assert_allclose(row.jaccard, both / (a | b).sum())
+
+
+def test_planted_pair_is_found_and_nothing_else():
+    """Of 66 pairs only the planted one survives Holm."""
+    found = ns.coactivation_pairs(sp.csr_matrix(documents(seed=1)))
+    assert found[["first", "second"]].to_numpy().tolist() == [[10, 11]]
+
+
+def test_pairs_control_error():
+    """Independent features, 200 sets: any pair in at most the binomial 99.9 % bound of .05."""
+    rejected = sum(
+        len(ns.coactivation_pairs(np.random.default_rng(seed).random((60, 10)) < 0.4)) > 0 for seed in range(200)
+    )
+    assert rejected <= binom.ppf(0.999, 200, 0.05)
+
+
+def test_pairs_of_chosen_features():
+    """Pairs with at least one of them, each once; features that are nearly always on are left out."""
+    B = documents(m=8)
+    B[:, 0] = 1
+    found = ns.coactivation_pairs(B, features=[3], alpha=1.0)
+    assert found["n_pairs"].iloc[0] == 6
+    assert ((found["first"] == 3) | (found["second"] == 3)).all()
+    with pytest.raises(DataError, match="give more documents"):
+        ns.coactivation_pairs(B[:15])
+
+
+def test_active_documents_looks_at_the_same_number_of_tokens(toy, words, made_dictionary):
+    """A feature counts in a document if it fires among its first tokens, also where the document is long."""
+    dictionaries = {"a": made_dictionary()}
+    short = ns.active_documents(toy, dictionaries, [text[:10] for text in words], window=10)["a"]
+    long = ns.active_documents(toy, dictionaries, words, window=10)["a"]
+    assert short.shape == (40, 64)
+    assert (short != long).nnz == 0
+    assert set(long.data.tolist()) == {1.0}
