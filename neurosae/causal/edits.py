@@ -57,8 +57,8 @@ class Edit:
     dictionary, features : whose features are edited, and which
     dose : activation units, factor of `scale`; one number, one per feature, (n_stimuli, n_features), or a list with one
         array (n_cells, n_features) per stimulus
-    vector : of `add`, (d,) or (n_stimuli, d), of which nothing is scaled; of `replace`, (d,), (n_stimuli, d), or a list
-        with one array (n_cells, d) per stimulus
+    vector : of `add`, of which nothing is scaled, and of `replace`: (d,), (n_stimuli, d), or a list with one array
+        (n_cells, d) per stimulus
 
     Notes
     -----

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ from neurosae.causal.freezing import check_freezing, held, quiet_norms, replay
 from neurosae.causal.outcomes import Ask, Predictions, score
 from neurosae.causal.plan import Batch, Plan, causal_mask, make_batches, make_plan
 from neurosae.causal.prompts import unscored
-from neurosae.errors import DataError, ModelError
+from neurosae.errors import DataError, ModelError, NeurosaeError
 from neurosae.extraction.packing import pad
 from neurosae.extraction.passes import LanguageModel, precision, read_head
 from neurosae.extraction.selftest import TOLERANCE
@@ -45,8 +45,9 @@ class Edited(NamedTuple):
     clean : {outcome: float64 (n_stimuli,)}, without any edit
     moved : float64 (n_stimuli, n_conditions), largest |change of a logit| at the scored tokens
     record : how it was run: `freeze`, `replay` (largest relative change of a logit by replaying alone), `rows`,
-        `passes`, `shared_layers` (run once per stimulus), `unscored` {stimulus: why}, `size` (n_stimuli, n_conditions),
-        largest change of an activation by an edit, relative to the root mean square of its vector
+        `passes`, `shared_layers` (run once per stimulus), `unscored` {stimulus: why}, `idle` {condition: why}, and
+        `size` (n_stimuli, n_conditions), the largest change of an activation by an edit, relative to the root mean
+        square of its vector
     """
 
     values: dict[str, np.ndarray]
@@ -62,6 +63,7 @@ def edited_outcomes(
     *,
     outcomes: Sequence[Ask] = ("logit_diff",),
     freeze: str = "none",
+    idle: Literal["error", "note"] = "error",
     batch_tokens: int = 4096,
 ) -> Edited:
     r"""Run stimuli under interventions and score what the model predicts.
@@ -74,6 +76,8 @@ def edited_outcomes(
     conditions : each a tuple of edits that act jointly; the empty tuple is the clean run
     outcomes : names of `OUTCOMES`, with `:region` where one is read; `Activation`; or functions of `Predictions`
     freeze : what is held at the clean run, `none`, `final`, `downstream` or `attention`
+    idle : a condition that changes activations and no logit is an `error`; a grid of places, some of which cannot reach
+        what is scored, takes a `note` in `record["idle"]`, and refuses only where no condition moves anything
     batch_tokens : ids in a forward pass, padding included
 
     Returns
@@ -125,31 +129,36 @@ def edited_outcomes(
     for name, base in clean.items():  # what no edit changed has the outcomes of the clean run, to the last bit
         values[name] = np.where(size == 0, base[:, None], values[name])
     moved[size == 0] = 0
-    _refuse_idle(plan, moved, size)
+    found_idle = _idle(plan, moved, size)
+    if found_idle and (idle == "error" or not (moved > 0).any()):
+        raise next(iter(found_idle.values()))
     record = {
         "freeze": freeze, "replay": replayed, "passes": len(batches), "shared_layers": min(shared, default=0),
         "rows": sum(len(batch.stimulus) for batch in batches), "unscored": dict(unscored(plan.prompts)), "size": size,
+        "idle": {c: str(why) for c, why in found_idle.items()},
     }  # fmt: skip
     return Edited(values, clean, moved, record)
 
 
-def _refuse_idle(plan: Plan, moved: np.ndarray, size: np.ndarray) -> None:
-    """An edit that changes activations and no logit is a fault, not a result."""
+def _idle(plan: Plan, moved: np.ndarray, size: np.ndarray) -> dict[int, NeurosaeError]:
+    """Conditions that change activations and no logit, or only what comes too late: faults, not results."""
+    found: dict[int, NeurosaeError] = {}
     felt = FELT * TOLERANCE[plan.model.dtype] / TOLERANCE["float32"]
     for c, edits in enumerate(plan.conditions):
         hooks = " and ".join(dict.fromkeys(p.edit.hook for p in edits))
         is_late = not any(plan.reaches(s, c) for s in range(len(moved)))
         if edits and is_late and any(len(tokens) for p in edits for tokens in p.tokens):
-            raise DataError(
+            found[c] = DataError(
                 f"condition {c} edits {hooks} only at tokens after everything that is scored, which it cannot change; "
                 "name an earlier region, or where='target'."
             )
         if size[:, c].max(initial=0) > felt and moved[:, c].max(initial=0) == 0:
-            raise ModelError(
+            found[c] = ModelError(
                 f"condition {c} changes the activations at {hooks} by up to {size[:, c].max():.2g} of their size, and "
-                f"no logit that is scored: {plan.model.name} does not use them there (after the last layer a token acts "
-                "on its own prediction alone); edit another hook point, or other tokens."
+                f"no logit that is scored: {plan.model.name} does not use them there (after the last layer a token "
+                "acts on its own prediction alone); edit another hook point, or other tokens."
             )
+    return found
 
 
 # --- one batch ------------------------------------------------------------------------------------------------------

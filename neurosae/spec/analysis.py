@@ -46,6 +46,8 @@ from neurosae.spec.interventions import causal_design_problems, causal_problems
 from neurosae.spec.load import is_file, load_yaml, similar_file
 from neurosae.spec.maps import map_problems
 from neurosae.spec.parametric import parametric_problems
+from neurosae.spec.patching import PatchingBlock
+from neurosae.spec.patching_checks import patching_design_problems, patching_problems
 from neurosae.spec.planning import Power, power_problems
 from neurosae.spec.positions import WHOLE, Positions, score_problems
 from neurosae.spec.sites import DictionaryBlock, ModelBlock, Site, StudyPath, TrainBlock
@@ -101,7 +103,7 @@ def _test_block(value: Any, _: Any, info: ValidationInfo) -> Any:
 Own = ContrastBlock | RoiBlock | PairsBlock | ParametricBlock | MapBlock | EquivalenceBlock | JointBlock
 Plain = Own | PatternBlock | SubjectsBlock | SpecialistsBlock
 """Tests whose effects are named under `effect`."""
-Known = GeometryBlock | IntegrationBlock | CausalBlock | CircuitBlock | WrittenBlock | Plain
+Known = GeometryBlock | IntegrationBlock | CausalBlock | PatchingBlock | CircuitBlock | WrittenBlock | Plain
 TestBlock = Annotated[
     SerializeAsAny[Annotated[Known, Field(discriminator="test")]],
     WrapValidator(_test_block),
@@ -226,7 +228,7 @@ def _pair(regions: tuple[str, ...]) -> dict[str, None]:
 
 def _regions(block: Any) -> tuple[str, ...]:
     """Regions whose responses a block reads; tests that run the model itself read none."""
-    if isinstance(block, CircuitBlock):
+    if isinstance(block, CircuitBlock | PatchingBlock):
         return ()
     given = getattr(block, "region", ())
     return (given,) if isinstance(given, str) else tuple(given or ())
@@ -254,6 +256,7 @@ OWN_PROBLEMS: tuple[tuple[Any, Any], ...] = (
     (IntegrationBlock, integration_problems),
     (CausalBlock, causal_problems),
     (CircuitBlock, circuit_problems),
+    (PatchingBlock, patching_problems),
     (WrittenBlock, written_problems),
     (IntegrationBlock | CausalBlock | WrittenBlock, choice_problems),
 )
@@ -264,6 +267,7 @@ DESIGN_PROBLEMS: tuple[tuple[Any, Any], ...] = (
     (IntegrationBlock, integration_design_problems),
     (CausalBlock, causal_design_problems),
     (CircuitBlock, circuit_design_problems),
+    (PatchingBlock, patching_design_problems),
     (WrittenBlock, written_design_problems),
     (GeometryBlock, geometry_problems),
 )
@@ -284,7 +288,8 @@ def _own_problems(analysis: Analysis) -> Iterator[Problem]:
                 hint = unknown("effect", short(effect), analysis.effects).partition("'.")[2]
                 yield (*where, *inner), f"uses effect '{effect}', which is not under `effects:`.{hint}"
         yield from _lock_problems(block, positions, where)
-        given = isinstance(block, ContrastBlock | RoiBlock | MapBlock | ParametricBlock) and block.features is not None
+        may = ContrastBlock | RoiBlock | MapBlock | ParametricBlock | PatchingBlock
+        given = isinstance(block, may) and block.features is not None
         if given or chooses_earlier(block):
             yield from choice_problems(name, analysis)
         for kind, problems in OWN_PROBLEMS:

@@ -20,6 +20,7 @@ from neurosae.spec.fields import Bool, Count, FileName, Number, OneOrMore, Stric
 from neurosae.spec.generation import WRITTEN
 from neurosae.spec.geometry import GEOMETRY
 from neurosae.spec.integration import IntegrationBlock
+from neurosae.spec.patching import PATCHING
 from neurosae.spec.sites import AnyPath
 from neurosae.spec.subjects import SubjectsBlock
 from neurosae.spec.words import short
@@ -329,6 +330,7 @@ TESTS: Mapping[str, tuple[type[Strict], str]] = {
     "pairs": (PairsBlock, "neurosae.stats.pairs"),
     "integration": (IntegrationBlock, "neurosae.stats.integration"),
     **CAUSAL,
+    **PATCHING,
     **WRITTEN,
     **CIRCUITS,
     **PATTERNS,
