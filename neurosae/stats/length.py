@@ -152,6 +152,39 @@ def group_lengths(G: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> np.n
     return total
 
 
+def feature_lengths(
+    D: np.ndarray, relabelling: Relabelling, place: np.ndarray, *, first: int, weights: np.ndarray | None
+) -> np.ndarray:
+    """D_c of every feature alone under one tile of relabellings, (n, m), unweighted; over features they add up.
+
+    Parameters
+    ----------
+    D : array of shape (n_items, m)
+    place : where these items stand in the relabelling
+    weights : of the groups, where labels are permuted
+
+    Examples
+    --------
+    >>> from neurosae.stats.relabel import permutations
+    >>> how = permutations(np.arange(4), np.array([0, 0, 1, 1]), 100, seed=0)
+    >>> D = np.array([[1.0], [2.0], [5.0], [6.0]])
+    >>> float(feature_lengths(D, how, np.arange(4), first=0, weights=np.array([-1.0, 1.0]))[0, 0])
+    15.5
+    """
+    count, n, square = min(TILE, relabelling.n - first), len(D), D**2
+    if relabelling.kind == "flip":
+        return ((signs(relabelling, first, count)[:, place] @ D) ** 2 - square.sum(axis=0)) / (n * (n - 1))
+    codes = labels(relabelling, first, count)[:, place]
+    weights = np.array([-1.0, 1.0]) if weights is None else weights
+    counts = np.bincount(codes[0], minlength=len(weights)).astype(float)
+    a = (weights / counts)[codes]
+    out = (a @ D) ** 2 - a**2 @ square
+    for g, (weight, size) in enumerate(zip(weights, counts, strict=True)):
+        one = (codes == g).astype(float)
+        out += weight**2 * ((one @ D) ** 2 - one @ square) * (1 / (size * (size - 1)) - 1 / size**2)
+    return out
+
+
 # --- one effect at many places, many effects ------------------------------------------------------------------------
 
 
@@ -174,7 +207,7 @@ def effect_lengths(
     data : mapping from a place to the item data of the effect there
     n_permutations, seed, split : of the relabellings; number b means the same at all places and in all tests
     """
-    relabellings = _relabellings(list(data.values()), n_permutations, seed=seed, split=split)
+    relabellings = relabellings_of(list(data.values()), n_permutations, seed=seed, split=split)
     out = {}
     for (key, one), (relabelling, columns) in zip(data.items(), relabellings, strict=True):
         length = contrast_length(
@@ -185,7 +218,7 @@ def effect_lengths(
     return out
 
 
-def _relabellings(
+def relabellings_of(
     data: Sequence[ItemData], n: int, *, seed: int, split: str
 ) -> list[tuple[Relabelling, np.ndarray | None]]:
     """For each place its relabelling, and where its units stand in it."""

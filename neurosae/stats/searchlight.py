@@ -4,7 +4,7 @@ D_c, the cross-validated length of an effect (`length`), is a sum over features 
 
     D_c(S; s) = 1/(n (n-1)) sum_{j in S} W_j ((sum_i s_i d_ij)^2 - sum_i d_ij^2),
 
-so one pass over the flips serves every set: neighbourhoods of decoder directions, one per feature, or communities of
+so one pass over the flips serves every set (labels permuted over items, where the effect varies between them): neighbourhoods of decoder directions, one per feature, or communities of
 features that fire together on other text. Sets are standardised by their own null and corrected by the maximum over all
 sets, sites, regions, positions and effects. Beside each stand random sets matched in size, density and energy.
 """
@@ -12,6 +12,7 @@ sets, sites, regions, positions and effects. Beside each stand random sets match
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,10 @@ from neurosae.spec.geometry import SearchlightBlock
 from neurosae.spec.results import Tested, as_results, check_results, corrected_by_maximum
 from neurosae.stats.asked import Asked, named_effects, positions_in, read_block, responses_by_site, settings_of
 from neurosae.stats.communities import coactivation_communities, reference_activations
-from neurosae.stats.length import solid
-from neurosae.stats.relabel import Relabelling, flips, signs
+from neurosae.stats.length import TILE, feature_lengths, relabellings_of, solid
+from neurosae.stats.relabel import Relabelling
 from neurosae.stats.units import AnnData, ItemData, item_data
 
-TILE = 256
 BINS = 4  # quantiles of density, and of energy inside each, that random sets are matched in
 N_COMMUNITIES, N_TOKENS = 200, 50_000
 
@@ -87,7 +87,7 @@ def searchlight(
     Parameters
     ----------
     responses : AnnData of one site, or {site: AnnData}
-    effect : `{factor: {level: weight}}` within items, or {name: effect} for several
+    effect : `{factor: {level: weight}}`, or {name: effect} for several
     sets : `{name: feature indices}`, or `{site: {name: indices}}`, found without these responses
         (`decoder_neighbours`, `coactivation_communities`); features without enough informative items are left out
     region : name or names
@@ -105,12 +105,12 @@ def searchlight(
     Raises
     ------
     DataError
-        An effect that is not flipped inside items, unknown features, no usable feature.
+        An effect whose levels change places inside items, unknown features, no usable feature.
 
     Notes
     -----
-    H0 of p: for every item the contrast of all features jointly is exchangeable with its negative. A found set says
-    that its features together differ. `x_p_control` asks another question: is this set longer than others of its size,
+    H0 of p: for every item the contrast of all features jointly is exchangeable with its negative; between items: labels
+    are exchangeable inside their strata. A found set says that its features together differ. `x_p_control` asks another question: is this set longer than others of its size,
     density and energy? A set can pass the first and fail the second where the effect is everywhere.
 
     References
@@ -182,12 +182,13 @@ def _answer(
                     data[name, site, region, position] = item_data(
                         adata, design, effect, region=region, position=position, split=asked.split
                     )
-    numbers = np.unique(np.concatenate([one.numbers for one in data.values()]))
-    relabelling = flips(numbers, inference.n_permutations, seed=seed, split=asked.split)
+    ways = relabellings_of(list(data.values()), inference.n_permutations, seed=seed, split=asked.split)
+    if len({way.n for way, _ in ways}) > 1:
+        raise DataError("these effects have different numbers of relabellings; test them in blocks of their own.")
     tables, tops = [], []
     with threadpool_limits(1, user_api="blas"):
-        for key, one in data.items():
-            table, maxima = _at_place(one, relabelling, named[key[1]], key=key, least=inference.min_informative,
+        for (key, one), way in zip(data.items(), ways, strict=True):
+            table, maxima = _at_place(one, way, named[key[1]], key=key, least=inference.min_informative,
                                       controls=(n_controls, seed))  # fmt: skip
             tables.append(table)
             tops += [maxima] if maxima is not None else []
@@ -203,15 +204,14 @@ def _answer(
 
 def _at_place(
     data: ItemData,
-    relabelling: Relabelling,
+    way: tuple[Relabelling, np.ndarray | None],
     named: Mapping[str, Any],
     *,
     key: tuple[str, str, str, int],
     least: int,
     controls: tuple[int, int],
 ) -> tuple[pd.DataFrame, np.ndarray | None]:
-    if data.codes is not None:
-        raise DataError(f"'{key[0]}' varies between items; a searchlight flips contrasts inside items.")
+    relabelling, at = way[0], np.arange(data.n) if way[1] is None else way[1]
     where = {"effect": key[0], "site": key[1], "region": key[2], "position": key[3], "stat": "D_c", "unit": "item",
              "n_units": data.n, "alternative": "greater",
              "h0": f"{data.effect.h0}, in any feature of the set"}  # fmt: skip
@@ -227,22 +227,21 @@ def _at_place(
         why = f"no set has two features with a contrast that is not zero in at least {least} items"
         return table.assign(status="untestable", note=why, p_method="none"), None
     q = (D**2).sum(axis=0)
-    weight = 1 / (q + np.median(q))  # times n, over n (n - 1)
-    at = np.searchsorted(relabelling.rows, data.numbers)
-    values = np.concatenate([
-        (((signs(relabelling, a, min(TILE, relabelling.n - a))[:, at] @ D) ** 2 - q) * weight / (data.n - 1)) @ members
-        for a in range(0, relabelling.n, TILE)
-    ])  # fmt: skip
+    if data.codes is not None:
+        q -= D.sum(axis=0) ** 2 / data.n  # around the mean of all items: no label moves it
+    weight = data.n / np.maximum(q + np.median(q), np.finfo(float).tiny)
+    length = partial(feature_lengths, D, relabelling, at, weights=data.groups)
+    values = np.concatenate([(length(first=a) * weight) @ members for a in range(0, relabelling.n, TILE)])
     spread = np.sqrt((values**2).mean(axis=0))
     ok = (usable >= 2) & (spread > 1e-12)
     z = values / np.where(ok, spread, 1)
-    own = (D.sum(axis=0) ** 2 - q) * weight / (data.n - 1)
+    own = length(first=0)[0] * weight
     control, p_control = _controls(members, own, data=data, kept=kept, q=q, controls=controls)
-    exact = "exact" if relabelling.exhaustive else "flips"
+    drawn = "flips" if relabelling.kind == "flip" else "permutations"
     found = pd.DataFrame({
         "value": z[0], "estimate": values[0], "effsize": values[0], "eftype": "D_c",
-        "p_unc": (z >= z[0] - 1e-9 * (1 + np.abs(z[0]))).mean(axis=0), "p_method": exact, "n_perm": relabelling.n,
-        "n_informative": int((D != 0).any(axis=1).sum()), "p_min": max(1 / relabelling.n, 2.0 ** (1 - data.n)),
+        "p_unc": (z >= z[0] - 1e-9 * (1 + np.abs(z[0]))).mean(axis=0), "p_method": "exact" if relabelling.exhaustive else drawn, "n_perm": relabelling.n,
+        "n_informative": int((D != 0).any(axis=1).sum()), "p_min": max(1 / relabelling.n, data.exchange.p_min),
         "status": "ok", "note": data.exchange.note or None, "x_z": z[0], "x_control": control, "x_p_control": p_control,
     })  # fmt: skip
     why = f"fewer than two features of the set have a contrast that is not zero in at least {least} items"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from scipy import stats
 
-from neurosae.errors import DataError
-from neurosae.stats.length import contrast_length, solid
+from neurosae.errors import DataError, NeurosaeError
+from neurosae.stats.length import contrast_length, relabellings_of, solid
 from neurosae.stats.relabel import flips
 from neurosae.stats.searchlight import decoder_neighbours, searchlight
 from neurosae.stats.simulate import example_design, simulate
@@ -76,6 +77,35 @@ def test_decoder_neighbours_stay_among_the_given_features():
     assert {k: v.tolist() for k, v in found.items()} == {"feature 0": [0, 1], "feature 1": [1, 0], "feature 3": [3, 1]}
 
 
+def test_searchlight_between_items_agrees_with_the_length_of_a_set():
+    """Labels are permuted over items: D_c of a set is that of `contrast_length` for weights that the set shares."""
+    fake = simulate(nested(16), n_features=60, effects={"a": 8}, density=0.6, shift=4.0, seed=2)
+    sets = {"planted": range(8), "others": range(30, 38), "everything": range(60)}
+    found = searchlight(fake, A, sets=sets, region="everything", seed=1).set_index("set")
+    assert (found.p_corr <= 0.05).to_dict() == {"planted": True, "others": False, "everything": True}
+    assert found.x_p_control["planted"] <= 0.05
+    assert (found.p_method == "permutations").all()
+    assert (found.status == "ok").all()
+    data = item_data(fake, nested(16), A, region="everything", position=0)
+    how, _ = relabellings_of([data], 10_000, seed=1, split="test")[0]
+    whole = contrast_length(solid(data), how, weights=data.groups, min_informative=6)
+    assert found.estimate["everything"] == pytest.approx(whole.value)
+    assert found.p_unc["everything"] == pytest.approx(whole.p, abs=1e-12)
+
+
+def test_searchlight_between_items_controls_errors():
+    """Without an effect the family-wise error over 12 sets lies in its 99 % band."""
+    wrong, sets = 0, {f"s{k}": range(5 * k, 5 * k + 5) for k in range(12)}
+    for seed in range(120):
+        fake = simulate(nested(5), n_features=60, density=0.5, seed=seed)
+        settings = {"n_controls": 19}
+        found = searchlight(fake, A, sets=sets, region="everything", inference={"n_permutations": 199},
+                            settings=settings, seed=seed)  # fmt: skip
+        wrong += bool((found.p_corr <= 0.05).any())
+    low, high = stats.binom.interval(0.99, 120, 0.05)
+    assert low <= wrong <= high
+
+
 def test_searchlight_refuses():
     """Sets without usable features have a reason; unknown features, between factors and settings are refused."""
     fake = simulate(example_design(8), n_features=30, density=0.5, seed=0)
@@ -84,9 +114,8 @@ def test_searchlight_refuses():
     assert "two features" in row.note
     with pytest.raises(DataError, match="names feature 99"):
         searchlight(fake, NUMBER, sets={"x": [1, 99]}, region="noun", seed=0)
-    with pytest.raises(DataError, match="varies between items"):
-        searchlight(simulate(nested(), n_features=30, density=0.5, seed=0), A, sets={"x": [1, 2]}, region="everything",
-                    seed=0)  # fmt: skip
+    with pytest.raises(NeurosaeError, match="compared at once"):
+        searchlight(fake, {"number": "all"}, sets={"x": [1, 2]}, region="noun", seed=0)
     with pytest.raises(DataError, match="unknown setting"):
         searchlight(fake, NUMBER, sets={"x": [1, 2]}, region="noun", settings={"k": 3}, seed=0)
     with pytest.raises(DataError, match="take fewer"):
