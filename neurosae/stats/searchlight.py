@@ -4,8 +4,8 @@ D_c, the cross-validated length of an effect (`length`), is a sum over features 
 
     D_c(S; s) = 1/(n (n-1)) sum_{j in S} W_j ((sum_i s_i d_ij)^2 - sum_i d_ij^2),
 
-so one pass over the flips serves every set (labels permuted over items, where the effect varies between them): neighbourhoods of decoder directions, one per feature, or communities of
-features that fire together on other text. Sets are standardised by their own null and corrected by the maximum over all
+so one pass over the flips (labels, for effects between items) serves every set: neighbourhoods of decoder directions,
+one per feature, or communities of features that fire together on other text. Sets are standardised by their own null and corrected by the maximum over all
 sets, sites, regions, positions and effects. Beside each stand random sets matched in size, density and energy.
 """
 
@@ -109,9 +109,9 @@ def searchlight(
 
     Notes
     -----
-    H0 of p: for every item the contrast of all features jointly is exchangeable with its negative; between items: labels
-    are exchangeable inside their strata. A found set says that its features together differ. `x_p_control` asks another question: is this set longer than others of its size,
-    density and energy? A set can pass the first and fail the second where the effect is everywhere.
+    H0 of p: for every item the contrast of all features jointly is exchangeable with its negative; between items:
+    labels are exchangeable inside their strata. A found set says that its features together differ. `x_p_control` asks
+    another question: is this set longer than others of its size, density and energy? A set can pass the first and fail the second where the effect is everywhere.
 
     References
     ----------
@@ -238,9 +238,10 @@ def _at_place(
     own = length(first=0)[0] * weight
     control, p_control = _controls(members, own, data=data, kept=kept, q=q, controls=controls)
     drawn = "flips" if relabelling.kind == "flip" else "permutations"
+    drawn = "exact" if relabelling.exhaustive else drawn
     found = pd.DataFrame({
         "value": z[0], "estimate": values[0], "effsize": values[0], "eftype": "D_c",
-        "p_unc": (z >= z[0] - 1e-9 * (1 + np.abs(z[0]))).mean(axis=0), "p_method": "exact" if relabelling.exhaustive else drawn, "n_perm": relabelling.n,
+        "p_unc": (z >= z[0] - 1e-9 * (1 + np.abs(z[0]))).mean(axis=0), "p_method": drawn, "n_perm": relabelling.n,
         "n_informative": int((D != 0).any(axis=1).sum()), "p_min": max(1 / relabelling.n, data.exchange.p_min),
         "status": "ok", "note": data.exchange.note or None, "x_z": z[0], "x_control": control, "x_p_control": p_control,
     })  # fmt: skip
