@@ -5,8 +5,9 @@ D_c, the cross-validated length of an effect (`length`), is a sum over features 
     D_c(S; s) = 1/(n (n-1)) sum_{j in S} W_j ((sum_i s_i d_ij)^2 - sum_i d_ij^2),
 
 so one pass over the flips (labels, for effects between items) serves every set: neighbourhoods of decoder directions,
-one per feature, or communities of features that fire together on other text. Sets are standardised by their own null and corrected by the maximum over all
-sets, sites, regions, positions and effects. Beside each stand random sets matched in size, density and energy.
+one per feature, or communities of features that fire together on other text. Sets are standardised by their own null
+and corrected by the maximum over all sets, sites, regions, positions and effects. Beside each stand random sets matched
+in size, density and energy.
 """
 
 from __future__ import annotations
@@ -111,7 +112,8 @@ def searchlight(
     -----
     H0 of p: for every item the contrast of all features jointly is exchangeable with its negative; between items:
     labels are exchangeable inside their strata. A found set says that its features together differ. `x_p_control` asks
-    another question: is this set longer than others of its size, density and energy? A set can pass the first and fail the second where the effect is everywhere.
+    another question: is this set longer than others of its size, density and energy? A set can pass the first and fail
+    the second where the effect is everywhere.
 
     References
     ----------
