@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
+from neurosae.report.cards import draw_cards, feature_cards
 from neurosae.report.claims import other_cautions
 from neurosae.report.limits import limits
 from neurosae.report.page import (
@@ -59,7 +60,7 @@ def write_report(folder: str | Path) -> Path:
         If the folder holds no finished study.
     """
     study = read_study(folder)
-    drawings = list(draw_study(study))
+    drawings = [*draw_study(study), *draw_cards(study)]
     page = render(study, drawings)
     _write_figures(study.folder / "figures", drawings)
     path = study.folder / "report.html"
@@ -137,7 +138,8 @@ def _context(study: Study, drawings: list[Drawing]) -> dict[str, Any]:
         "test_ids": {test: slug(test) for test in tests},
         "design_figures": [f for f in figures if f["kind"] == "weights"],
         "dictionary_figures": [f for f in figures if f["kind"] == "training"],
-        "overview_figures": [f for f in figures if not f["test"] and f["kind"] not in ("weights", "training")],
+        "overview_figures": [f for f in figures if not f["test"] and f["kind"] not in ("weights", "training", "card")],
+        "features": feature_cards(study, figures),
         "methods": paragraphs,
         "references": references,
         "limits": limits(study),
