@@ -27,6 +27,8 @@ _WHERE = {
     "neurosae.causal.generation": ("Sampling", "continue_texts", "continuation_costs", "generate"),
     "neurosae.causal.prompting": ("beside", "steered_samples"),
     "neurosae.causal.scoring": ("score_texts",),
+    "neurosae.causal.removal": ("removal",),
+    "neurosae.causal.written": ("generation",),
     "neurosae.spec.analysis": ("load_analysis",),
     "neurosae.spec.blocks": ("TESTS",),
     "neurosae.spec.results": ("check_results", "read_results", "stack", "write_results"),

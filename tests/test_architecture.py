@@ -93,8 +93,9 @@ LAYERS = """
 13 examine.rules
 13 examine.labels
 14 causal.costs causal.prompted causal.prompting
-16 causal.pushes
-17 causal.written
+15 causal.removing
+16 causal.pushes causal.removal_rows
+17 causal.removal causal.written
 14 stats.asked stats.distances stats.heights stats.rows stats.rsa
 14 examine.tracking
 14 examine.viewer
