@@ -101,7 +101,8 @@ def _add_features(x: Tensor, new: Tensor, jobs: Sequence[Cells], *, origin: np.n
 
 def _changes(codes: sparse.csr_matrix, jobs: Sequence[Cells], back: np.ndarray) -> sparse.csr_matrix:
     """Changes f' - f at every cell of every edit: CSR float32 (n_cells, n_features)."""
-    by_feature = sparse.csc_matrix(codes)
+    used = np.unique(np.concatenate([job.edit.features for job in jobs]).astype(np.int64))
+    active = codes[:, used].toarray()
     values, where, which = [], [], []
     start = 0
     for job in jobs:
@@ -109,13 +110,13 @@ def _changes(codes: sparse.csr_matrix, jobs: Sequence[Cells], back: np.ndarray) 
         n = len(job.rows)
         change = MODES[job.edit.mode].change
         assert change is not None
-        f = by_feature[:, features].toarray()[back[start : start + n]]
+        f = active[np.ix_(back[start : start + n], np.searchsorted(used, features))]
         values.append(np.asarray(change(f, job.values), dtype=np.float32).reshape(-1))
         where.append(np.repeat(np.arange(start, start + n), len(features)))
         which.append(np.tile(features, n))
         start += n
     entries = np.concatenate(values), (np.concatenate(where), np.concatenate(which))
-    return sparse.csr_matrix(entries, shape=(start, by_feature.shape[1]))  # pyright: ignore[reportOptionalSubscript]
+    return sparse.csr_matrix(entries, shape=(start, codes.shape[1]))  # pyright: ignore[reportOptionalSubscript]
 
 
 def _decoded(dictionary: Dictionary, codes: sparse.csr_matrix, change: sparse.csr_matrix) -> Tensor:

@@ -23,13 +23,12 @@ from neurosae.causal.conditions import Condition, Placed
 from neurosae.causal.deltas import Cells, edited, flat
 from neurosae.causal.freezing import check_freezing, held, quiet_norms, replay
 from neurosae.causal.outcomes import Ask, Predictions, score
-from neurosae.causal.plan import Batch, Plan, causal_mask, make_batches, make_plan
+from neurosae.causal.plan import Batch, Plan, causal_mask, make_batches, make_plan, parting
 from neurosae.causal.prompts import unscored
 from neurosae.errors import DataError, ModelError, NeurosaeError
 from neurosae.extraction.packing import pad
 from neurosae.extraction.passes import LanguageModel, precision, read_head
 from neurosae.extraction.selftest import TOLERANCE
-from neurosae.extraction.sites import hook_layer
 
 LOGITS = 1 << 23  # logits held at once: 32 MB
 LAST = ""  # what is kept of the last residual stream; no outcome is called so
@@ -191,8 +190,7 @@ def _forward(plan: Plan, batch: Batch) -> tuple[Tensor, dict[str, Tensor], np.nd
     model, jobs, size = plan.model, _jobs(plan, batch), np.zeros(len(batch.stimulus))
     fired: set[str] = set()
     kept: dict[str, Tensor] = {}
-    layers = [hook_layer(point) for point in [*jobs, *(read.point for read in plan.reads)]]
-    shared = max(min(layers, default=model.n_layers - 1), 0) if plan.share else 0
+    part, shared = parting(plan, [*jobs, *(read.point for read in plan.reads)])
     stimuli = np.unique(batch.stimulus) if shared else batch.stimulus
     cut = [plan.prompts.ids[s][: plan.last[s] + 1] for s in stimuli]
     ids, mask = (torch.as_tensor(a, device=model.device) for a in pad(cut))
@@ -201,7 +199,7 @@ def _forward(plan: Plan, batch: Batch) -> tuple[Tensor, dict[str, Tensor], np.nd
     hooks = replay([point for point in plan.held if plan.order.get(point, -1) > first], clean)
     if shared:
         rows = torch.as_tensor(np.searchsorted(stimuli, batch.stimulus), device=model.device)
-        hooks.insert(0, (model.hooks[f"blocks.{shared}.hook_resid_pre"], lambda x, hook: x[rows]))
+        hooks.insert(0, (part, lambda x, hook: x[rows]))
     for point, cells in jobs.items():
         hooks.append((point, _editor(cells, _origin(plan, batch, point), size=size, tell=partial(fired.add, point))))
     for read in plan.reads:

@@ -17,8 +17,9 @@ from neurosae.causal.outcomes import Activation, Ask, Asked, activation_cells, a
 from neurosae.causal.prompts import Prompts, read_prompts
 from neurosae.errors import DataError, choose
 from neurosae.extraction.passes import DTYPES, LanguageModel, precision
-from neurosae.extraction.sites import check_hook, split_head
+from neurosae.extraction.sites import check_hook, hook_layer, split_head
 
+FEW = 2  # conditions that are worth a row without edits of their own
 SAME = 1e-6  # relative difference between layers that were run once per stimulus, and once per row
 
 
@@ -150,6 +151,17 @@ def may_share(model: LanguageModel) -> bool:
     return float((got[0] - got[1]).abs().max()) <= SAME * float(got[0].square().mean().sqrt())
 
 
+def parting(plan: Plan, points: Sequence[str]) -> tuple[str, int]:
+    """Where rows part ways: the last residual stream before, or at, the first of some hook points; layers below it."""
+    if not plan.share or not points:
+        return "", 0
+    first = min(points, key=lambda point: plan.order[point])
+    layer, hooks = hook_layer(first), plan.model.hooks
+    if layer >= 0 and first == hooks[f"blocks.{layer}.hook_resid_post"]:
+        return first, layer + 1
+    return (hooks[f"blocks.{layer}.hook_resid_pre"], layer) if layer > 0 else ("", 0)
+
+
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 
@@ -163,11 +175,33 @@ class Batch(NamedTuple):
 
 def make_batches(plan: Plan, batch_tokens: int) -> list[Batch]:
     """Rows (stimulus, condition) that go through the model together, stimuli of similar length side by side."""
+    out: list[list[tuple[int, int, int]]] = []
+    for group in _groups(plan):
+        out += _group_batches(plan, group, batch_tokens)
+    return [Batch(*(np.array(column, dtype=np.int64) for column in zip(*rows, strict=True))) for rows in out if rows]
+
+
+def _groups(plan: Plan) -> list[list[int]]:
+    """Conditions that begin in the same layer, so that they share the layers below; a few go with the layer below."""
+    begin = [min((hook_layer(p.point) for p in edits), default=-1) for edits in plan.conditions]
+    if not plan.share or plan.reads:
+        return [list(range(len(begin)))]
+    groups: list[list[int]] = []
+    now: list[int] = []
+    for layer in sorted(set(begin), reverse=True):
+        now += [c for c, own in enumerate(begin) if own == layer]
+        if len(now) >= FEW:
+            groups.append(now)
+            now = []
+    return [*groups, now] if now or not groups else groups
+
+
+def _group_batches(plan: Plan, group: Sequence[int], batch_tokens: int) -> list[list[tuple[int, int, int]]]:
     out: list[list[tuple[int, int, int]]] = [[]]
     for s in np.argsort(plan.last, kind="stable").tolist():
         if plan.last[s] < 0:
             continue
-        left = [c for c in range(len(plan.conditions)) if plan.reaches(s, c)]
+        left = [c for c in group if plan.reaches(s, c)]
         most = max(2, batch_tokens // (int(plan.last[s]) + 1))
         while True:
             if out[-1] and len(out[-1]) + min(2, 1 + len(left)) > most:
@@ -177,4 +211,4 @@ def make_batches(plan: Plan, batch_tokens: int) -> list[Batch]:
             out[-1] += [(s, -1, clean), *((s, c, clean) for c in now)]
             if not left:
                 break
-    return [Batch(*(np.array(column, dtype=np.int64) for column in zip(*rows, strict=True))) for rows in out if rows]
+    return out

@@ -165,6 +165,9 @@ def test_edits_agree_with_one_pass_each(tmp_path, family):
             log_p = logits[0, :-1].log_softmax(-1)[torch.arange(ids.shape[1] - 1), ids[0, 1:]]
             assert_allclose(got.values["loss"][s, c], -float(log_p.mean()), atol=1e-5)
     assert (got.record["shared_layers"] == 0) == (family == "mistral")
+    alone = edited_outcomes(texts, model, conditions[:1], outcomes=("loss",))  # parts after layer 1, not before it
+    assert alone.record["shared_layers"] == (0 if family == "mistral" else 2)
+    assert_allclose(alone.values["loss"][:, 0], got.values["loss"][:, 0], atol=1e-5)
 
 
 def test_shared_layers_change_nothing(monkeypatch):
@@ -178,7 +181,7 @@ def test_shared_layers_change_nothing(monkeypatch):
     shared = edited_outcomes(stimuli, model, conditions, outcomes=("logit_diff", "kl"))
     monkeypatch.setattr(plan, "may_share", lambda model: False)
     apart = edited_outcomes(stimuli, model, conditions, outcomes=("logit_diff", "kl"), batch_tokens=40)
-    assert shared.record["shared_layers"] == 3
+    assert shared.record["shared_layers"] == 4
     assert apart.record["shared_layers"] == 0
     assert apart.record["passes"] > 3 * shared.record["passes"]
     for name in ("logit_diff", "kl"):
@@ -379,7 +382,7 @@ def test_edits_after_the_target_are_an_error(and_circuit):
 def test_hooks_that_never_fire_are_an_error(and_circuit, monkeypatch):
     """A hook point that fired when it was checked and not in the pass is not passed over."""
     model = load_model(and_circuit.pair, device="cpu")
-    plain, point = model.bridge.run_with_hooks, model.hooks[HOOK]
+    plain, point = model.bridge.run_with_hooks, model.hooks["blocks.1.hook_mlp_out"]
 
     def deaf(*args, fwd_hooks=(), **settings):
         heard = [pair for pair in fwd_hooks if pair[0] != point or model.last_hook not in dict(fwd_hooks)]
@@ -387,7 +390,7 @@ def test_hooks_that_never_fire_are_an_error(and_circuit, monkeypatch):
 
     monkeypatch.setattr(model.bridge, "run_with_hooks", deaf)
     with pytest.raises(ModelError, match=f"never fired: {point}"):
-        edited_outcomes(and_circuit.stimuli[:2], model, [(edit(and_circuit, (A,), "clamp", dose=1.0),)])
+        edited_outcomes(and_circuit.stimuli[:2], model, [(Edit(point, "add", "target", vector=np.ones(48)),)])
 
 
 def test_contradicting_edits_are_refused(and_circuit):
