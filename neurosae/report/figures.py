@@ -8,6 +8,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from neurosae.report.figures_attribution import attention_regions, components, head_grid, lens, screen
+from neurosae.report.figures_cards import feature_card
 from neurosae.report.figures_courses import courses
 from neurosae.report.figures_features import cells, items, profile
 from neurosae.report.figures_geometry import divided, plane
@@ -24,7 +26,7 @@ from neurosae.report.stored import (
     factor_levels,
     section,
 )
-from neurosae.report.tables import KEY, distinct, is_found, ranked, rows_tested
+from neurosae.report.tables import KEY, distinct, is_found, of_activations, ranked, rows_tested
 from neurosae.report.wording import plural, slug
 
 FIGURES: dict[str, Callable[..., Figure]] = {
@@ -41,6 +43,12 @@ FIGURES: dict[str, Callable[..., Figure]] = {
     "plane": plane,
     "parts": divided,
     "training": training_curves,
+    "card": feature_card,
+    "screen": screen,
+    "components": components,
+    "lens": lens,
+    "heads": head_grid,
+    "regions": attention_regions,
 }
 MAX_EFFECTS = 8  # figures of one test; its table has them all
 
@@ -59,6 +67,7 @@ def draw_design(study: Study) -> Iterator[Drawing]:
 def draw_overview(study: Study) -> Iterator[Drawing]:
     """What the found features of all contrasts respond to."""
     alpha, rows = alpha_of(study), study.results[study.results["split"] != "localizer"]
+    rows = of_activations(rows)
     hits = rows_tested(rows)
     columns = hits.groupby(["effect", "region", "position"], dropna=False).ngroups
     if not is_found(hits, alpha).any() or columns < 2:

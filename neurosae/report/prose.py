@@ -21,7 +21,7 @@ from neurosae.report.claims import (
 from neurosae.report.directions import direction_words
 from neurosae.report.parts import Statement
 from neurosae.report.stored import Study, alpha_of, compiled_effects, section, tested_stimuli
-from neurosae.report.tables import distinct, first_known, is_found, rows_found, rows_tested
+from neurosae.report.tables import distinct, first_known, is_found, of_activations, rows_found, rows_tested
 from neurosae.report.wording import digits, listed, plural
 from neurosae.spec.results import strongest
 
@@ -167,10 +167,10 @@ def other_statements(study: Study, test: str, rows: pd.DataFrame) -> Iterator[St
 
 def headline(study: Study) -> list[tuple[str, str]]:
     """Numbers for the head of the page: (number, what it counts)."""
-    rows = study.results[study.results["feature"].notna()]
+    rows = of_activations(study.results[study.results["feature"].notna()])
     held_out = rows[(rows["split"] != "localizer").fillna(True)]
     out = [(f"{_n_items(study):,}", "test items")]
-    sites = distinct(study.results["site"])
+    sites = distinct(of_activations(study.results)["site"]) or list(section(study.analysis, "sites"))
     out.append((f"{len(sites):,}", "site" if len(sites) == 1 else "sites"))
     tested = rows_tested(held_out)
     if len(tested):

@@ -220,6 +220,33 @@ REFERENCES: dict[str, tuple[str, str]] = {
         "model. NeuroImage 92, 381–397.",
         "https://doi.org/10.1016/j.neuroimage.2014.01.060",
     ),
+    "elhage2021": (
+        "Elhage N, Nanda N, Olsson C, Henighan T, Joseph N, Mann B, … Olah C (2021). A mathematical framework for "
+        "transformer circuits. Transformer Circuits Thread.",
+        "https://transformer-circuits.pub/2021/framework/index.html",
+    ),
+    "jain2019": (
+        "Jain S, Wallace BC (2019). Attention is not explanation. Proceedings of NAACL-HLT 2019, 3543–3556.",
+        "https://doi.org/10.18653/v1/N19-1357",
+    ),
+    "nanda2023": (
+        "Nanda N (2023). Attribution patching: activation patching at industrial scale.",
+        "https://www.neelnanda.io/mechanistic-interpretability/attribution-patching",
+    ),
+    "nostalgebraist2020": (
+        "nostalgebraist (2020). Interpreting GPT: the logit lens. LessWrong.",
+        "https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens",
+    ),
+    "olsson2022": (
+        "Olsson C, Elhage N, Nanda N, Joseph N, DasSarma N, Henighan T, … Olah C (2022). In-context learning and "
+        "induction heads. Transformer Circuits Thread.",
+        "https://arxiv.org/abs/2209.11895",
+    ),
+    "sundararajan2017": (
+        "Sundararajan M, Taly A, Yan Q (2017). Axiomatic attribution for deep networks. Proceedings of ICML 2017, "
+        "3319–3328.",
+        "https://proceedings.mlr.press/v70/sundararajan17a.html",
+    ),
 }
 CITED = {
     "maxT": "[westfall1993; nichols2002]",

@@ -13,6 +13,7 @@ import pandas as pd
 
 from neurosae.report.absence import EQUIVALENCE
 from neurosae.report.anova import ANOVA
+from neurosae.report.attribution import CIRCUITS
 from neurosae.report.choosing import CHOOSING
 from neurosae.report.factorial import FACTORIAL
 from neurosae.report.figures import draw_contrast, draw_design, draw_overview
@@ -37,6 +38,7 @@ OTHER = Section(other_statements, lambda study, test, rows: (), other_methods)
 SECTIONS: Mapping[str, Section] = {
     "contrast": CONTRAST,
     **GEOMETRY,
+    **CIRCUITS,
     "map": MAP,
     "roi": ROI,
     "pairs": PAIRS,

@@ -19,6 +19,15 @@ PLACE = ["site", "region", "position"]
 KEY = [*PLACE, "effect", "feature"]
 
 
+ON_THE_MODEL = ("attribution", "attention", "heads", "logit_lens")
+"""Kinds of test whose features are heads or layers, or whose values are no activations."""
+
+
+def of_activations(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of tests on activations of features."""
+    return table[~table["kind"].isin(ON_THE_MODEL).to_numpy(dtype=bool)]
+
+
 def rows_tested(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of single features that were tested."""
     return table[table["feature"].notna().to_numpy() & has_numbers(table)]

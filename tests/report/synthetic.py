@@ -10,6 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from neurosae.spec.results import as_results, counted_p, write_results
+from tests.report.synthetic_circuits import circuit_tables
 
 WORDS = """key/cabinet author/report picture/child driver/truck lamp/shelf nurse/patient road/village label/bottle
 door/garden singer/band letter/editor window/tower farmer/horse teacher/pupil guard/prisoner boat/island coat/button
@@ -384,7 +385,7 @@ def write_study(
     *,
     strength: float = 1.4,
     words: list[str] | None = None,
-    tests: tuple[str, ...] = ("number", "interference", "geometry"),
+    tests: tuple[str, ...] = ("number", "interference", "geometry", "circuits"),
 ) -> Path:
     """Write the files of a finished study; `strength` 0 plants no subject effect."""
     words = words or WORDS[:48]
@@ -419,6 +420,8 @@ def write_study(
             "part": [0.6, 0.1, 0.1],
         }
         pd.DataFrame({**where, **parts, "ceiling": 0.9}).to_parquet(folder / "tests" / "geometry.partition.parquet")
+    if "circuits" in tests:
+        tables += circuit_tables(folder)
     joined = pd.concat([t.dropna(axis=1, how="all") for t in tables], ignore_index=True) if tables else pd.DataFrame()
     write_results(folder, as_results({c: joined[c] for c in joined.columns}, n_rows=len(joined)))
     return folder
