@@ -20,7 +20,7 @@ from neurosae.extraction.tokens import Tokenizer, agreed_bos
 
 SIZES = (1, 2, 4, 8, 16, 32)  # words of the lists that are proposed
 CLASSES = {
-    "capitalised": r"[A-Z].*", "digits": r"\d+", "punctuation": r"[^\w\s]+", "one letter": r"\w",
+    "is capitalised": r"[A-Z].*", "is a number": r"\d+", "is punctuation": r"[^\w\s]+", "is one letter": r"\w",
     "ends in s": r".*s", "ends in ed": r".*ed", "ends in ing": r".*ing", "ends in ly": r".*ly",
 }  # fmt: skip
 """Expressions that the word of a token must match as a whole."""
@@ -192,7 +192,7 @@ def _proposed(
                 of = "" if size == 1 else "one of "
                 yield Rule(kind, f"{said} {of}{names}", tokens[column].isin(best[:size]).to_numpy())
     for name, pattern in CLASSES.items():
-        yield Rule("characters", f"the word: {name}", _matches(word, pattern))
+        yield Rule("characters", f"the word {name}", _matches(word, pattern))
     yield Rule("position", "the first token of the text", tokens["first"].to_numpy())
     yield Rule("position", "the last token of the text", tokens["last"].to_numpy())
     for factor in () if levels is None else levels.columns:

@@ -71,7 +71,7 @@ def draw_cards(study: Study) -> Iterator[Drawing]:
             "study, its largest activation; the bar is the mean over all texts of the cell, the number the share of "
             "texts where the feature is active at all."
         )
-        name = f"card-{slug(site)}-{feature}"
+        name = f"{slug(site)}-{feature}-card"
         yield Drawing(name, "card", "", f"How {site}/{feature} fires", caption, feature_card(spread, pooled), wide=True)
 
 
@@ -135,7 +135,7 @@ def _card(tables: Mapping[str, pd.DataFrame], row: pd.Series, drawn: Mapping[str
             {"text": shown(str(r["text"])), "words": _inversion(r)} for _, r in mine("inversions").iterrows()
         ],
         "examples": list(_examples(mine("examples"), mine("distributions"))),
-        "figure": drawn.get(f"card-{slug(site)}-{feature}"),
+        "figure": drawn.get(f"{slug(site)}-{feature}-card"),
     }
 
 

@@ -19,7 +19,6 @@ from neurosae.report.style import (
     MUTED,
     canvas,
     drawn,
-    note_of,
     plain,
     shorten,
     swarm,
@@ -29,7 +28,7 @@ from neurosae.report.tables import distinct
 from neurosae.report.wording import digits
 
 SOURCES = {"study": "the study's texts", "text": "other text"}
-MANY = 400  # points of a row above which they are drawn as one picture
+MANY = 60  # points of a row above which they are drawn as one picture
 ROWS = 12  # cells that are shown
 
 
@@ -65,8 +64,8 @@ def _histogram(axes: Axes, rows: pd.DataFrame) -> None:
         else:
             axes.plot([], [], color=(ACCENT, MUTED)[number % 2], label=words)
     axes.set_xscale("log")
-    axes.set_ylim(bottom=0)
-    axes.margins(y=0.3)
+    top = axes.get_ylim()[1]
+    axes.set_ylim(0, top * (1.35 + 0.3 * len(rows)))  # room for the words above the bars
     axes.set_title("Activation where it is active")
     axes.set_xlabel("activation (log)")
     axes.set_ylabel("share of active tokens")
@@ -74,8 +73,8 @@ def _histogram(axes: Axes, rows: pd.DataFrame) -> None:
     tidy(axes)
 
 
-def _cells(pooled: pd.DataFrame) -> list[tuple[str, np.ndarray, list[str]]]:
-    """Name, values and stimuli of every cell, in the order of the table; factors one by one where cells are many."""
+def _cells(pooled: pd.DataFrame) -> list[tuple[str, np.ndarray]]:
+    """Name and values of every cell, in the order of the table; factors one by one where cells are many."""
     factors = [c for c in pooled if c not in ("site", "feature", "stimulus", "value")]
     if not len(pooled) or not factors:
         return []
@@ -85,28 +84,24 @@ def _cells(pooled: pd.DataFrame) -> list[tuple[str, np.ndarray, list[str]]]:
         made = [(f"{f}: {level}", keys[f].eq(level)) for f in factors for level in distinct(keys[f])][:ROWS]
     else:
         made = [(name, joined.eq(name)) for name in distinct(joined)]
-    return [(n, pooled.loc[m, "value"].to_numpy(float), pooled.loc[m, "stimulus"].tolist()) for n, m in made]
+    return [(name, pooled.loc[inside, "value"].to_numpy(float)) for name, inside in made]
 
 
-def _strips(axes: Axes, cells: list[tuple[str, np.ndarray, list[str]]]) -> None:
+def _strips(axes: Axes, cells: list[tuple[str, np.ndarray]]) -> None:
     """A point per text; the bar is the mean over all texts of the cell, silent ones included."""
-    top = max((values.max() for _, values, _ in cells if len(values)), default=1.0) or 1.0
-    for row, (_, values, names) in enumerate(cells):
+    top = max((values.max() for _, values in cells if len(values)), default=1.0) or 1.0
+    for row, (_, values) in enumerate(cells):
         colour = GROUPS[row % len(GROUPS)]
-        spread = row + swarm(values, 0.3)
-        cloud = axes.scatter(values, spread, s=8, c=colour, alpha=0.5, linewidths=0)
+        cloud = axes.scatter(values, row + swarm(values, 0.3), s=8, c=colour, alpha=0.5, linewidths=0)
         cloud.set_rasterized(len(values) > MANY)
-        if len(values) <= MANY // len(cells):
-            for value, y, name in zip(values, spread, names, strict=True):
-                axes.scatter([value], [y], s=8, c=colour, alpha=0.0).set_gid(note_of(f"{name}: {digits(value)}"))
         axes.plot([values.mean()] * 2, [row - 0.36, row + 0.36], color=INK, linewidth=1.6)
         share = digits(100 * float((values > 0).mean()))
         axes.text(1.0, row, plain(f" {share} %"), transform=axes.get_yaxis_transform(), va="center", fontsize=7.5,
                   color=MUTED)  # fmt: skip
-    axes.set_yticks(range(len(cells)), [shorten(name, 26) for name, _, _ in cells])
+    axes.set_yticks(range(len(cells)), [shorten(name, 26) for name, _ in cells])
     axes.set_ylim(len(cells) - 0.4, -0.6)
     axes.set_xlim(-0.03 * top, 1.06 * top)
     axes.axvline(0, color=FAINT, linewidth=0.8, zorder=0)
-    axes.set_title("Largest activation in each text; mean; share active")
+    axes.set_title("Largest activation per text")
     axes.set_xlabel("activation")
     tidy(axes, grid="x")
