@@ -82,7 +82,10 @@ LAYERS = """
 14 causal.changes causal.joint_effects
 15 causal.rows
 16 causal.beside
-17 causal.interventions
+17 causal.interventions causal.joint
+15 causal.pairs
+17 report.figures_causal report.figures_written
+18 report.causal report.written
 13 examine.concepts examine.thresholds
 12 examine.directions
 12 examine.seen
@@ -115,7 +118,8 @@ LAYERS = """
 17 report.figures_sets report.figures_subjects report.figures_training report.figures_univariate report.limits
 17 report.page report.result_tables stats.choosing stats.combine stats.crosstest stats.factorial stats.integration
 17 stats.othereffect stats.trials
-17 report.figures_cards
+17 report.figures_cards report.figures_patching
+18 report.patching
 18 report.absence report.anova report.attribution report.choosing report.factorial report.figures report.integration report.joint
 18 report.maps report.methods report.models report.prose report.regions report.subjects stats.anova stats.calibrate
 18 stats.selection

@@ -11,7 +11,16 @@ from neurosae.causal.controls import Controls, badly_matched, matched_controls
 from neurosae.causal.edits import Edit
 from neurosae.causal.inference import item_slopes, without_rounding
 from neurosae.causal.items import UnitData, item_outcomes, unit_data
-from neurosae.causal.material import Place, Reference, as_dose, change_of, covariates
+from neurosae.causal.material import (
+    Place,
+    Reference,
+    amounts_of,
+    as_dose,
+    by_stimulus,
+    change_of,
+    covariates,
+    in_their_place,
+)
 from neurosae.causal.passes import edited_outcomes
 from neurosae.errors import DataError
 from neurosae.spec.design import Design
@@ -95,10 +104,12 @@ def run_set(
             "them changes nothing. Edit where they are active, or use mode: clamp or steer."
         )
     middle = given[len(given) // 2] if mode != "ablate" else 0.0
-    table = covariates(place, reference, mode=mode, dose=middle, match=ask.match)
+    as_features = ask.controls == "features"
+    table = covariates(place, reference, mode=mode, dose=middle, needs_activity=as_features)
+    match = [name for name in ask.match if as_features or name != "size"]
     W = place.dictionary.W_dec.detach().float().cpu().numpy()
-    controls = matched_controls(table, features, n=ask.n_controls, excluded=excluded, W_dec=W, seed=seed)
-    change, clean, moved = _outcomes(place, reference, [features, *controls.sets], given=given, mode=mode, ask=ask)
+    controls = matched_controls(table, features, n=ask.n_controls, match=match, excluded=excluded, W_dec=W, seed=seed)
+    change, clean, moved = _outcomes(place, reference, features, controls=controls.sets, given=given, asked=(mode, ask))
     levels = np.array([as_dose(dose, reference, features).mean() for dose in given])
     top = reference.quantile(features, 1.0)
     highest = as_dose(given[-1], reference, features)
@@ -113,29 +124,35 @@ def _some(features: Sequence[int]) -> str:
 def _outcomes(
     place: Place,
     reference: Reference,
-    sets: Sequence[Sequence[int]],
+    features: Sequence[int],
     *,
+    controls: np.ndarray,
     given: Sequence[float | str],
-    mode: str,
-    ask: Any,
+    asked: tuple[str, Any],
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Changes (n_stimuli, n_sets, n_doses), the clean outcome, and the largest change of a logit by the first set."""
+    """Changes (n_stimuli, 1 + K, n_doses), the clean outcome, and the largest change of a logit by the target."""
+    mode, ask = asked
     at_rest = len(given) > 1 and mode not in FROM_ZERO
     run = list(given)[1:] if at_rest else list(given)
-    conditions = [
-        condition_of(place, features, mode=mode, dose=as_dose(dose, reference, features))
-        for features in sets
-        for dose in run
-    ]
+    doses = [as_dose(dose, reference, features) for dose in run]
+    conditions = [condition_of(place, features, mode=mode, dose=dose) for dose in doses]
+    for one in controls:
+        for dose, own in zip(run, doses, strict=True):
+            if ask.controls == "features":
+                conditions.append(condition_of(place, one, mode=mode, dose=as_dose(dose, reference, one)))
+            else:
+                amounts = amounts_of(place, features, mode=mode, dose=own)
+                vectors = by_stimulus(place, in_their_place(place, features, one, amounts=amounts))
+                conditions.append((Edit(place.dictionary.hook, "add", place.region, vector=vectors),))
     found = edited_outcomes(place.stimuli, place.prompts.model, conditions, outcomes=(ask.outcome,), freeze=ask.freeze)
     clean = found.clean[ask.outcome]
     change = without_rounding(found.values[ask.outcome] - clean[:, None], clean[:, None])
-    change = change.reshape(len(clean), len(sets), len(run))
+    change = change.reshape(len(clean), 1 + len(controls), len(run))
     if at_rest:
         change = np.concatenate([np.zeros((*change.shape[:2], 1)), change], axis=2)
     moved = float(found.moved[:, : len(run)].max(initial=0.0))
     if not moved > 0:
-        raise DataError(f"editing features {_some(sets[0])} ({mode}) moves no logit of any text; that is no result.")
+        raise DataError(f"editing features {_some(features)} ({mode}) moves no logit of any text; that is no result.")
     return change, clean, moved
 
 
@@ -168,6 +185,6 @@ def caution_of(run: Run) -> str:
 
 
 def delta_of(place: Place, reference: Reference, run: Run, *, ask: Any) -> np.ndarray:
-    """What the target's edit at its highest dose adds at every token, (n_cells, d)."""
-    dose = 0.0 if run.mode == "ablate" else ask.doses[-1]
-    return change_of(place, run.features, mode=run.mode, dose=as_dose(dose, reference, run.features))
+    """What the edit of the target at its highest dose adds at every token, (n_cells, d)."""
+    dose = as_dose(0.0 if run.mode == "ablate" else ask.doses[-1], reference, run.features)
+    return change_of(place, run.features, amounts_of(place, run.features, mode=run.mode, dose=dose))

@@ -26,6 +26,7 @@ ALIKE = 0.7  # |cosine| of decoder rows from which a feature is no control
 WANTED, REFUSED = 0.1, 0.25  # standardized mean differences
 NEAREST = 30  # candidates for the place of one target
 DRAWN = 12  # sets drawn for every set that is kept
+FAR = 1e6  # squared distance of sets that make no pair
 SWEEPS = 400  # exchanges tried to balance the kept sets
 
 
@@ -33,7 +34,7 @@ class Controls(NamedTuple):
     """Matched control sets.
 
     sets : (n, k) feature indices, place by place those of the targets
-    balance : one row per covariate: `covariate target control sd smd`
+    balance : one row per covariate: `covariate target control sd smd`, and whether it was to be `matched`
     note : how they were chosen, in words
     """
 
@@ -43,8 +44,16 @@ class Controls(NamedTuple):
 
     @property
     def worst(self) -> float:
-        """The largest absolute standardized mean difference."""
-        return float(self.balance["smd"].abs().max()) if len(self.balance) else 0.0
+        """The largest absolute standardized mean difference of the covariates that were to be matched."""
+        own = self.balance.loc[self.balance["matched"], "smd"]
+        return float(own.abs().max()) if own.notna().any() else 0.0
+
+    @property
+    def unmatched(self) -> str:
+        """Covariates that were not matched, and by how much they differ."""
+        rest = self.balance[~self.balance["matched"] & self.balance["smd"].notna()]
+        said = ", ".join(f"{row.covariate} differs by {row.smd:.2f} sd" for row in rest.itertuples())
+        return f"not matched: {said}" if said else ""
 
 
 def matched_controls(
@@ -52,6 +61,7 @@ def matched_controls(
     targets: Sequence[int],
     *,
     n: int = 99,
+    match: Sequence[str] | None = None,
     excluded: Sequence[int] = (),
     W_dec: np.ndarray | None = None,
     seed: int,
@@ -61,6 +71,7 @@ def matched_controls(
     Parameters
     ----------
     table : DataFrame, index feature, one column per covariate; a feature with a missing covariate is no candidate
+    match : the covariates that are matched; left out, all. The others are in the balance all the same
     targets : the k features that are edited together
     n : how many sets; a specificity p can reach 1 / (n + 1)
     excluded : features that are no controls, such as all that answer to the contrast
@@ -92,13 +103,14 @@ def matched_controls(
     ((99, 1), True)
     """
     targets = np.asarray(targets, dtype=int)
+    every, table = table, table if match is None else table[list(match)]
     lost = [int(j) for j in targets if j not in table.index or table.loc[j].isna().any()]
     if lost:
         raise DataError(
             f"feature {lost[0]} has no {', '.join(table.columns)} to match controls on: it is never active on the "
             "reference text, or not at the edited tokens. Choose other features."
         )
-    usable = table.dropna()
+    usable = table[every.notna().all(axis=1)]
     away = set(targets.tolist()) | set(np.asarray(excluded, dtype=int).tolist())
     away |= set(_alike(W_dec, targets).tolist()) if W_dec is not None else set()
     pool = usable.index.to_numpy()
@@ -108,26 +120,36 @@ def matched_controls(
             f"{len(free)} features are left as controls for {len(targets)}, and {n} sets are asked for; use fewer "
             "features or fewer controls, or a dictionary with more features."
         )
-    spread = usable.std(axis=0, ddof=1).to_numpy()
+    rng = np.random.default_rng([seed, len(targets), n])
+    free = free if len(table.columns) else rng.permutation(free)
+    spread = _spread(usable).to_numpy()
     scale = np.where(spread > 0, spread, 1.0)
     Z = usable.loc[free].to_numpy() / scale
     goal = usable.loc[targets].to_numpy() / scale
-    rng = np.random.default_rng([seed, len(targets), n])
     drawn = _singles(Z, goal, n) if len(targets) == 1 else _sets(Z, goal, n * DRAWN, rng=rng)
     kept = _balanced(Z[drawn].mean(axis=1) - goal.mean(axis=0), min(n, len(drawn)))
     if len(kept) < n:
         raise DataError(f"only {len(kept)} different control sets could be drawn for {n}; use fewer features.")
     sets = free[drawn[kept]]
-    return Controls(sets, balance_of(table, targets, sets), _words(sets, n_away=len(away) - len(targets)))
+    balance = balance_of(every, targets, sets)
+    balance["matched"] = balance["covariate"].isin(list(table.columns))
+    return Controls(sets, balance, _words(sets, n_away=len(away) - len(targets)))
 
 
 def balance_of(table: pd.DataFrame, targets: Sequence[int], sets: np.ndarray) -> pd.DataFrame:
     """Standardized mean difference of every covariate between targets and controls."""
-    spread = table.dropna().std(axis=0, ddof=1)
+    table = table.replace([np.inf, -np.inf], np.nan)
+    spread = _spread(table)
     target, control = table.loc[np.asarray(targets)].mean(axis=0), table.loc[np.asarray(sets).ravel()].mean(axis=0)
     smd = (target - control) / spread.where(spread > 0, 1.0)
     found = {"covariate": table.columns, "target": target, "control": control, "sd": spread, "smd": smd}
     return pd.DataFrame(found).reset_index(drop=True)
+
+
+def _spread(table: pd.DataFrame) -> pd.Series:
+    """Standard deviations, 0 where values differ by rounding alone."""
+    spread = table.std(axis=0, ddof=1)
+    return spread.where(spread > 1e-6 * (1 + table.abs().mean(axis=0)), 0.0)
 
 
 def badly_matched(balance: pd.DataFrame) -> str:
@@ -138,7 +160,7 @@ def badly_matched(balance: pd.DataFrame) -> str:
     >>> badly_matched(pd.DataFrame({"covariate": ["density", "size"], "smd": [0.02, -0.4]}))
     'controls are badly matched: size differs by -0.40 sd, above 0.25'
     """
-    bad = balance[balance["smd"].abs() > REFUSED]
+    bad = balance[(balance["smd"].abs() > REFUSED) & balance.get("matched", True)]
     said = ", ".join(f"{row.covariate} differs by {row.smd:.2f} sd" for row in bad.itertuples())
     return f"controls are badly matched: {said}, above {REFUSED:g}" if said else ""
 
@@ -193,7 +215,14 @@ def _words(sets: np.ndarray, *, n_away: int) -> str:
 
 
 def matched_pairs(
-    target: np.ndarray, first: np.ndarray, second: np.ndarray, *, cosine: tuple[float, np.ndarray], n: int
+    target: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    *,
+    cosine: tuple[float, np.ndarray],
+    n: int,
+    match: Sequence[str] = ("effect", "cosine"),
+    spread: Sequence[float] | None = None,
 ) -> tuple[np.ndarray, pd.DataFrame]:
     """Pair control sets of two parts so that their single effects and their cosine are those of the target pair.
 
@@ -201,8 +230,12 @@ def matched_pairs(
     ----------
     target : array of shape (2,), mean single effects of the two target sets, normalization frozen
     first, second : arrays of shape (M,), those of control sets of either part
-    cosine : that of the target pair, and an array of shape (M, M) for all pairs of control sets
+    cosine : that of the target pair, and an array of shape (M, M) for all pairs of control sets; nan for sets that
+        share a feature, which make no pair
     n : how many pairs; each control set is in one pair at most
+    match : `effect`, `cosine` or both; what is left out is in the balance all the same
+    spread : standard deviations of both effects and of the cosine over sets that were not matched yet, the yardstick of
+        the differences; left out, those of the given sets
 
     Returns
     -------
@@ -220,18 +253,27 @@ def matched_pairs(
     own, all_ = cosine
     if min(len(first), len(second)) < n:
         raise DataError(f"{min(len(first), len(second))} control sets make fewer than {n} pairs; use fewer features.")
-    spread = [max(float(np.std(v)), 1e-12) for v in (first, second, all_)]
+    given = [float(np.nanstd(v)) for v in (first, second, all_)] if spread is None else list(spread)
+    spread = [max(value, 1e-12) for value in given]
+    of_effect, of_cosine = float("effect" in match), float("cosine" in match)
     gap = ((first - target[0]) / spread[0])[:, None] ** 2 + ((second - target[1]) / spread[1])[None] ** 2
-    gap = gap + ((all_ - own) / spread[2]) ** 2
-    rows, columns = linear_sum_assignment(gap)
+    gap = of_effect * gap + of_cosine * ((all_ - own) / spread[2]) ** 2 + np.where(np.isfinite(all_), 0.0, np.nan)
+    rows, columns = linear_sum_assignment(np.where(np.isfinite(gap), gap, FAR))
+    apart = np.isfinite(gap[rows, columns])
+    rows, columns = rows[apart], columns[apart]
+    if len(rows) < n:
+        raise DataError(
+            f"{len(rows)} pairs of control sets share no feature, and {n} are asked for; use fewer features."
+        )
     signed = np.stack(
         [(first[rows] - target[0]) / spread[0], (second[columns] - target[1]) / spread[1],
          (all_[rows, columns] - own) / spread[2]], axis=1,
     )  # fmt: skip
-    kept = _balanced(signed, n)
+    kept = _balanced(signed * np.array([of_effect, of_effect, of_cosine]), n)
     pairs = np.stack([rows[kept], columns[kept]], axis=1)
     names = ["single effect of the first", "single effect of the second", "cosine of the pair"]
     values = np.stack([first[pairs[:, 0]], second[pairs[:, 1]], all_[pairs[:, 0], pairs[:, 1]]])
     wanted = np.array([*target, own])
     found = {"covariate": names, "target": wanted, "control": values.mean(axis=1), "sd": spread}
-    return pairs, pd.DataFrame(found).assign(smd=lambda t: (t["target"] - t["control"]) / t["sd"])
+    smd = (wanted - values.mean(axis=1)) / np.array(spread)
+    return pairs, pd.DataFrame(found | {"smd": smd, "matched": [of_effect > 0, of_effect > 0, of_cosine > 0]})

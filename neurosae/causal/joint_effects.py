@@ -97,7 +97,8 @@ def joint_tests(
     ranks = [rank_p(mean, control, center=True) for mean, control in zip(means, controls, strict=True)]
     items = [1.0 if part.informative[0] == 0 else float(part.p[0]) for part in parts]
     single = [float(np.abs(L[:, [FIRST, SECOND]] - L[:, [NONE]]).mean(axis=0).sum()) for L in (free, frozen)]
-    shares = [mean / size if size > 0 else np.nan for mean, size in zip(means, single, strict=True)]
+    # beside single effects that are 0, as those of a conjunction may be, the share has no meaning
+    shares = [mean / size if size > 1e-3 * abs(mean) else np.nan for mean, size in zip(means, single, strict=True)]
     joint = float((frozen[:, BOTH] - frozen[:, NONE]).mean())
     return JointFound(
         *parts, *ranks, claim_p(*items, *ranks),

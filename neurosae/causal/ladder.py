@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from neurosae.causal.edits import Edit
-from neurosae.causal.material import Place
+from neurosae.causal.material import Place, by_stimulus
 
 DRAWS = 5
 
@@ -66,15 +66,8 @@ def ladder_of(
     return rungs
 
 
-def _by_stimulus(place: Place, vectors: np.ndarray) -> list[np.ndarray]:
-    n = len(place.prompts.ids)
-    return [
-        np.asarray(part, dtype=np.float32) for part in np.split(vectors, np.searchsorted(place.row, np.arange(1, n)))
-    ]
-
-
 def _added(place: Place, hook: str, vectors: np.ndarray) -> tuple[Edit, ...]:
-    return (Edit(hook, "add", place.region, vector=_by_stimulus(place, vectors)),)
+    return (Edit(hook, "add", place.region, vector=by_stimulus(place, vectors)),)
 
 
 def _random(place: Place, delta: np.ndarray, *, seed: int, draw: int) -> np.ndarray:

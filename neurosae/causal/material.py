@@ -111,7 +111,7 @@ def place_of(stimuli: pd.DataFrame, model: LanguageModel, dictionary: Dictionary
 
 
 def _directions(prompts: Prompts, width: int) -> np.ndarray:
-    """W o (W_U[:, target] - W_U[:, foil]) of every stimulus, w the weight of the last normalization; 0 off the stream."""
+    """Rows w (W_U[:, target] - W_U[:, foil]), w the weight of the last normalization; 0 off the stream."""
     bridge = prompts.model.bridge
     if width != prompts.model.d_model:
         return np.zeros((len(prompts.ids), width), dtype=np.float32)
@@ -157,26 +157,27 @@ def as_dose(dose: float | str, reference: Reference, features: Sequence[int]) ->
 
 
 def covariates(
-    place: Place, reference: Reference, *, mode: str, dose: float | str, match: Sequence[str]
+    place: Place, reference: Reference, *, mode: str, dose: float | str, needs_activity: bool = True
 ) -> pd.DataFrame:
-    """What controls are matched on, one row per feature; nan where a feature cannot be a control.
+    """What controls are matched on, one row per feature: density, size, cosine; nan where it cannot be a control.
 
     `size` is the log length of what the edit adds: decoder norm x root mean square activity at the edited tokens for
-    modes that remove or scale what is there, decoder norm x dose for those that set or add.
+    modes that remove or scale what is there, decoder norm x dose for those that set or add. Features without activity
+    there are no candidates where they must have some (`needs_activity`).
     """
     dictionary, m = place.dictionary, place.dictionary.n_features
     norm = np.asarray(dictionary.decoder_norm, dtype=np.float64)
     counts = reference.density * reference.n_tokens
     found: dict[str, np.ndarray] = {}
     with np.errstate(divide="ignore"):
-        found["density"] = np.where(counts >= FEWEST, np.log(np.maximum(reference.density, 1e-300)), np.nan)
+        found["density"] = np.log(np.maximum(reference.density, 1e-300))
         found["size"] = np.log(norm * _amount(place, reference, mode=mode, dose=dose))
     W = dictionary.W_dec.detach().float().cpu().numpy()
     U = place.directions / np.maximum(np.linalg.norm(place.directions, axis=1, keepdims=True), 1e-12)
     U, count = np.unique(U.round(7), axis=0, return_counts=True)
     found["cosine"] = np.sqrt(((W @ U.T) ** 2 @ count) / count.sum()) / np.maximum(norm, 1e-12)
-    table = pd.DataFrame({name: found[name] for name in match}, index=np.arange(m))
-    active = np.isfinite(found["size"]) & (counts >= FEWEST)
+    table = pd.DataFrame(found, index=np.arange(m))
+    active = (counts >= FEWEST) & (np.isfinite(found["size"]) | (not needs_activity))
     table[~active] = np.nan
     return table
 
@@ -190,10 +191,30 @@ def _amount(place: Place, reference: Reference, *, mode: str, dose: float | str)
     return reference.quantile(range(m), float(dose[1:]) / 100) if isinstance(dose, str) else np.full(m, float(dose))
 
 
-def change_of(place: Place, features: Sequence[int], *, mode: str, dose: np.ndarray) -> np.ndarray:
-    """What an edit adds to the stream at every edited token, (n_cells, d): (f' - f) W_dec."""
+def amounts_of(place: Place, features: Sequence[int], *, mode: str, dose: np.ndarray) -> np.ndarray:
+    """By how much an edit changes every feature at every edited token, f' - f, (n_cells, k)."""
     f = place.codes[:, np.asarray(features)].toarray()
     change = MODES[mode].change
     assert change is not None
-    W = place.dictionary.W_dec.detach().float().cpu().numpy()[np.asarray(features)]
-    return np.asarray(change(f, np.broadcast_to(dose, f.shape)), dtype=np.float32) @ W
+    return np.asarray(change(f, np.broadcast_to(dose, f.shape)), dtype=np.float32)
+
+
+def change_of(place: Place, features: Sequence[int], amounts: np.ndarray) -> np.ndarray:
+    """What an edit adds to the stream at every edited token, (n_cells, d): (f' - f) W_dec."""
+    return amounts @ place.dictionary.W_dec.detach().float().cpu().numpy()[np.asarray(features)]
+
+
+def in_their_place(place: Place, features: Sequence[int], control: Sequence[int], *, amounts: np.ndarray) -> np.ndarray:
+    """The edit with other decoder rows in the place of the features', as long at every token, (n_cells, d)."""
+    W = place.dictionary.W_dec.detach().float().cpu().numpy()
+    norm = np.linalg.norm(W, axis=1)
+    own = change_of(place, features, amounts)
+    other = (amounts * norm[np.asarray(features)]) @ (W[np.asarray(control)] / norm[np.asarray(control), None])
+    length = np.linalg.norm(other, axis=1, keepdims=True)
+    return other / np.where(length > 0, length, 1.0) * np.linalg.norm(own, axis=1, keepdims=True)
+
+
+def by_stimulus(place: Place, vectors: np.ndarray) -> list[np.ndarray]:
+    """Vectors (n_cells, d) as one array per stimulus."""
+    ends = np.searchsorted(place.row, np.arange(1, len(place.prompts.ids)))
+    return [np.asarray(part, dtype=np.float32) for part in np.split(vectors, ends)]

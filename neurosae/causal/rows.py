@@ -112,6 +112,7 @@ def _note(seen: Contrasted, run: Run) -> str:
         run.controls.note,
         f"worst standardized difference {worst:.2f}" + (f", above {WANTED:g}" if worst > WANTED else ""),
     ]
+    said.append(run.controls.unmatched)
     if run.outside:
         said.append("the highest dose lies outside the natural range")
     return "; ".join(filter(None, [*said, seen.data.note]))

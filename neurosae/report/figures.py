@@ -10,12 +10,15 @@ from matplotlib.figure import Figure
 
 from neurosae.report.figures_attribution import attention_regions, components, head_grid, lens, screen
 from neurosae.report.figures_cards import feature_card
+from neurosae.report.figures_causal import clamp_lines, control_histogram, dose_response, dose_surface, ladder_bars
 from neurosae.report.figures_courses import courses
 from neurosae.report.figures_features import cells, items, profile
 from neurosae.report.figures_geometry import divided, plane
+from neurosae.report.figures_patching import patching
 from neurosae.report.figures_pattern import fits, rdms, weights
 from neurosae.report.figures_training import training_curves
 from neurosae.report.figures_univariate import null_maximum, strip, volcano
+from neurosae.report.figures_written import removal_cells, removal_costs, steering
 from neurosae.report.parts import Drawing
 from neurosae.report.stored import (
     Study,
@@ -44,11 +47,20 @@ FIGURES: dict[str, Callable[..., Figure]] = {
     "parts": divided,
     "training": training_curves,
     "card": feature_card,
+    "patching": patching,
+    "clamps": clamp_lines,
+    "controls": control_histogram,
+    "doses": dose_response,
+    "surface": dose_surface,
+    "ladder": ladder_bars,
     "screen": screen,
     "components": components,
     "lens": lens,
     "heads": head_grid,
     "regions": attention_regions,
+    "steering": steering,
+    "removal": removal_costs,
+    "removal_cells": removal_cells,
 }
 MAX_EFFECTS = 8  # figures of one test; its table has them all
 

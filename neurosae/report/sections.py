@@ -14,6 +14,7 @@ import pandas as pd
 from neurosae.report.absence import EQUIVALENCE
 from neurosae.report.anova import ANOVA
 from neurosae.report.attribution import CIRCUITS
+from neurosae.report.causal import INTERVENTION, JOINT_CLAMP
 from neurosae.report.choosing import CHOOSING
 from neurosae.report.factorial import FACTORIAL
 from neurosae.report.figures import draw_contrast, draw_design, draw_overview
@@ -25,6 +26,7 @@ from neurosae.report.maps import MAP
 from neurosae.report.methods import computing, contrast_methods, material, model, other_methods
 from neurosae.report.models import PARAMETRIC
 from neurosae.report.parts import Drawing, Section, Statement
+from neurosae.report.patching import PATCHING
 from neurosae.report.prose import contrast_statements, other_statements
 from neurosae.report.references import REFERENCES
 from neurosae.report.regions import PAIRS, ROI
@@ -32,6 +34,7 @@ from neurosae.report.specialists import SPECIALISTS
 from neurosae.report.stored import Study
 from neurosae.report.subjects import SUBJECTS
 from neurosae.report.tables import distinct, first_known
+from neurosae.report.written import GENERATION, REMOVAL
 
 CONTRAST = Section(contrast_statements, draw_contrast, contrast_methods)
 OTHER = Section(other_statements, lambda study, test, rows: (), other_methods)
@@ -39,6 +42,7 @@ SECTIONS: Mapping[str, Section] = {
     "contrast": CONTRAST,
     **GEOMETRY,
     **CIRCUITS,
+    "patching": PATCHING,
     "map": MAP,
     "roi": ROI,
     "pairs": PAIRS,
@@ -47,6 +51,10 @@ SECTIONS: Mapping[str, Section] = {
     "anova": ANOVA,
     "specialists": SPECIALISTS,
     "integration": INTEGRATION,
+    "intervention": INTERVENTION,
+    "joint_clamp": JOINT_CLAMP,
+    "generation": GENERATION,
+    "removal": REMOVAL,
     "equivalence": EQUIVALENCE,
     "subjects": SUBJECTS,
     "parametric": PARAMETRIC,

@@ -21,6 +21,9 @@ Freeze = Literal["none", "final", "downstream"]
 Dose = Number | Text
 """A number in activation units (a factor for scale), or a quantile of the natural activity: p50, p90, p99."""
 
+PAIRED = ("density", "size", "effect", "cosine")
+"""What pairs of control sets can be matched on."""
+
 PROBABILITIES = ("log_prob", "accuracy", "surprisal", "loss", "kl", "probability")
 """Outcomes with which any normalization or saturation passes for an interaction."""
 
@@ -87,8 +90,12 @@ class InterventionBlock(_Causal):
     """Doses of all modes but ablate; with several, the claim is about the slope of every item on the dose."""
     n_controls: Annotated[Count, Field(ge=99)] = 199
     """Matched sets of control features; p among them can reach 1 / (n + 1)."""
+    controls: Literal["features", "directions"] = "features"
+    """features: control features are edited in the same way, at their own activity; directions: their decoder rows are
+    added, as long as the edit of the target is at each token, which matches size exactly."""
     match: OneOrMore = ("density", "size", "cosine")
-    """What controls are matched on: density, size (decoder norm x dose), cosine (with target minus foil)."""
+    """What controls are matched on: density, size (decoder norm x dose), cosine (with target minus foil). What is left
+    out is shown all the same."""
     freeze: Freeze = "none"
     """Hold scales of normalizations at those of the run without edits: none, final, downstream."""
     smallest: Annotated[Number, Field(gt=0)] | None = None
@@ -143,6 +150,12 @@ class JointClampBlock(_Causal):
     """Doses of either set in the dose x dose surface; an empty list draws none."""
     n_controls: Annotated[Count, Field(ge=99)] = 99
     """Matched pairs of control sets."""
+    controls: Literal["features", "directions"] = "features"
+    """features: control sets are edited in the same way; directions: their decoder rows are added, as long as the edit
+    of the target set is at each token, which matches size exactly."""
+    match: OneOrMore = ("density", "size", "effect", "cosine")
+    """What pairs are matched on: density and size of either set, its effect alone, cosine of the pair. What is left out
+    is shown all the same."""
     freeze: Literal["final", "downstream"] = "downstream"
     """What is held at the run without edits; the claim needs the interaction free and frozen."""
 
@@ -151,6 +164,14 @@ class JointClampBlock(_Causal):
     def _check_outcome(cls, value: Any) -> Any:
         if value in PROBABILITIES:
             fail(text=f"{value} saturates or is squashed, which passes for an interaction; use logit_diff.")
+        return value
+
+    @field_validator("match")
+    @classmethod
+    def _check_match(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in PAIRED:
+                fail(text=unknown("covariate", short(name), PAIRED))
         return value
 
     @model_validator(mode="after")

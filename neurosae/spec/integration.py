@@ -73,6 +73,9 @@ class IntegrationBlock(Block):
     """Measures of synergy: broja, interaction_information."""
     n_surrogates: Count = 999
     """Additive surrogates of the measures of synergy."""
+    causal: Text | None = None
+    """Name of an earlier `test: joint_clamp` of the same parts: the causal read-out, without which the grade is 2 at
+    most."""
 
     @field_validator("members", "gain", "measures")
     @classmethod
@@ -118,6 +121,8 @@ def integration_problems(name: str, analysis: Any) -> Iterator[Problem]:
         yield where, f"{text}, {{regions: [{', '.join(block.region)}], keep_x: true}}."
     if positions.tokens == "max":
         yield where, "needs pre-activations, and the maximum of several tokens has none; use tokens: last, or mean."
+    if block.causal is not None:
+        yield from _causal_problems(name, analysis)
     if analysis.inference.nuisance:
         text = "takes the recorded gain out by itself (`gain:`) and regresses no nuisance out"
         yield where, f"{text}; keep it in an analysis without nuisance."
@@ -125,6 +130,22 @@ def integration_problems(name: str, analysis: Any) -> Iterator[Problem]:
         if name in members:
             text = f"'{name}' corrects code and gate by Holm's method and shares no maximum; take it out."
             yield ("inference", "families", family), text
+
+
+def _causal_problems(name: str, analysis: Any) -> Iterator[Problem]:
+    """What is wrong with the joint clamp that a battery names."""
+    block, where = analysis.tests[name], ("tests", name, "causal")
+    earlier = list(analysis.tests)[: list(analysis.tests).index(name)]
+    known = [other for other in earlier if analysis.tests[other].test == "joint_clamp"]
+    if block.causal not in known:
+        late = block.causal in analysis.tests and analysis.tests[block.causal].test == "joint_clamp"
+        text = f"'{block.causal}' is no earlier test; put it above '{name}'." if late else None
+        yield where, text or unknown("joint_clamp test", short(block.causal), known)
+        return
+    parts = analysis.tests[block.causal].parts
+    if set(parts) != set(block.parts):
+        said = " and ".join(parts) or "no parts"
+        yield where, f"'{block.causal}' clamps {said}, but the parts here are {' and '.join(block.parts)}."
 
 
 def integration_design_problems(name: str, analysis: Any, design: Any) -> Iterator[Problem]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
 from neurosae.errors import DataError
@@ -48,6 +49,24 @@ class Causal(NamedTuple):
     def p(self) -> float:
         """Both must hold; 1 where the normalization was not frozen, which alone makes joint effects differ."""
         return max(self.p_items, self.p_controls) if self.frozen else 1.0
+
+
+def causal_of(table: pd.DataFrame, site: str) -> Causal | None:
+    """The causal read-out of a site from the rows of a joint clamp: its best direction, corrected over all of them.
+
+    Examples
+    --------
+    >>> rows = {"site": "late", "x_role": "claim", "status": "ok", "x_p_items": [0.001, 0.4], "x_p_items_free": 0.001,
+    ...     "p_corr": [0.02, 0.4]}
+    >>> causal_of(pd.DataFrame(rows), "late").p, causal_of(pd.DataFrame(rows), "early")
+    (0.02, None)
+    """
+    rows = table[(table["site"] == site) & (table["x_role"] == "claim") & table["status"].eq("ok")]
+    rows = rows[rows["p_corr"].notna()]
+    if not len(rows):
+        return None
+    best = rows.loc[rows["p_corr"].astype(float).idxmin()]
+    return Causal(float(max(best["x_p_items"], best["x_p_items_free"])), float(best["p_corr"]), frozen=True)
 
 
 class Superadditive(NamedTuple):

@@ -22,7 +22,7 @@ from neurosae.spec.blocks import Inference
 from neurosae.spec.integration import IntegrationBlock, part_problem
 from neurosae.spec.results import Tested, check_results
 from neurosae.stats.asked import features_from_earlier, positions_in, responses_by_site, settings_of
-from neurosae.stats.battery import Causal
+from neurosae.stats.battery import Causal, causal_of
 from neurosae.stats.conj import superadditive_places
 from neurosae.stats.dperp import interaction, list_control, out_of_plane
 from neurosae.stats.gate import coupling
@@ -56,7 +56,7 @@ class Ask(NamedTuple):
     sets: Mapping[str, Sets]
     dictionaries: Mapping[str, Any]
     settings: Inference
-    causal: Causal | None
+    causal: Causal | Mapping[str, Causal | None] | None
 
 
 def integration(
@@ -83,7 +83,7 @@ def integration(
     features : {part: indices}, or {site: {part: indices}}, chosen on other items; gate, synergy and read need them
     dictionaries : {site: dictionary}; simulated responses need none
     options : keys of the block `test: integration` (`context`, `members`, `over`, `gain`, `target`, `measures`,
-        `n_surrogates`), `inference` (its keys) and `causal` (a `Causal`, made by interventions)
+        `n_surrogates`), `inference` (its keys) and `causal` (a `Causal`, or one by site, made by interventions)
     seed : int
 
     Returns
@@ -147,7 +147,8 @@ def run(
     dictionaries = {} if _simulated(sites) else study.live()[1]
     effects = {part: spec.effects[part] for part in ask.parts}
     sets = {site: from_localizer(ask, site, adata, earlier=earlier) for site, adata in sites.items() if ask.features}
-    asked = Ask(test, ask, effects, sets, dictionaries, spec.inference, None)
+    read = None if ask.causal is None else {site: causal_of(earlier[ask.causal].table, site) for site in sites}
+    asked = Ask(test, ask, effects, sets, dictionaries, spec.inference, read)
     return _run(sites, asked, seed=spec.seed)
 
 

@@ -86,7 +86,7 @@ def rows_of_battery(
     *,
     block: IntegrationBlock,
     alpha: float,
-    causal: Causal | None = None,
+    causal: Causal | Mapping[str, Causal | None] | None = None,
 ) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
     """All rows of a test, and the long tables: scores, coupling, conj, requirements."""
     rows = [row for spot in spots for row in _rows(spot, adjusted, block=block, alpha=alpha, causal=causal)]
@@ -262,6 +262,7 @@ def _rungs(found: Found, read: Any, n: int) -> list[dict[str, Any]]:
 
 
 def _grade(found: Found, adjusted: Mapping[tuple[Spot, str], float], *, alpha: float, causal: Any) -> dict[str, Any]:
+    causal = causal.get(found.where.site) if isinstance(causal, dict) else causal
     p = {name: adjusted[found.where, name] for name in found.p}
     conj = np.nan if found.conj is None else float(found.conj.table["p_corr"].min())
     reached, cap = grade_of(p, conj=conj, causal=causal, alpha=alpha), grade_cap(list(found.lacks), causal=bool(causal))
@@ -272,7 +273,7 @@ def _grade(found: Found, adjusted: Mapping[tuple[Spot, str], float], *, alpha: f
     silent = [d_z <= 0 or p > alpha for d_z, p in found.results.get("responds", ())]
     said += "; a set does not answer to its own part on the test items" if any(silent) else ""
     said += f"; missing: {', '.join(missing)}" if missing else ""
-    said += "; no causal read-out, so at most 2" if causal is None else ""
+    said += "; no causal read-out, so at most 2" if causal is None else f"; causal read-out p {causal.p:.3g}"
     columns = {"stat": "grade", "value": float(grade), "x_grade": grade, "x_grade_evidence": reached, "x_cap": cap}
     return _base(found, "grade", "grade") | columns | {"note": said, "h0": None, "alternative": None}
 

@@ -10,7 +10,11 @@ import pandas as pd
 from scipy import stats
 
 from neurosae.spec.results import as_results, counted_p, write_results
+from tests.report.examined import write_examined
+from tests.report.synthetic_causal import causal_tables
 from tests.report.synthetic_circuits import circuit_tables
+from tests.report.synthetic_patching import patching_table
+from tests.report.synthetic_written import written_tables
 
 WORDS = """key/cabinet author/report picture/child driver/truck lamp/shelf nurse/patient road/village label/bottle
 door/garden singer/band letter/editor window/tower farmer/horse teacher/pupil guard/prisoner boat/island coat/button
@@ -385,7 +389,7 @@ def write_study(
     *,
     strength: float = 1.4,
     words: list[str] | None = None,
-    tests: tuple[str, ...] = ("number", "interference", "geometry", "circuits"),
+    tests: tuple[str, ...] = ("number", "interference", "geometry", "circuits", "causal", "patching"),
 ) -> Path:
     """Write the files of a finished study; `strength` 0 plants no subject effect."""
     words = words or WORDS[:48]
@@ -422,6 +426,14 @@ def write_study(
         pd.DataFrame({**where, **parts, "ceiling": 0.9}).to_parquet(folder / "tests" / "geometry.partition.parquet")
     if "circuits" in tests:
         tables += circuit_tables(folder)
+    if "patching" in tests:
+        tables.append(patching_table())
+    if "geometry" in tests:
+        write_examined(folder)
+    if "causal" in tests:
+        tables += causal_tables(folder)
+    if "written" in tests:
+        tables += written_tables(folder)
     joined = pd.concat([t.dropna(axis=1, how="all") for t in tables], ignore_index=True) if tables else pd.DataFrame()
     write_results(folder, as_results({c: joined[c] for c in joined.columns}, n_rows=len(joined)))
     return folder
