@@ -67,7 +67,7 @@ def patching_results(
         The results schema, one row per place and direction. `estimate` is the mean change in units of the outcome,
         `x_share` its share of the difference between the two texts (ratio of sums over items, bootstrap interval),
         missing where the texts do not differ. Places that nothing leads from, or where both texts have the same, are
-        `degenerate`.
+        `untestable`.
     """
     given = {"test": "patching", "correction": "maxT", "n_permutations": 10_000, "seed": 0, "settings": Patching()}
     given |= dict(options or {})
@@ -183,7 +183,7 @@ def _rows(grid: Grid, stimuli: pd.DataFrame, design: Design, *, asked: Asked) ->
                 row |= {"family": FAMILY.format(test=asked.test)}
             row["status"] = "ok"
         else:
-            row |= {"status": "degenerate", "n_informative": int(tests.informative[k])}
+            row |= {"status": "untestable", "n_informative": int(tests.informative[k])}
             notes.insert(0, _why_not(bool(grid.idle[k]), int(tests.informative[k])))
         rows.append(row | {"note": "; ".join(filter(None, notes)) or None, "unit": seen.data.unit})
     names = list(dict.fromkeys(key for row in rows for key in row))

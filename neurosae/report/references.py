@@ -229,6 +229,15 @@ REFERENCES: dict[str, tuple[str, str]] = {
         "Jain S, Wallace BC (2019). Attention is not explanation. Proceedings of NAACL-HLT 2019, 3543–3556.",
         "https://doi.org/10.18653/v1/N19-1357",
     ),
+    "heimersheim2024": (
+        "Heimersheim S, Nanda N (2024). How to use and interpret activation patching.",
+        "https://arxiv.org/abs/2404.15255",
+    ),
+    "meng2022": (
+        "Meng K, Bau D, Andonian A, Belinkov Y (2022). Locating and editing factual associations in GPT. Advances in "
+        "Neural Information Processing Systems 35.",
+        "https://arxiv.org/abs/2202.05262",
+    ),
     "nanda2023": (
         "Nanda N (2023). Attribution patching: activation patching at industrial scale.",
         "https://www.neelnanda.io/mechanistic-interpretability/attribution-patching",

@@ -81,7 +81,8 @@ def p_intervals(rows: pd.DataFrame) -> pd.DataFrame:
     bounds = np.full((len(rows), 2), np.nan)
     if {"x_p_low", "x_p_high"} <= set(rows.columns):
         bounds = rows[["x_p_low", "x_p_high"]].to_numpy(dtype=float)
-    counted = rows["p_adjust"].isin(["maxT", "stepdown"]) | (rows["p_adjust"].eq("holm") & rows["p_method"].eq("flips"))
+    by_flips = (rows["p_adjust"].eq("holm") & rows["p_method"].eq("flips")).fillna(False)
+    counted = rows["p_adjust"].isin(["maxT", "stepdown"]) | by_flips
     units = rows["n_units"].astype("Float64").astype(float).fillna(np.inf).clip(upper=1000)
     sampled = rows["n_perm"].astype("Float64").astype(float) < 2.0 ** (units - 1)
     for i in np.flatnonzero((counted & sampled & rows["p_corr"].notna()).to_numpy() & np.isnan(bounds[:, 0])):
