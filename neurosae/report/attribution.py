@@ -309,14 +309,14 @@ def head_statements(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Sta
     over = over.replace("items (exchanged: sequence)", "sequences")
     yield Statement(
         test, "induction", "found" if len(heads) else "nothing", f"{len(heads)}", text,
-        f"{loss} {over}", False, tuple(cautions),
+        f"{loss} {over}", _localizer(rows), tuple(cautions),
     )  # fmt: skip
     best = rows[rows["effect"] == "previous"].sort_values("estimate", ascending=False).iloc[0]
     yield Statement(
         test, "previous", "exploratory", best["x_head"],
         f"The head that attends most to the previous token is {best['x_head']}: {best['x_control']:.1%} of its "
         f"attention, where even attention gives {best['x_uniform']:.1%}.",
-        "Described; the reference is uniform attention.", False,
+        "Described; the reference is uniform attention.", _localizer(rows),
     )  # fmt: skip
 
 
