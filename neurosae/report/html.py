@@ -31,6 +31,7 @@ from neurosae.report.stored import Study, alpha_of, read_study, section
 from neurosae.report.style import file_bytes, svg_text
 from neurosae.report.tables import distinct
 from neurosae.report.wording import digits, listed, slug
+from neurosae.report.written import content_warning, steered_texts
 from neurosae.spec.files import atomic_path, write_atomic
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -140,6 +141,7 @@ def _context(study: Study, drawings: list[Drawing]) -> dict[str, Any]:
         "dictionary_figures": [f for f in figures if f["kind"] == "training"],
         "overview_figures": [f for f in figures if not f["test"] and f["kind"] not in ("weights", "training", "card")],
         "features": feature_cards(study, figures),
+        "warning": content_warning(study),
         "methods": paragraphs,
         "references": references,
         "limits": limits(study),
@@ -172,4 +174,5 @@ def _test(study: Study, test: str, figures: list[dict[str, Any]]) -> dict[str, A
         "family": distinct(rows["family"])[:3],
         "table": result_table(study, test),
         "figures": [f for f in figures if f["test"] == test],
+        "texts": steered_texts(study, test),
     }

@@ -18,7 +18,8 @@ from neurosae.spec.load import parse_yaml
 from neurosae.spec.results import read_results
 
 EXTRAS = ("items", "cells", "choosing", "scores", "coupling", "requirements", "rdm", "fits", "tokens", "plane",
-          "partition", "doses", "controls", "balance", "clamps", "surface", "texts", "screen", "lens", "attention")  # fmt: skip
+          "partition", "doses", "controls", "balance", "clamps", "surface", "texts", "screen", "lens",
+          "attention", "strengths")  # fmt: skip
 
 
 @dataclass(frozen=True)
