@@ -24,6 +24,7 @@ from neurosae.extraction.tokens import decode, token_ids
 from neurosae.stats.multiplicity import holm
 
 Pool = Literal["max", "mean", "last"]
+ATTEMPTS = 6  # twice as much text each time
 LEAST = 4  # texts of either kind in either half
 
 
@@ -210,14 +211,14 @@ def _validated(X: sp.csr_matrix, inside: np.ndarray, first: pd.DataFrame) -> pd.
 def matched_texts(model: Any, texts: Sequence[str], *, seed: int) -> list[str]:
     """Text that the model writes itself, as many pieces as there are texts, each of the same number of tokens."""
     lengths = [len(ids) for ids in token_ids(model.tokens, list(texts), specials=False)]
-    longest = max(lengths)
-    written = sample_texts(model, 2 * longest * len(texts) + 64, seed=seed, length=min(model.n_ctx, 2 * longest + 32))
-    pieces = [ids for ids in token_ids(model.tokens, written, specials=False) if len(ids) >= longest]
-    if len(pieces) < len(texts):
-        raise DataError(
-            f"{model.name} wrote {len(pieces)} texts that are long enough, not {len(texts)}; give negative."
-        )
-    return [decode(model.tokens, ids[:n]) for ids, n in zip(pieces, lengths, strict=False)]
+    longest, wanted = max(lengths), 4 * sum(lengths) + 64
+    for _ in range(ATTEMPTS):
+        written = sample_texts(model, wanted, seed=seed, length=min(model.n_ctx, 2 * longest + 32), purpose="negatives")
+        pieces = [ids for ids in token_ids(model.tokens, written, specials=False) if len(ids) >= longest]
+        if len(pieces) >= len(texts):
+            return [decode(model.tokens, ids[:n]) for ids, n in zip(pieces, lengths, strict=False)]
+        wanted *= 2  # many of its documents end early
+    raise DataError(f"{model.name} wrote {len(pieces)} texts of {longest} tokens, not {len(texts)}; give negative.")
 
 
 # --- other ways -----------------------------------------------------------------------------------------------------

@@ -220,7 +220,7 @@ def _scored(asked: Question, place: Place, how: Relabelling, *, at: np.ndarray) 
         "never active": int((active == 0).sum()),
         f"active in fewer than {asked.inference.min_informative} items": int(((active > 0) & ~enough).sum()),
         "without a threshold: not active on the reference text": int((enough & ~known).sum()),
-        "strong in equally many texts of all items": int((~spread).sum()),
+        "strong in no text, or alike in all texts of a stratum": int((~spread).sum()),
     }
     weight = np.sqrt(1 / items.counts + 1 / (len(Z) - items.counts))[:, None]
     observed = items.sums(Z, items.codes[None])[0] * weight

@@ -36,22 +36,32 @@ def active_documents(
     Parameters
     ----------
     model, dictionaries : as given to `extract`
-    texts : documents; those without a token stay empty rows
+    texts : documents; shorter ones than `window` are left out, since length alone would join all features
     window : tokens of a document that are read: in long documents nearly everything fires once
+
+    Raises
+    ------
+    DataError
+        No document is that long.
     """
     found: dict[str, list[np.ndarray]] = {site: [] for site in dictionaries}
+    length = np.zeros(len(texts), dtype=np.int64)
 
     def take(site: str, codes: sp.csr_matrix, tokens: Tokens) -> None:
         rows = codes.tocoo()
         near = tokens.token_index[rows.row] < window
         found[site].append(np.unique(np.stack([tokens.text[rows.row[near]], rows.col[near]]), axis=1))
+        np.maximum.at(length, tokens.text, tokens.token_index + 1)
 
     stream_text(model, dictionaries, texts, take=take, length=window + 8)
+    kept = np.flatnonzero(length >= window)
+    if not len(kept):
+        raise DataError(f"no document has {window} tokens; the longest has {length.max()}. Set a shorter window.")
     out = {}
     for site, parts in found.items():
         row, col = np.unique(np.concatenate(parts, axis=1), axis=1)
         shape = (len(texts), dictionaries[site].n_features)
-        out[site] = sp.csc_matrix((np.ones(len(row)), (row, col)), shape=shape)
+        out[site] = sp.csc_matrix(sp.csr_matrix((np.ones(len(row)), (row, col)), shape=shape)[kept])
     return out
 
 

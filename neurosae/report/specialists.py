@@ -25,6 +25,7 @@ WORDS = (
     "A specialist separates these texts by category; it may answer to single words that they hold, and says nothing "
     "of whether the model uses it. Look at its top examples on other text, and intervene."
 )
+POOLED = {"max": "maximum", "last": "last token"}
 FEW = "No specialist was found for {}: with so few texts only a feature that is strong in most of them reaches p ≤ {}."
 
 
@@ -138,7 +139,8 @@ def specialist_methods(study: Study, rows: pd.DataFrame) -> Iterator[str]:
     for test in distinct(rows["test"]):
         part = rows[(rows["test"] == test).to_numpy(dtype=bool)]
         ask, tokens = section(study.analysis, "tests", test), section(study.analysis, "positions").get("tokens", "last")
-        pool = ask.get("pool", "max") if tokens == "all" else tokens
+        pool = str(ask.get("pool", "max") if tokens == "all" else tokens)
+        pool = POOLED.get(pool, pool)
         theta = ask.get("theta", "reference")
         above = {
             "reference": "the median of its active values on reference text",

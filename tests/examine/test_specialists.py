@@ -161,7 +161,7 @@ def test_a_difference_between_strata_is_no_specialist():
     ask = {"n_permutations": 200}
     found = ns.specialists(fake, {"topic": "all"}, region="whole", theta=5.0, inference=ask, seed=1)
     assert 0 not in found.feature.dropna().tolist()
-    assert found[found.status == "untestable"].note.str.contains("equally many texts").any()
+    assert found[found.status == "untestable"].note.str.contains("alike in all texts").any()
 
 
 def test_categories_within_items_change_places_inside_them():

@@ -66,6 +66,15 @@ def test_active_documents_looks_at_the_same_number_of_tokens(toy, words, made_di
     dictionaries = {"a": made_dictionary()}
     short = ns.active_documents(toy, dictionaries, [text[:10] for text in words], window=10)["a"]
     long = ns.active_documents(toy, dictionaries, words, window=10)["a"]
-    assert short.shape == (40, 64)
+    assert short.shape == (sum(len(text) >= 10 for text in words), 64)
     assert (short != long).nnz == 0
     assert set(long.data.tolist()) == {1.0}
+
+
+def test_documents_that_are_too_short_are_left_out(toy, words, made_dictionary):
+    """Length alone would join all features: what has fewer tokens than the window is no document."""
+    dictionaries = {"a": made_dictionary()}
+    some = ns.active_documents(toy, dictionaries, words, window=40)["a"]
+    assert some.shape[0] == sum(len(text.encode()) >= 40 for text in words) < len(words)
+    with pytest.raises(DataError, match="no document has 500 tokens"):
+        ns.active_documents(toy, dictionaries, words, window=500)
