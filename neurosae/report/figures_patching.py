@@ -82,7 +82,8 @@ def patching(rows: pd.DataFrame, *, alpha: float = 0.05) -> Figure:
         for side in axes.spines.values():
             side.set_visible(False)
         tidy(axes)
-    bar = figure.colorbar(scale, ax=list(panels), shrink=0.85, pad=0.02, aspect=18)
+    tall = 1.5 + 0.27 * max(len(things), 3)
+    bar = figure.colorbar(scale, ax=list(panels), shrink=min(0.85, 2.2 / tall), pad=0.02, aspect=14)
     bar.set_label("share of the difference" if shared else "change of the outcome")
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0)
@@ -107,5 +108,5 @@ def _square(axes: Axes, at: tuple[int, int], row: pd.Series, *, scale: ScalarMap
     axes.add_patch(square)
     if number:
         dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 0.55
-        text = f"{value:.2f}".replace("-", "−")
+        text = f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
         axes.text(left + 0.5, top + 0.52, text, ha="center", va="center", fontsize=7, color=DARK if dark else LIGHT)
