@@ -234,7 +234,8 @@ def _joint_numbers(found: JointFound, made: Both) -> dict[str, Any]:
     worst = made.balance.loc[made.balance["matched"].astype(bool), "smd"].abs().max() if len(made.balance) else np.nan
     return {
         "value": number(frozen.t[0]), "estimate": number(frozen.estimate[0]), "se": number(frozen.se[0]),
-        "effsize": None if np.isnan(found.share) else found.share, "eftype": "I / (|A| + |B|)", "ci_low": number(frozen.low[0]),
+        "effsize": None if np.isnan(found.share) else found.share, "eftype": "I / (|A| + |B|)",
+        "ci_low": number(frozen.low[0]),
         "ci_high": number(frozen.high[0]), "ci_level": 0.95, "p_unc": found.p, "p_method": "flips and rank",
         "n_informative": int(frozen.informative[0]), "n_perm": frozen.n_permutations,
         "p_min": max(2.0 ** (1 - n), 1 / (len(made.controls) + 1)), "x_p_items": p[0], "x_p_items_free": p[1],

@@ -1,0 +1,173 @@
+"""Joint clamps of planted circuits: an AND neuron is found, a linear read-out behind a normalization is not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from neurosae.causal.joint import joint_clamp
+from neurosae.dictionary.kinds import Dictionary
+from neurosae.errors import DataError, SpecError
+from neurosae.spec.causal import JointClampBlock
+from neurosae.stats.battery import Causal, causal_of, grade_of
+from tests.causal import circuits
+
+EFFECTS = {name: {name: {"present": 1, "absent": -1}} for name in ("a", "b")}
+
+
+def leaning(n=1000, seed=0):
+    """The concepts and many directions, half of which write the target as strongly as a concept that is read."""
+    e, draw = circuits.directions(), torch.Generator().manual_seed(seed)
+    lean = 0.7 + 0.3 * torch.rand(n, 1, generator=draw)
+    lean[: n // 2] = 0.4 * torch.rand(n // 2, 1, generator=draw) - 0.2
+    rest = torch.nn.functional.normalize(torch.randn(n, len(e) - 4, generator=draw) @ e[4:], dim=1)
+    rows = torch.cat([e[[circuits.A, circuits.B]], torch.sqrt(1 - lean**2) * rest + lean * e[2]])
+    return Dictionary(
+        circuits.HOOK, "jumprelu", rows, torch.zeros(len(rows)), rows, torch.zeros(circuits.D),
+        torch.full((len(rows),), 0.05), metadata={"hook_name": circuits.HOOK}, hash=f"leaning-{n}-{seed}",
+    )  # fmt: skip
+
+
+def clamped(circuit, *, features=None, **options):
+    """Joint clamp of the two concepts at the last token."""
+    given = {"parts": ["a", "b"], "effects": EFFECTS, "texts": circuit.stimuli["text"].tolist(), "n_tokens": 500,
+             "dose": 1.0, "doses": [], "controls": "directions", "direction": "clamp",
+             "inference": {"n_permutations": 500}}  # fmt: skip
+    asked = {name: value for name, value in (given | options).items() if value is not None}
+    return joint_clamp(
+        circuit.stimuli, circuit.model, leaning(), features=features or {"a": [0], "b": [1]}, region="last",
+        options=asked, seed=1,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def small_and():
+    return circuits.and_circuit(n_items=8)
+
+
+def test_the_and_neuron_is_found(small_and):
+    """Free and frozen, over items and among pairs matched on single effects and cosine: the neuron's 4 logits."""
+    (row,) = clamped(small_and, match=["effect", "cosine"]).to_dict("records")
+    assert row["status"] == "ok"
+    assert row["estimate"] == pytest.approx(4.0, abs=0.05)
+    assert row["x_estimate_free"] == pytest.approx(4.0, abs=0.1)
+    assert max(row[name] for name in ("x_p_items", "x_p_items_free", "x_p_controls", "x_p_controls_free")) <= 0.01
+    assert row["p_corr"] == row["p_unc"] == 0.01
+    assert row["x_worst_smd"] < 0.1
+
+
+def test_a_linear_readout_behind_a_norm_is_no_integration():
+    """Free, the norm makes the edits interact in every item; frozen, they add up exactly, and nothing is claimed."""
+    found = clamped(circuits.linear_circuit(n_items=8), match=["effect"]).iloc[0]
+    assert found["status"] == "ok"
+    assert found["x_p_items_free"] <= 0.01
+    assert found["x_estimate_free"] < -0.3
+    assert found["estimate"] == 0
+    assert found["p_unc"] == 1.0
+    assert "add up exactly" in found["note"]
+    assert "not matched" not in found["note"] or "cosine" in found["note"]
+    read = causal_of(pd.DataFrame([found]), circuits.HOOK)
+    assert grade_of({"code": 0.001}, causal=read) == 2
+
+
+def test_ablation_agrees_with_clamping(small_and):
+    """What clamping builds in texts without the concepts, ablation takes from texts with both."""
+    both = clamped(small_and, direction="both", match=["cosine"]).set_index("x_mode")
+    assert both.loc["ablate", "estimate"] == pytest.approx(both.loc["clamp", "estimate"], abs=0.05)
+    assert "single" not in both.loc["ablate", "note"]
+    assert (both["p_corr"] <= 0.02).all()
+
+
+def test_unmatched_pairs_make_no_claim(small_and):
+    """Ablating one concept of a conjunction loses all of it; no control does that, which is said."""
+    row = clamped(small_and, direction="ablate", match=["effect", "cosine"]).iloc[0]
+    assert row["status"] == "untestable"
+    assert "single effect of the first differs by" in row["note"]
+    assert row["x_p_items"] <= 0.01
+    assert pd.isna(row["p_unc"])
+
+
+def test_one_clamp_by_hand(small_and):
+    """L(AB) of one text is that of a plain forward pass whose stream was changed by hand."""
+    from neurosae.causal.material import place_of, stimuli_for
+    from neurosae.causal.pairs import Setting, edit_of, outcomes_of
+
+    d = leaning()
+    rows = stimuli_for(small_and.stimuli, small_and.design, region="last", only={"a": "absent", "b": "absent"})
+    place = place_of(rows, small_and.model, d, region="last")
+    at = Setting(place, None, small_and.design, "clamp", 1.0, "downstream")
+    L = outcomes_of(at, [edit_of(at, (0, 1), np.array([1.5, 2.0]))], frozen=False)[0]
+    prompts, model = place.prompts, small_and.model
+    cell = int(prompts.at[0])
+
+    def by_hand(x, hook):
+        f = torch.as_tensor(d.encode(x[0, cell : cell + 1]).toarray())[0, :2]
+        x[0, cell] += (torch.tensor([1.5, 2.0]) - f) @ d.W_dec[:2]
+        return x
+
+    with torch.no_grad():
+        logits = model.bridge.run_with_hooks(torch.as_tensor(prompts.ids[0])[None], fwd_hooks=[(d.hook, by_hand)])
+    direct = logits[0, cell, prompts.target[0]] - logits[0, cell, prompts.foil[0]]
+    assert L[1] == pytest.approx(float(direct), abs=1e-4)
+
+
+def test_dose_surface_grows_with_both_doses(small_and):
+    """The neuron's threshold: nothing at half the dose of both, more with more of either."""
+    from neurosae.causal.material import place_of, reference_of, stimuli_for
+    from neurosae.causal.pairs import Setting, surface
+
+    rows = stimuli_for(small_and.stimuli, small_and.design, region="last", only={"a": "absent", "b": "absent"})
+    place = place_of(rows, small_and.model, leaning(), region="last")
+    at = Setting(place, reference_of(place.codes), small_and.design, "clamp", 1.0, "downstream")
+    table = surface(at, ((0,), (1,)), [0.5, 1.0, 1.4]).pivot(index="first", columns="second", values="frozen")
+    values = table.loc[["0.5", "1.0", "1.4"], ["0.5", "1.0", "1.4"]].to_numpy(dtype=float)
+    assert values[0, 0] == 0
+    assert (np.diff(values, axis=0) >= -1e-3).all()
+    assert values[2, 2] == pytest.approx(1.3 * 8, abs=0.2)
+
+
+def test_three_sets_give_shapley_interactions(small_and):
+    """A and B interact, the third set does not; no claim is made without controls."""
+    table = clamped(
+        small_and, features={"a": [0], "b": [1], "c": [700]}, parts=None, only={"a": "absent", "b": "absent"}
+    )
+    assert set(table["x_role"]) == {"exploratory"}
+    found = table.set_index("x_contrast")
+    assert found.loc["a x b", "estimate"] == pytest.approx(4.0, abs=0.1)
+    assert found.loc[["a x c", "b x c"], "status"].eq("untestable").all()
+    assert table["p_corr"].isna().all()
+
+
+def test_sets_must_be_apart(small_and):
+    """An edit of a feature of both sets would be an edit of the other set."""
+    with pytest.raises(DataError, match="no feature of its own"):
+        clamped(small_and, features={"a": [0], "b": [0]})
+
+
+def test_probabilities_are_refused():
+    """A probability passes a normalization's work for an interaction, frozen or not."""
+    given = {"test": "joint_clamp", "region": "last", "features": {"a": {"ids": [0]}, "b": {"ids": [1]}}}
+    with pytest.raises(Exception, match="passes for an interaction"):
+        JointClampBlock.model_validate(given | {"outcome": "log_prob"})
+    with pytest.raises(Exception, match="unknown covariate"):
+        JointClampBlock.model_validate(given | {"match": ["norm"]})
+
+
+def test_grade_3_needs_grade_2_and_both_p():
+    """The read-out lifts grade 2 alone, and only where items and pairs both hold."""
+    rows = {"site": "late", "x_role": "claim", "status": "ok", "x_p_items": 0.001, "x_p_items_free": 0.001}
+    good = causal_of(pd.DataFrame([rows | {"p_corr": 0.01}]), "late")
+    bad = causal_of(pd.DataFrame([rows | {"p_corr": 0.3}]), "late")
+    assert grade_of({"code": 0.01}, causal=good) == 3
+    assert grade_of({"code": 0.01}, causal=bad) == 2
+    assert grade_of({"code": 0.2}, causal=good) == 0
+    assert causal_of(pd.DataFrame([rows | {"status": "untestable", "p_corr": np.nan}]), "late") is None
+    assert Causal(0.01, 0.01, frozen=False).p == 1
+
+
+def test_levels_that_do_not_exist_are_refused(small_and):
+    """A cell without texts is named."""
+    with pytest.raises((DataError, SpecError), match="nothing can be edited"):
+        clamped(small_and, parts=None, only={"a": "purple"})
