@@ -52,8 +52,8 @@ def _mean(effect: str, what: str) -> str:
 # ------------------------------------------------------------------ attribution
 
 
-def _is_direct(study: Study, test: str) -> bool:
-    return section(study.analysis, "tests", test).get("method") == "direct"
+def _is_direct(rows: pd.DataFrame) -> bool:
+    return bool((rows["site"] == "direct").any())
 
 
 def attribution_statements(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Statement]:
@@ -65,9 +65,9 @@ def attribution_statements(study: Study, test: str, rows: pd.DataFrame) -> Itera
             yield _untested(test, effect, part, what="Attribution")
             continue
         found = tested[is_found(tested, alpha)]
-        text = _direct_words(found, tested, effect) if _is_direct(study, test) else _screen_words(found, tested, effect)
+        text = _direct_words(found, tested, effect) if _is_direct(part) else _screen_words(found, tested, effect)
         detail = f"{held(tested, alpha)} {_strongest_change(tested)}".strip()
-        caution = DIRECT if _is_direct(study, test) else ALONE
+        caution = DIRECT if _is_direct(part) else ALONE
         verdict = "found" if len(found) else "nothing"
         yield Statement(test, effect, verdict, f"{len(found):,}", text, detail, _localizer(part), (caution,))
 
@@ -88,7 +88,8 @@ def _screen_words(found: pd.DataFrame, tested: pd.DataFrame, effect: str) -> str
             f" Of {plural(n, 'random other')} {len(found) - int(top.sum()):,} were found, so at most "
             f"{float(bound.max()):.1%} of what was not ablated (95 %) would be."
         )
-    ways = f", {int((found['estimate'][top] < 0).sum()):,} of them lower it" if top.any() else ""
+    n_less = int((found["estimate"][top] < 0).sum())
+    ways = f", {n_less:,} of them lower it" if n_less else ""
     return (
         f"Setting single features to their baseline changes {_mean(effect, 'the logit difference')} for "
         f"{int(top.sum()):,} of {n_top:,} screened features{ways}.{missed}"
