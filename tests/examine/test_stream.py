@@ -13,7 +13,7 @@ from numpy.testing import assert_array_equal
 from neurosae.dictionary.stream import context_rows
 from neurosae.dictionary.texts import make_contexts
 from neurosae.errors import DataError, ModelError
-from neurosae.examine.stream import Tokens, stream_text
+from neurosae.examine.stream import DOCUMENTS, Tokens, stream_text
 
 
 def gather(model, dictionaries, texts, **settings):
@@ -128,3 +128,10 @@ def test_stream_refuses(toy, made_dictionary):
     wide = replace(dictionaries["a"], W_enc=torch.randn(64, 8), W_dec=torch.randn(64, 8), b_dec=torch.zeros(8))
     with pytest.raises(ModelError, match="vectors of length 8"):
         gather(toy, {"a": wide}, ["a"])
+
+
+def test_texts_are_numbered_beyond_the_first_portion(toy, made_dictionary):
+    """Documents are packed some hundred at a time; their numbers go on."""
+    found, n = gather(toy, {"a": made_dictionary()}, ["a"] * (DOCUMENTS + 8), n_tokens=DOCUMENTS + 5)
+    assert n == DOCUMENTS + 5
+    assert_array_equal(found["a"][1].text, np.arange(DOCUMENTS + 5))
