@@ -9,9 +9,10 @@
 | `loss` | mean of -ln p over the tokens of a region; its exponential is the perplexity |
 | `kl` | KL(clean, edited) in nats, mean over the predictions of the tokens of a region; `kl:target` at the target |
 
-A region is written behind a colon: `surprisal:verb`. The first three, and `kl:target`, are read at the token that
-predicts the target, the others at the tokens that predict the region. `Activation` is another feature's activation. A
-function from `Predictions` to one number per prediction may be given in place of a name; it is read at the target.
+A region is written behind a colon, `surprisal:verb`; `:target` is the target in the place of what the text says. The
+first three, and those with `:target`, are read at the token that predicts the target, the others at the tokens that
+predict the region. `Activation` is another feature's activation. A function from `Predictions` to one number per
+prediction may be given in place of a name; it is read at the target.
 Claims about interaction use the logit difference: a probability saturates, and saturation is no integration.
 """
 

@@ -196,8 +196,6 @@ def _given(prompts: Prompts, where: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 def predicted(prompts: Prompts, where: str) -> list[np.ndarray]:
     """The tokens of a place that are predicted from something: the first one without a BOS before it is not."""
-    if where == TARGET:
-        raise DataError("the target is scored by log_prob or logit_diff; name a region here, or leave it out.")
     return [tokens[tokens > 0] for tokens in tokens_at(prompts, where)]
 
 
