@@ -49,8 +49,8 @@ def steering(
         tidy(axes, grid="x")
     left.set_yticks(np.arange(len(names)), [shorten(name, 34) for name in names])
     left.invert_yaxis()
-    left.set_xlabel(f"change of each item, {unit}")
-    right.set_xlabel(f"mean change: target and control sets, {unit}")
+    left.set_xlabel(f"each item, {unit}")
+    right.set_xlabel("means: features (diamond), controls")
     return figure
 
 
@@ -102,7 +102,7 @@ def removal_cells(cells: pd.DataFrame) -> Figure:
         axes.scatter(own.reindex(names), at, s=34, c=colours[k % 4], marker=MARKS[k % len(MARKS)], label=method)
     axes.axvline(0, color=MUTED, linewidth=0.8, zorder=0)
     axes.set_yticks(np.arange(len(names)), [shorten(name, 30) for name in names])
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.55, -0.45)
     axes.set_xlabel("mean logit difference towards the form of the own level")
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     tidy(axes, grid="x")

@@ -22,7 +22,8 @@ Column = tuple[dict[str, str], list[Cell]]
 
 def count_rows(study: Study) -> list[dict[str, Any]]:
     """The counts of `tables.counts`, as text."""
-    whole = study.results["kind"].isin(["factorial", "choosing"]).to_numpy(dtype=bool)  # no rows of features
+    others = ["factorial", "choosing", "generation", "removal"]  # their rows are not of features
+    whole = study.results["kind"].isin(others).to_numpy(dtype=bool)
     table = counts(study.results[~whole], alpha_of(study))
     for name in ("position", "split", "failed", "other", "degenerate"):  # columns that would say the same in every row
         if table[name].nunique(dropna=False) <= 1 and not (name in ("failed", "degenerate") and table[name].any()):

@@ -19,6 +19,7 @@ from neurosae.report.tables import distinct, first_known, has_numbers, is_found
 from neurosae.report.wording import digits, listed, p_words, plural, slug
 
 UNITS = {"balance": "words per 100", "log_odds": "log odds of words", "next_word": "log odds of the next word"}
+WARNED = ("outside", "steer may", "controls are badly", "costs on", "not scored")
 SHOWN = 12  # pairs of texts on the page, as many of every condition
 LISTS = (
     "Scores count words of two lists; they know neither negation nor sense, and a text that is made of such words "
@@ -51,16 +52,22 @@ def generation_statements(study: Study, test: str, rows: pd.DataFrame) -> Iterat
         text = f"Steering {_features(known)}{where(known)} is not shown to change what is written: {words}."
     cost = listed(_cost(row) for _, row in known.iterrows())
     detail = (
-        f"{plural(n_units(known), 'item')}; p over items and among {digits(known['x_n_controls'].iloc[0])} sets of "
+        f"{plural(n_units(known), 'item')}; p over items and among {int(known['x_n_controls'].iloc[0])} sets of "
         "matched "
         f"control features, of which the larger counts, Holm over {plural(len(known), 'condition')}. Cost on neutral "
         "text: "
         f"{cost}."
     )
-    cautions = (LISTS, *dict.fromkeys(str(note) for note in known["note"].dropna() if note))
+    cautions = (LISTS, *_warnings(known["note"]))
     yield Statement(
         test, effect, "found" if len(found) else "nothing", f"{len(found)}/{len(known)}", text, detail, False, cautions
     )
+
+
+def _warnings(notes: pd.Series) -> list[str]:
+    """What notes say that speaks against a result; how controls were drawn stands in the table."""
+    parts = dict.fromkeys(part for note in notes.dropna() for part in str(note).split("; "))
+    return [part[0].upper() + part[1:] + "." for part in parts if part.startswith(WARNED)]
 
 
 def _features(rows: pd.DataFrame) -> str:
@@ -121,7 +128,7 @@ def generation_methods(study: Study, rows: pd.DataFrame) -> Iterator[str]:
             "two "
             "lists of words. Samples and prompts were averaged inside items; item changes were tested by sign flips, "
             "and "
-            f"ranked among {digits(part['x_n_controls'].iloc[0])} sets of control features matched in density and "
+            f"ranked among {int(part['x_n_controls'].iloc[0])} sets of control features matched in density and "
             "size; the "
             "larger p counts, Holm [holm1979] over the conditions."
         )
@@ -140,7 +147,7 @@ def removal_statements(study: Study, test: str, rows: pd.DataFrame) -> Iterator[
     found = full[is_found(full, alpha)]
     text = (
         f"Before any edit the preference for the own level's form is {digits(bias['estimate'])} "
-        f"[{digits(bias['ci_low'])}, {digits(bias['ci_high'])}] in logits (items "
+        f"[{digits(bias['ci_low'])}, {digits(bias['ci_high'])}] in logits (items p = "
         f"{p_words(bias['p_corr'])}). "
         + (
             f"It is changed by {_removed(found)}."
