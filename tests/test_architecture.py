@@ -78,7 +78,8 @@ LAYERS = """
 13 causal.generation
 9  causal.chosen
 12 causal.material
-13 causal.inference causal.items causal.ladder
+12 causal.items
+13 causal.inference causal.ladder
 14 causal.changes causal.joint_effects
 15 causal.rows
 16 causal.beside

@@ -73,13 +73,28 @@ def control_table(work: Work, seen: Contrasted, made: Run, *, what: str) -> pd.D
     })  # fmt: skip
 
 
+def at_levels(effect: Mapping[str, Any], only: Mapping[str, str]) -> dict[str, Any]:
+    """An effect inside the levels that are kept: a simple effect.
+
+    Examples
+    --------
+    >>> at_levels({"subject": {"pl": 1, "sg": -1}}, {"attractor": "sg"})
+    {'subject': {'pl': 1, 'sg': -1}, 'attractor': {'sg': 1}}
+    """
+    return dict(effect) if "cells" in effect else dict(effect) | {name: {level: 1} for name, level in only.items()}
+
+
+def _compared(effect: Mapping[str, Any]) -> dict[str, Any]:
+    """The factors of which an effect compares levels."""
+    signs = {name: set(np.sign(list(w.values()))) for name, w in effect.items() if isinstance(w, Mapping)}
+    return {name: effect[name] for name, found in signs.items() if {1, -1} <= found}
+
+
 def ladder_rows(work: Work, made: Run, ask: Any, *, shared: Settings) -> Iterator[dict[str, Any]]:
     """The sanity ladder at the highest dose, through every contrast."""
     place = work.place
     delta = delta_of(place, work.reference, made, ask=ask)
-    factor = next(
-        (e for e in work.effects.values() if len(e) == 1 and all(isinstance(v, Mapping) for v in e.values())), {}
-    )
+    factor = next((one for one in map(_compared, work.effects.values()) if len(one) == 1), {})
     rungs = ladder_of(place, delta, others=work.others, factor=factor, seed=shared.seed)
     for rung in rungs:
         found = edited_outcomes(

@@ -16,6 +16,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy import stats
 
+from neurosae.causal.items import without_rounding
 from neurosae.errors import DataError
 from neurosae.stats.crossed import MinF, min_f
 from neurosae.stats.flips import flip_columns, maxima
@@ -23,8 +24,12 @@ from neurosae.stats.paired import flip_t
 from neurosae.stats.relabel import flips
 from neurosae.stats.tails import flip_p
 
-ROUNDING = 1e-5  # of logits in float32, relative to 1 + their size: what is smaller is no change
 LEVEL = 0.95
+
+__all__ = [
+    "Equivalence", "ItemTests", "claim_p", "item_slopes", "item_tests", "no_effect", "over_items_and_features",
+    "rank_p", "without_rounding",
+]  # fmt: skip
 
 
 class ItemTests(NamedTuple):
@@ -46,17 +51,6 @@ class ItemTests(NamedTuple):
     informative: np.ndarray
     n_permutations: int
     null: np.ndarray
-
-
-def without_rounding(change: np.ndarray, size: np.ndarray | float) -> np.ndarray:
-    """Changes of float32 outcomes, exact zeros where they are below 1e-5 of 1 + the size of what was subtracted.
-
-    Examples
-    --------
-    >>> without_rounding(np.array([3e-6, 0.2]), 1.0).tolist()
-    [0.0, 0.2]
-    """
-    return np.where(np.abs(change) <= ROUNDING * (1 + np.abs(size)), 0.0, change)
 
 
 def item_tests(

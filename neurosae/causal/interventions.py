@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from neurosae.causal.beside import Work, control_table, dose_rows, dose_table, ladder_rows
+from neurosae.causal.beside import Work, at_levels, control_table, dose_rows, dose_table, ladder_rows
 from neurosae.causal.changes import Run, condition_of, contrasted, present_cells, run_set
 from neurosae.causal.chosen import directed, reference_texts, written_texts
 from neurosae.causal.costs import neutral_costs
@@ -97,7 +97,8 @@ def intervene(
          "split": block.split, "set": "named features"},
         place_of(rows, model, dictionary, region=region),
         reference_of(reference_activations(model, dictionary, texts, n_tokens=block.n_tokens, seed=seed)),
-        design, {name: effects[name] for name in block.effect}, texts, np.asarray(excluded, dtype=int), {},
+        design, {name: at_levels(effects[name], block.only) for name in block.effect}, texts,
+        np.asarray(excluded, dtype=int), {},
     )  # fmt: skip
     return _tested(
         [(work, tuple(block.features.at("")))], block, settings=settings, test="intervention", seed=seed
@@ -130,7 +131,7 @@ def run(
             rows = stimuli_for(study.stimuli, study.design, region=region, split=ask.split, only=ask.only)
             where = {"test": test, "kind": "intervention", "site": site, "region": region, "position": 0}
             where |= {"split": ask.split, "set": set_name + _side(ask)}
-            effects = {name: spec.effects[name] for name in ask.effect}
+            effects = {name: at_levels(spec.effects[name], ask.only) for name in ask.effect}
             place = place_of(rows, model, dictionary, region=region)
             jobs.append((Work(where, place, activity, study.design, effects, texts, excluded, others), features))
     return _tested(jobs, ask, settings=spec.inference, test=test, seed=spec.seed)

@@ -19,6 +19,8 @@ from neurosae.errors import DataError
 from neurosae.spec.design import Design
 from neurosae.stats.units import item_numbers
 
+ROUNDING = 1e-5  # of logits in float32, relative to 1 + their size: what is smaller is no change
+
 
 class ItemOutcomes(NamedTuple):
     """Outcomes by item and cell.
@@ -43,6 +45,17 @@ class UnitData(NamedTuple):
     unit: str
     words: str
     note: str
+
+
+def without_rounding(change: np.ndarray, size: np.ndarray | float) -> np.ndarray:
+    """Changes of float32 outcomes, exact zeros where they are below 1e-5 of 1 + the size of what was subtracted.
+
+    Examples
+    --------
+    >>> without_rounding(np.array([3e-6, 0.2]), 1.0).tolist()
+    [0.0, 0.2]
+    """
+    return np.where(np.abs(change) <= ROUNDING * (1 + np.abs(size)), 0.0, change)
 
 
 def item_outcomes(
@@ -135,7 +148,7 @@ def unit_data(outcomes: ItemOutcomes, design: Design, effect: Mapping[str, Any] 
     """
     if effect is None:
         units = components(design, outcomes.items, carriers(design, tuple(design.factors)))
-        D = np.nanmean(outcomes.values, axis=1)
+        D = without_rounding(np.nanmean(outcomes.values, axis=1), np.nanmean(np.abs(outcomes.values), axis=1))
         unit = "shared forms" if design.unit == "shared_forms" else "item"
         return UnitData(*_merged(D, units, outcomes), unit, "the mean over an item's cells", "")
     made = compile_effect(design, dict(effect))
@@ -151,6 +164,10 @@ def unit_data(outcomes: ItemOutcomes, design: Design, effect: Mapping[str, Any] 
     V = outcomes.values[rows][:, [at[tuple(map(str, made.cells[k]))] for k in chosen]]
     own = np.isfinite(V).all(axis=2)
     D = (how.datum[chosen][None, :, None] * np.where(own[..., None], V, 0.0)).sum(axis=1) * how.scale[:, None]
+    # what cancels between cells up to rounding is an exact zero: nothing may be found in the digits of float32
+    D = without_rounding(
+        D, (np.abs(how.datum[chosen])[None, :, None] * np.where(own[..., None], np.abs(V), 0.0)).sum(axis=1)
+    )
     part = outcomes._replace(items=how.items, numbers=outcomes.numbers[rows])
     return UnitData(*_merged(D, how.units, part), how.unit, made.words, how.note)
 

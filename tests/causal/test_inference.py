@@ -171,3 +171,17 @@ def test_items_that_share_forms_are_one_unit():
     assert merged.D.shape == (4, 1)
     assert_allclose(merged.D[0], (made.values[:2, 1] - made.values[:2, 0]).mean(axis=0))
     assert merged.names[0] == "w0+1"
+
+
+def test_what_cancels_is_an_exact_zero():
+    """Equal changes of two cells leave no contrast in their last digits, whose sign would be the same in every item."""
+    design = example_design(8)
+    table = expand(design)
+    rng = np.random.default_rng(0)
+    by_item = dict(zip(table["item"].unique(), rng.standard_normal(8) * 4, strict=True))
+    change = (
+        table["item"].map(by_item).to_numpy(dtype=float)[:, None] + 8e-6 * (table["number"] == "pl").to_numpy()[:, None]
+    )
+    data = unit_data(item_outcomes(change, table, design), design, {"number": {"pl": 1, "sg": -1}})
+    assert (data.D == 0).all()
+    assert np.isnan(item_tests(data.D, data.numbers, seed=0).p[0])

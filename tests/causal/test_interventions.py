@@ -1,0 +1,184 @@
+"""Interventions through the whole path: what moves, beside controls, over doses; what is refused; rows and extras."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from numpy.testing import assert_allclose
+
+from neurosae.causal.changes import contrasted, run_set
+from neurosae.causal.interventions import intervene
+from neurosae.causal.material import (
+    amounts_of,
+    as_dose,
+    change_of,
+    covariates,
+    in_their_place,
+    place_of,
+    reference_of,
+    stimuli_for,
+)
+from neurosae.errors import DataError
+from neurosae.spec.causal import InterventionBlock
+from tests.causal import circuits
+
+EFFECTS = {name: {name: {"present": 1, "absent": -1}} for name in ("a", "b")}
+
+
+@pytest.fixture(scope="module")
+def linear():
+    return circuits.linear_circuit(False, n_items=8, n_controls=600)
+
+
+@pytest.fixture(scope="module")
+def place(linear):
+    rows = stimuli_for(linear.stimuli, linear.design, region="last")
+    return place_of(rows, linear.model, linear.dictionary, region="last")
+
+
+def edited(circuit, features=(0,), **options):
+    given = {"texts": circuit.stimuli["text"].tolist(), "n_tokens": 500, "n_controls": 99, "controls": "directions",
+             "match": ["density"], "off_target": False, "inference": {"n_permutations": 300}}  # fmt: skip
+    return intervene(
+        circuit.stimuli, circuit.model, circuit.dictionary, features=list(features), region="last",
+        options=given | options, seed=1,
+    )  # fmt: skip
+
+
+def test_ablation_takes_what_the_concept_gives(linear):
+    """Concept A is worth 4 logits where it is there: ablated, the contrast of a falls by 4, and cells say where."""
+    table = edited(linear, effect=["a", "b"], effects=EFFECTS).set_index("effect")
+    claim = table.loc["ablate: a"]
+    assert claim["estimate"] == pytest.approx(-4.0, abs=0.1)
+    assert claim["x_p_items"] == 2**-7
+    assert claim["x_p_controls"] <= 0.05
+    assert claim["p_unc"] == max(claim["x_p_items"], claim["x_p_controls"])
+    assert claim["x_share"] == pytest.approx(-1, abs=0.05)
+    assert table.loc["ablate: b", "status"] == "untestable"
+    assert "6 are needed" in table.loc["ablate: b", "note"]
+    assert table.loc["ablate 0: in present/absent", "estimate"] == pytest.approx(-4.0, abs=0.1)
+    assert table.loc["ablate 0: in absent/absent", "status"] == "untestable"
+    assert set(table["x_role"]) == {"claim", "cell", "ladder"}
+    assert table.loc[table["x_role"] != "claim", "p_corr"].isna().all()
+
+
+def test_ladder_brackets_the_edit(linear):
+    """Random directions do less, the reverse does the opposite, the other level's stream at least as much."""
+    table = edited(linear, effect="a", effects=EFFECTS)
+    rung = table[table["x_contrast"] == "a"].set_index("x_rung")["estimate"]
+    assert abs(rung["random direction"]) < 2
+    assert rung["sign reversal"] == pytest.approx(4.0, abs=0.2)
+    assert rung["whole stream"] == pytest.approx(-8.0, abs=0.5)
+    assert rung["difference of means"] == pytest.approx(-8.0, abs=0.5)
+
+
+def test_slopes_on_doses(linear):
+    """Clamped at three doses: 4 logits per unit in every item, the base at 0, one dose row each."""
+    table = edited(linear, mode="clamp", doses=[0.5, 1.0, 2.0], ladder=False, cells=False)
+    claim = table[table["x_role"] == "claim"].iloc[0]
+    assert claim["stat"] == "t of the slope"
+    assert claim["estimate"] == pytest.approx(4.0, abs=0.05)
+    doses = table[table["x_role"] == "dose"].set_index("x_dose")["estimate"]
+    assert list(doses.index) == ["0.5", "1.0", "2.0"]
+    assert doses["2.0"] - doses["1.0"] == pytest.approx(4.0, abs=0.05)
+    assert not claim["x_outside"]
+    far = edited(linear, mode="clamp", doses=[60.0], ladder=False, cells=False).iloc[0]
+    assert far["x_outside"]
+    assert "outside the natural range" in far["note"]
+
+
+def test_an_idle_feature_is_equivalent_and_no_claim(linear):
+    """A noise direction that nothing reads: no claim, and a stated bound shows that it does not matter."""
+    row = edited(linear, features=(5,), mode="steer", doses=[1.0], smallest=1.0, ladder=False, cells=False).iloc[0]
+    assert abs(row["x_change"]) < 0.3
+    assert row["x_p_equivalent"] <= 0.01
+    assert not row["p_corr"] <= 0.05
+
+
+def test_max_t_and_holm_over_claims(linear):
+    """Both corrections hold both p: max-T over items joined with Holm over controls."""
+    asked = {"effect": ["a"], "effects": EFFECTS, "ladder": False, "cells": False}
+    holm = edited(linear, **asked)
+    joint = edited(linear, correction="maxT", **asked)
+    assert (holm["p_corr"] >= holm["p_unc"]).all()
+    assert (joint["p_corr"] >= joint["x_p_controls"]).all()
+    assert set(joint["p_adjust"]) == {"maxT"}
+    assert set(holm["n_family"]) == {2}
+    assert edited(linear, correction="none", **asked)["p_corr"].isna().all()
+
+
+def test_edits_that_change_nothing_are_errors(linear, place):
+    """Features that are nowhere active cannot be ablated; a dose they have anyway moves nothing."""
+    idle = int(np.flatnonzero(np.asarray((place.codes != 0).sum(axis=0)).ravel() == 0)[0])
+    with pytest.raises(DataError, match="changes nothing"):
+        edited(linear, features=(idle,))
+
+
+def test_features_without_natural_activity_have_no_quantiles(linear, place):
+    """p90 of a feature that never fires is refused with the remedy."""
+    idle = int(np.flatnonzero(np.asarray((place.codes != 0).sum(axis=0)).ravel() == 0)[0])
+    with pytest.raises(DataError, match="no natural dose"):
+        as_dose("p90", reference_of(place.codes), [idle])
+
+
+def test_badly_matched_controls_leave_no_claim(linear):
+    """A concept is read, random directions are not: matched on the cosine too, there is no claim, but all numbers."""
+    row = edited(linear, match=["density", "cosine"], ladder=False, cells=False).iloc[0]
+    assert row["status"] == "untestable"
+    assert "cosine differs by" in row["note"]
+    assert pd.isna(row["p_unc"])
+    assert row["x_p_items"] <= 0.01
+    assert row["x_estimate"] == pytest.approx(-2.0, abs=0.1)
+
+
+def test_directions_are_as_long_as_the_edit(place):
+    """Control directions have the length of the edit at every token, in other directions."""
+    amounts = amounts_of(place, [0, 1], mode="clamp", dose=np.array([2.0, 1.0]))
+    own, other = change_of(place, [0, 1], amounts), in_their_place(place, [0, 1], [40, 50], amounts=amounts)
+    assert_allclose(np.linalg.norm(own, axis=1), np.linalg.norm(other, axis=1), rtol=1e-5)
+    assert abs((own * other).sum()) < 0.9 * (own**2).sum()
+    f = place.codes[:, [0, 1]].toarray()
+    assert_allclose(amounts, np.array([2.0, 1.0]) - f, atol=1e-6)
+
+
+def test_covariates_are_what_they_say(linear, place):
+    """Density of the reference, length of what an ablation removes, cosine with target minus foil."""
+    reference = reference_of(place.codes)
+    table = covariates(place, reference, mode="ablate", dose=0.0)
+    f = place.codes[:, 0].toarray().ravel()
+    assert table.loc[0, "density"] == pytest.approx(np.log((f > 0).mean()))
+    assert table.loc[0, "size"] == pytest.approx(np.log(np.sqrt((f**2).mean())), abs=1e-5)
+    W = linear.dictionary.W_dec.numpy()
+    u = place.directions[0] / np.linalg.norm(place.directions[0])
+    assert table.loc[0, "cosine"] == pytest.approx(abs(W[0] @ u) / np.linalg.norm(W[0]), abs=1e-5)
+    at_dose = covariates(place, reference, mode="clamp", dose=3.0)
+    assert at_dose.loc[0, "size"] == pytest.approx(np.log(3.0), abs=1e-5)
+
+
+def test_one_ablation_by_hand(linear, place):
+    """The first text's change is that of a plain forward pass whose stream lacks f W_dec."""
+    block = InterventionBlock.model_validate(
+        {"test": "intervention", "region": "last", "features": {"ids": [0]}, "controls": "directions",
+         "match": ["density"], "n_controls": 99}
+    )  # fmt: skip
+    alive = reference_of(np.random.default_rng(0).random((40, linear.dictionary.n_features)))
+    made = run_set(place, alive, (0,), ask=block, mode="ablate", excluded=(), seed=0)
+    present = int(np.flatnonzero(place.stimuli["a"].astype(str) == "present")[0])
+    prompts, d, model = place.prompts, linear.dictionary, linear.model
+    cell = int(prompts.at[present])
+
+    def by_hand(x, hook):
+        f = float(d.encode(x[0, cell : cell + 1]).toarray()[0, 0])
+        x[0, cell] -= f * d.W_dec[0]
+        return x
+
+    ids = torch.as_tensor(prompts.ids[present])[None]
+    with torch.no_grad():
+        runs = [model.bridge.run_with_hooks(ids, fwd_hooks=hooks)[0, cell] for hooks in ([], [(d.hook, by_hand)])]
+    t, o = int(prompts.target[present]), int(prompts.foil[present])
+    plain, without = (float(run[t] - run[o]) for run in runs)
+    assert made.change[present, 0, 0] == pytest.approx(without - plain, abs=1e-4)
+    seen = contrasted(made, place, linear.design, effect=None)
+    assert_allclose(seen.D[:, 0, 0].mean(), made.change[:, 0, 0].mean(), atol=1e-6)
