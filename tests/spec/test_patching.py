@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from neurosae.design.checks import check
 from neurosae.errors import SpecError
 from neurosae.spec.analysis import load_analysis
+from neurosae.spec.design import load_design
 from neurosae.spec.patching import PATCHING
 
 DESIGN = Path(__file__).resolve().parents[2] / "stimuli" / "number_agreement.yaml"
@@ -32,9 +34,6 @@ def read(tmp_path, rest, **changed):
         text = text.replace(old, new)
     path = tmp_path / "analysis.yaml"
     path.write_text(text, encoding="utf-8")
-    from neurosae.design.checks import check
-    from neurosae.spec.design import load_design
-
     spec = load_analysis(path)
     check(load_design(tmp_path / "design.yaml"), spec, path=path)
     return spec
@@ -47,6 +46,14 @@ def test_blocks_of_patching_are_read(tmp_path):
     read(tmp_path, "features: {from: find, top: 5}, per: set")
     read(tmp_path, "hooks: hook_embed", place=("[head, pre_verb], hooks", "[target, all], hooks"))
     assert set(PATCHING) == {"patching"}
+
+
+def test_the_shipped_analysis_is_checked():
+    """Every block of it can run on its design."""
+    path = DESIGN.parents[1] / "analyses" / "patching.yaml"
+    spec = load_analysis(path)
+    check(load_design(spec.design), spec, path=path)
+    assert {block.test for block in spec.tests.values()} == {"contrast", "patching"}
 
 
 @pytest.mark.parametrize(
