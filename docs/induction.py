@@ -88,8 +88,6 @@ if __name__ == "__main__":
 if __name__ == "__main__":
     model = ns.load_model("embedded", device="cpu")
     heads, copy = scores(model, n_sequences=16)
-    print(
     print(f"embedded: loss {copy.x_first:.2f} nats in the first copy, {copy.x_second:.2f} in the second")
-    )
     best = heads.sort_values("x_repeated", ascending=False).head(6)
     print(best[["x_repeated", "x_control", "p_corr", "rise", "x_verdict"]].round(4).to_string())
