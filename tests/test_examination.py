@@ -180,16 +180,15 @@ def test_labels_come_from_a_named_endpoint_alone(finished, prepared, monkeypatch
     assert "proposed by m" in page
 
 
-def test_inversion_and_tracking_are_asked_for(finished):
-    """Counterparts at other sites, a string that drives the feature."""
-    path = finished[0]
-    path.write_text(
-        path.read_text().replace(
-            "sites:\n", "sites:\n  early: {hook: blocks.1.hook_resid_post, dictionary: {neurons: true}}\n"
-        )
-    )
+def test_inversion_and_tracking_are_asked_for(prepared, live):
+    """Counterparts at other sites, a string that drives the feature, text that the model writes."""
+    model, sites = live
+    site = {"hook": "blocks.1.hook_resid_post", "dictionary": {"neurons": True}}
+    both = {"early": ns.load_dictionary(site, model), **sites}
+    spec = prepared.spec.model_copy(update={"sites": dict.fromkeys(both, prepared.spec.sites["late"])})
+    study = dataclasses.replace(prepared, live=lambda: (model, both), spec=spec)
     changes = {"features": {"ids": {"late": [3]}}, "invert": 1, "track": ("early", "late"), "n_tokens": 60}
-    tables = examine_study(ns.prepare_study(*finished), changes=changes)
+    tables = examine_study(study, changes=changes)
     assert tables["counterparts"]["other"].unique().tolist() == ["early"]
     assert tables["inversions"]["z"].item() > 0
     assert set(tables["examples"]["source"]) == {"study", "text"}

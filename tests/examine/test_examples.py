@@ -29,14 +29,15 @@ def dense(model, dictionary, texts):
 
 def test_watch_agrees_with_single_texts(toy, words, made_dictionary):
     """Rows ascend by text and token whatever the batches were; BOS is none of them."""
-    dictionary, texts = made_dictionary(1), [w[:40] for w in words]
+    dictionary, few = made_dictionary(1), [w[:40] for w in words]
+    texts = few * 5  # more than one batch, each of texts of similar length
     seen = watch(toy, {"a": dictionary}, texts, features={"a": FEATURES})["a"]
-    slow = np.concatenate(dense(toy, dictionary, texts))
+    slow = np.concatenate(dense(toy, dictionary, few) * 5)
     assert_allclose(seen.codes.toarray(), slow[:, FEATURES], atol=1e-4)
     assert seen.ids.tolist() == [int(i) for t in texts for i in encode(toy.tokens, [t])[0].ids[1:]]
     assert 256 not in seen.ids
     most = text_maxima(seen, len(texts)).toarray()
-    assert_allclose(most, [one[:, FEATURES].max(axis=0) for one in dense(toy, dictionary, texts)], atol=1e-4)
+    assert_allclose(most[:40], [one[:, FEATURES].max(axis=0) for one in dense(toy, dictionary, few)], atol=1e-4)
 
 
 def test_top_examples_recover_the_strongest(toy, words, made_dictionary):

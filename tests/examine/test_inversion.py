@@ -68,7 +68,9 @@ def test_invert_feature_recovers_the_best_of_all_pairs(toy, made_dictionary):
     assert_allclose(found["z"], value(toy, dictionary, ids), atol=1e-4)
     short = invert_feature(toy, dictionary, 9, text="ab", n_tokens=2, shortlist=16).iloc[-1]
     assert short["n_run"] < found["n_run"]
-    assert short["z"] <= found["z"] + 1e-4 or short["token_ids"] != found["token_ids"]
+    one = invert_feature(toy, dictionary, 9, text="ab", shortlist=8, settings={"rounds": 1}).iloc[-1]
+    everything = swap_scores(toy, dictionary, 9, ids=[256, 64, 65, 0], place=3)[:256]
+    assert (everything > one["z"]).mean() < 0.05  # 8 of 256 that the gradient proposed hold one of the best
 
 
 def test_invert_feature_pays_for_surprisal(toy, made_dictionary):
