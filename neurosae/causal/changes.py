@@ -109,6 +109,8 @@ def run_set(
     match = [name for name in ask.match if as_features or name != "size"]
     W = place.dictionary.W_dec.detach().float().cpu().numpy()
     controls = matched_controls(table, features, n=ask.n_controls, match=match, excluded=excluded, W_dec=W, seed=seed)
+    if not as_features:
+        controls = controls._replace(note=f"{controls.note}; added as directions, as long as the edit at each token")
     change, clean, moved = _outcomes(place, reference, features, controls=controls.sets, given=given, asked=(mode, ask))
     levels = np.array([as_dose(dose, reference, features).mean() for dose in given])
     top = reference.quantile(features, 1.0)
