@@ -65,7 +65,7 @@ def attribution_statements(study: Study, test: str, rows: pd.DataFrame) -> Itera
             yield _untested(test, effect, part, what="Attribution")
             continue
         found = tested[is_found(tested, alpha)]
-        text = _direct_words(found, tested, effect) if _is_direct(part) else _screen_words(found, tested, effect)
+        text = _direct_words(found, tested, effect) if _is_direct(part) else _screen_words(found, part, effect)
         detail = f"{held(tested, alpha)} {_strongest_change(tested)}".strip()
         caution = DIRECT if _is_direct(part) else ALONE
         verdict = "found" if len(found) else "nothing"
@@ -77,13 +77,13 @@ def _direct_words(found: pd.DataFrame, tested: pd.DataFrame, effect: str) -> str
     return f"{len(found):,} of {n} have a direct part in {_mean(effect, 'the logit difference')} that differs from 0."
 
 
-def _screen_words(found: pd.DataFrame, tested: pd.DataFrame, effect: str) -> str:
+def _screen_words(found: pd.DataFrame, ablated: pd.DataFrame, effect: str) -> str:
     top = found["set"].eq("screened").fillna(False).to_numpy(dtype=bool)
-    n_top = int(tested["set"].eq("screened").fillna(False).sum())
-    others, bound = tested["x_missed"].dropna(), tested["x_missed_bound"].dropna()
+    n_top = int(ablated["set"].eq("screened").fillna(False).sum())
+    others, bound = ablated["x_missed"].dropna(), ablated["x_missed_bound"].dropna()
     missed = ""
     if len(others):
-        n = int(tested["set"].eq("random others").fillna(False).sum())
+        n = int(ablated["set"].eq("random others").fillna(False).sum())
         missed = (
             f" Of {plural(n, 'random other')} {len(found) - int(top.sum()):,} were found, so at most "
             f"{float(bound.max()):.1%} of what was not ablated (95 %) would be."
