@@ -114,7 +114,7 @@ def text_activity(
 
 def feature_summary(
     model: Any,
-    dictionaries: Mapping[str, Any],
+    dictionaries: Any,
     texts: Iterable[str],
     *,
     n_tokens: int | None = None,
@@ -151,7 +151,7 @@ def feature_summary(
     >>> len(table), int(table.n_tokens[0]), bool((table.density[:8] + table.density[8:].to_numpy() == 1).all())
     (16, 9, True)
     """
-    named = dictionaries if isinstance(dictionaries, Mapping) else {dictionaries.hook: dictionaries}
+    named: dict[str, Any] = {**dictionaries} if isinstance(dictionaries, Mapping) else {dictionaries.hook: dictionaries}
     seen = text_activity(model, named, texts, n_tokens=n_tokens)
     return pd.concat([activity_table(site, one, quantiles) for site, one in seen.items()], ignore_index=True)
 

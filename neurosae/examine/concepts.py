@@ -63,7 +63,7 @@ def pooled_texts(
         if pool == "mean":
             out[site] = out[site] + sp.csr_matrix((rows.data.astype(float), (text, rows.col)), shape=shape[site])
         elif pool == "max":
-            out[site] = out[site].maximum(_largest(rows, text, shape[site]))
+            out[site] = sp.csr_matrix(out[site].maximum(_largest(rows, text, shape[site])))
         else:
             out[site] = _newest(out[site], codes, tokens, last=last[site])
 

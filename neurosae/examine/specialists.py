@@ -151,7 +151,7 @@ def specialists(
 def run(
     responses: Mapping[str, AnnData], ask: SpecialistsBlock, *, study: Any, earlier: Mapping[str, Tested], rng: Any
 ) -> Tested:
-    """One block of `tests:` with `test: specialists`; extras: `scores` of all features, `texts` of the leading ones."""
+    """One block of `tests:` with `test: specialists`; extras: `scores` of all features, `profiles` of the leading ones."""
     spec = study.spec
     name = next((name for name, block in spec.tests.items() if block is ask), ask.test)
     sites = {site: choose("site", site, responses) for site in ask.sites or responses}
@@ -185,11 +185,11 @@ def answer(asked: Question, sites: Mapping[str, AnnData]) -> Tested:
         )
     size = sum(one.z.size for one in scored)
     rows = [_rows(asked, p, s, null=null, how=h, size=size) for p, s, (h, _) in zip(made, scored, hows, strict=True)]
-    table = check_results(as_results({c: t for c, t in pd.concat(rows, ignore_index=True).items()}))
+    table = check_results(as_results({str(c): t for c, t in pd.concat(rows, ignore_index=True).items()}))
     places = [(p.site, p.region, p.adata, p.A, p.theta) for p in made]
     scores = feature_scores(places, table)
     factor = next(iter(asked.written))
-    return Tested(table, None, {"scores": scores, "texts": text_profiles(places, scores, category=factor)})
+    return Tested(table, None, {"scores": scores, "profiles": text_profiles(places, scores, category=factor)})
 
 
 def _place(asked: Question, site: str, adata: AnnData, *, region: str) -> Place:

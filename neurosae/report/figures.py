@@ -12,6 +12,7 @@ from neurosae.report.figures_attribution import attention_regions, components, h
 from neurosae.report.figures_cards import feature_card
 from neurosae.report.figures_causal import clamp_lines, control_histogram, dose_response, dose_surface, ladder_bars
 from neurosae.report.figures_courses import courses
+from neurosae.report.figures_examine import category_bars, landscape, leaders, text_map
 from neurosae.report.figures_features import cells, items, profile
 from neurosae.report.figures_geometry import divided, plane
 from neurosae.report.figures_patching import patching
@@ -46,6 +47,10 @@ FIGURES: dict[str, Callable[..., Figure]] = {
     "plane": plane,
     "parts": divided,
     "training": training_curves,
+    "lists": leaders,
+    "texts": text_map,
+    "bars": category_bars,
+    "densities": landscape,
     "card": feature_card,
     "patching": patching,
     "clamps": clamp_lines,

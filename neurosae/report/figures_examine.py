@@ -105,7 +105,7 @@ def text_map(texts: pd.DataFrame, scores: pd.DataFrame, *, alpha: float = 0.05, 
     Parameters
     ----------
     texts : DataFrame
-        Extra `texts` of a `specialists` test, rows of one site and region.
+        Extra `profiles` of a `specialists` test, rows of one site and region.
     scores : DataFrame
         Extra `scores`, rows of the same site and region; found specialists stand first, above a line.
     alpha : float

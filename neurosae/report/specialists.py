@@ -91,7 +91,7 @@ def _example(study: Study, test: str, row: pd.Series) -> str:
 
 def draw_specialists(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Drawing]:
     """The dashboard of every site and region: lists, map of texts, categories, densities."""
-    scores, texts = (study.extras.get((test, name)) for name in ("scores", "texts"))
+    scores, texts = (study.extras.get((test, name)) for name in ("scores", "profiles"))
     if scores is None or texts is None or not len(scores):
         return
     alpha, n = alpha_of(study), n_units(rows)
@@ -115,22 +115,20 @@ def draw_specialists(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Dr
                 f"{source}"
             )
             figure = text_map(here, mine, alpha=alpha)
-            yield Drawing(f"{name}-texts", "text_map", test, f"Features by texts, {at}", words, figure, wide=True)
+            yield Drawing(f"{name}-texts", "texts", test, f"Features by texts, {at}", words, figure, wide=True)
             words = (
                 "Share of the texts of each category in which the feature is strong; green: the category that it "
                 f"leads, filled where p ≤ {alpha:g} corrected. {source}"
             )
             figure = category_bars(here, mine, alpha=alpha)
-            yield Drawing(
-                f"{name}-bars", "category_bars", test, f"Category by category, {at}", words, figure, wide=True
-            )
+            yield Drawing(f"{name}-bars", "bars", test, f"Category by category, {at}", words, figure, wide=True)
         words = (
             "Left: every active feature by the share of texts where it is active and its lifetime sparseness; green: "
             f"found specialists. Right: how many features have which density. {source}"
         )
         figure = landscape(mine, alpha=alpha)
         yield Drawing(
-            f"{name}-densities", "landscape", test, f"Density and selectivity, {at}", words, figure, wide=True
+            f"{name}-densities", "densities", test, f"Density and selectivity, {at}", words, figure, wide=True
         )
 
 

@@ -18,7 +18,7 @@ from neurosae.spec.load import parse_yaml
 from neurosae.spec.results import read_results
 
 EXTRAS = ("items", "cells", "choosing", "scores", "coupling", "requirements", "rdm", "fits", "tokens", "plane",
-          "partition", "doses", "controls", "balance", "clamps", "surface", "texts", "screen", "lens",
+          "partition", "doses", "controls", "balance", "clamps", "surface", "texts", "profiles", "screen", "lens",
           "attention", "strengths")  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from tests.report.examined import write_examined
 from tests.report.synthetic_causal import causal_tables
 from tests.report.synthetic_circuits import circuit_tables
 from tests.report.synthetic_patching import patching_table
+from tests.report.synthetic_specialists import specialist_table
 from tests.report.synthetic_written import written_tables
 
 WORDS = """key/cabinet author/report picture/child driver/truck lamp/shelf nurse/patient road/village label/bottle
@@ -389,7 +390,7 @@ def write_study(
     *,
     strength: float = 1.4,
     words: list[str] | None = None,
-    tests: tuple[str, ...] = ("number", "interference", "geometry", "circuits", "causal", "patching"),
+    tests: tuple[str, ...] = ("number", "interference", "geometry", "circuits", "causal", "patching", "specialists"),
 ) -> Path:
     """Write the files of a finished study; `strength` 0 plants no subject effect."""
     words = words or WORDS[:48]
@@ -428,6 +429,8 @@ def write_study(
         tables += circuit_tables(folder)
     if "patching" in tests:
         tables.append(patching_table())
+    if "specialists" in tests:
+        tables.append(specialist_table(folder, stimuli))
     if "geometry" in tests:
         write_examined(folder)
     if "causal" in tests:

@@ -90,7 +90,7 @@ def test_dashboard_fills_only_what_was_found(found):
 
 def test_map_puts_found_specialists_first(found):
     """Rows: found ones by category, then by z; columns: texts grouped by category; a line between."""
-    scores, texts = found.extras["scores"], found.extras["texts"]
+    scores, texts = found.extras["scores"], found.extras["profiles"]
     rows = found_first(scores, texts["feature"].unique().tolist(), alpha=0.05, most=10)
     assert rows["feature"].tolist()[:2] in ([0, 1], [1, 0])
     assert rows["found"].tolist() == [True, True] + [False] * 8
@@ -102,7 +102,7 @@ def test_map_puts_found_specialists_first(found):
 
 def test_bars_are_shares_of_strong_texts(found):
     """The bar of a planted feature in its own category is 9 of 10."""
-    figure = category_bars(found.extras["texts"], found.extras["scores"], most=2)
+    figure = category_bars(found.extras["profiles"], found.extras["scores"], most=2)
     first = figure.axes[0]
     own = [t.get_text() for t in first.get_yticklabels()].index(first.get_title(loc="left").split("· ")[1])
     assert first.patches[own].get_width() == pytest.approx(0.9)
@@ -113,7 +113,7 @@ def test_drawings_of_a_study_have_captions(study, found):
     """Four figures per site, each with its source, and an svg of each."""
     extras = {("who", name): long for name, long in found.extras.items()}
     drawings = list(page.draw_specialists(replace(study, extras=extras), "who", found.table))
-    assert [d.kind for d in drawings] == ["lists", "text_map", "category_bars", "landscape"]
+    assert [d.kind for d in drawings] == ["lists", "texts", "bars", "densities"]
     assert all("Drawn from 70 items of split test, site late." in d.caption for d in drawings)
     assert all(re.match("<svg", svg_text(d.figure, d.name, d.title)) for d in drawings)
     assert list(page.draw_specialists(study, "who", found.table)) == []
