@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from neurosae.report.claims import n_units, where
+from neurosae.report.claims import n_units
 from neurosae.report.figures_written import removal_cells, removal_costs, steering
 from neurosae.report.parts import Drawing, Section, Statement
 from neurosae.report.stored import Study, alpha_of, section
@@ -45,11 +45,12 @@ def generation_statements(study: Study, test: str, rows: pd.DataFrame) -> Iterat
         yield Statement(test, effect, "untested", "–", f"Steering {effect} changed no item's score.", note, False)
         return
     found = known[is_found(known, alpha)]
+    what = "the next word" if first_known(known["x_score"], "") == "next_word" else "what is written"
     words = listed(_change(row) for _, row in (found if len(found) else known).iterrows())
     if len(found):
-        text = f"Steering {_features(known)}{where(known)} changes what is written: {words}."
+        text = f"Steering {_features(known)}{_from(known)} changes {what}: {words}."
     else:
-        text = f"Steering {_features(known)}{where(known)} is not shown to change what is written: {words}."
+        text = f"Steering {_features(known)}{_from(known)} is not shown to change {what}: {words}."
     cost = listed(_cost(row) for _, row in known.iterrows())
     detail = (
         f"{plural(n_units(known), 'item')}; p over items and among {int(known['x_n_controls'].iloc[0])} sets of "
@@ -68,6 +69,11 @@ def _warnings(notes: pd.Series) -> list[str]:
     """What notes say that speaks against a result; how controls were drawn stands in the table."""
     parts = dict.fromkeys(part for note in notes.dropna() for part in str(note).split("; "))
     return [part[0].upper() + part[1:] + "." for part in parts if part.startswith(WARNED)]
+
+
+def _from(rows: pd.DataFrame) -> str:
+    """` of <site>, in texts that go on at <region>`."""
+    return f" of {listed(distinct(rows['site']))}, in texts that go on at {listed(distinct(rows['region']))},"
 
 
 def _features(rows: pd.DataFrame) -> str:
