@@ -167,7 +167,7 @@ def _stored(folder: Path) -> dict[str, pd.DataFrame] | None:
         return None
 
 
-Source = tuple[list[str], list[str], pd.DataFrame | None, np.ndarray | None]
+Source = tuple[list[str], list[str], pd.DataFrame | None, list[Any] | None]
 """Texts, what each is called, their levels, and what belongs together."""
 
 
@@ -179,7 +179,7 @@ def _sources(study: Study, ask: ExamineBlock) -> dict[str, Source]:
         factors = [f for f in (ask.by if ask.by is not None else study.design.factors) if f in stimuli]
         names = [str(name) for name in stimuli.index]
         levels = stimuli[factors].reset_index(drop=True)
-        made[OWN] = (stimuli["text"].astype(str).tolist(), names, levels, stimuli["item"].to_numpy())
+        made[OWN] = (stimuli["text"].astype(str).tolist(), names, levels, stimuli["item"].tolist())
     if ask.texts:
         texts, names = [], []
         for path in ask.texts:
@@ -202,7 +202,7 @@ def _made(
     study: Study, ask: ExamineBlock, chosen: Mapping[str, Sequence[int]], *, sources: Mapping[str, Source]
 ) -> tuple[dict[str, pd.DataFrame], str]:
     model, dictionaries = study.live()
-    tokenizer = agreed_bos(model.tokens, dictionaries)
+    tokenizer: Any = agreed_bos(model.tokens, dictionaries)
     seen = {
         name: watch(model, dictionaries, one[0], features=chosen, n_tokens=ask.n_tokens if name == OTHER else None)
         for name, one in sources.items()

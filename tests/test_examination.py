@@ -1,5 +1,8 @@
 """Looking at features of a study: stored, read back, redone when something changes; hostile texts; nothing is sent."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
+# (a server of the tests is told what to answer)
+
 from __future__ import annotations
 
 import dataclasses

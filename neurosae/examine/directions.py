@@ -79,7 +79,7 @@ def logit_weights(
     chosen = checked(dictionary, features)
     if n < 1 or not scale > 0:
         raise DataError(f"n is {n} and scale {scale}; both must be above 0.")
-    w = vocabulary_weights(model, dictionary, chosen) / scale
+    w = vocabulary_weights(model, dictionary, chosen.tolist()) / scale
     n = min(n, w.shape[1])
     tables = []
     for feature, row in zip(chosen, w, strict=True):

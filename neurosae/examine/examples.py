@@ -100,14 +100,15 @@ def top_examples(
     sites = dict(dictionaries) if isinstance(dictionaries, Mapping) else {"site": dictionaries}
     chosen = features if isinstance(features, Mapping) else dict.fromkeys(sites, features)
     seen = watch(model, sites, texts, features=chosen, n_tokens=n_tokens)
-    tokens = agreed_bos(model.tokens, sites)
+    tokens: Any = agreed_bos(model.tokens, sites)
     tables = [examples_of(one, texts, tokens, levels=levels, names=names, show=show) for one in seen.values()]
     return pd.concat(tables, ignore_index=True)
 
 
 def _show(given: Mapping[str, Any]) -> Show:
     try:
-        made = Show(**{key: tuple(value) if key == "quantiles" else value for key, value in given.items()})
+        asked: dict[str, Any] = {k: tuple(value) if k == "quantiles" else value for k, value in given.items()}
+        made = Show(**asked)
     except TypeError as error:
         raise DataError(f"settings of examples: {error}; known: {', '.join(Show.__dataclass_fields__)}.") from None
     if any(not 0 < q < 1 for q in made.quantiles):
@@ -137,11 +138,12 @@ def examples_of(
     columns = ["site", "feature", "kind", "factor", "level", "rank", "quantile", "value", "row", "n_same"]
     table = pd.DataFrame(rows, columns=columns)
     at = table.pop("row").to_numpy(dtype=np.int64)
-    cut = {t: cut_text(tokenizer, texts[t]) for t in np.unique(seen.text[at]).tolist()}
+    cut = {int(t): cut_text(tokenizer, texts[int(t)]) for t in np.unique(seen.text[at])}
     windows = [_window(seen, f, r, cut=cut, show=show) for f, r in zip(table["feature"], at, strict=True)]
     table["text"], table["token_index"] = seen.text[at], seen.token_index[at]
     table["name"] = [cited[t] for t in seen.text[at]]
-    table["at"], table["pieces"], table["values"] = ([w[i] for w in windows] for i in range(3))
+    for i, name in enumerate(("at", "pieces", "values")):
+        table[name] = pd.Series([w[i] for w in windows], index=table.index, dtype=object)
     order = ["site", "feature", "kind", "factor", "level", "rank", "quantile", "value", "text", "name", "token_index"]
     return table[[*order, "n_same", "at", "pieces", "values"]].astype({"at": "int64", "n_same": "int64"})
 

@@ -152,7 +152,8 @@ def invert_feature(
         raise DataError(f"n_tokens is {n_tokens} and shortlist {shortlist}; both must be at least 1.")
     if model.tokens is None:
         raise ModelError(f"{model.name} has no tokenizer, so a text cannot be given; use swap_scores on ids.")
-    j, tokens = int(checked(dictionary, [feature])[0]), agreed_bos(model.tokens, {"": dictionary})
+    j = int(checked(dictionary, [feature])[0])
+    tokens: Any = agreed_bos(model.tokens, {"": dictionary})
     before = [*tokens.prefix, *token_ids(tokens, [text], specials=False)[0]]
     draw = np.random.default_rng(options["seed"])
     usual = np.setdiff1d(np.arange(min(model.n_vocab, tokens.backend.get_vocab_size())), _special(tokens))
@@ -280,7 +281,8 @@ def _described(target: Target, ids: Sequence[int], *, first: int, rule: Callable
     z = float(target.dictionary.preactivations(x, [target.feature])[0, 0])
     active = float(target.dictionary.encode(x)[0, target.feature])
     bits = float(_surprisal(target, ids, here, place=len(ids) - 1, first=first)[0]) if target.model.has_head else np.nan
-    text = decode(target.model.tokens, ids[first:])
+    tokens: Any = target.model.tokens
+    text = decode(tokens, ids[first:])
     verdict = None if rule is None else bool(rule(text))
     return {"text": text, "token_ids": list(map(int, ids[first:])), "z": z, "activation": active, "surprisal": bits,
             "predicted": verdict}  # fmt: skip

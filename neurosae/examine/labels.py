@@ -227,10 +227,11 @@ def _scores(asked: pd.DataFrame, judge: Judge | Endpoint, *, label: str | None, 
     both = len(a) > 0 and len(b) > 0
     auroc = float(stats.mannwhitneyu(a, b).statistic / (len(a) * len(b))) if both else np.nan
     varied = len(a) > 2 and np.ptp(a) > 0 and np.ptp(value[known & active]) > 0
-    rho = float(stats.spearmanr(a, value[known & active]).statistic) if varied else np.nan
+    spearman: Any = stats.spearmanr(a, value[known & active]) if varied else None
+    rho = float(spearman.statistic) if varied else np.nan
     control, control_status = ([], "ok")
     if other and active.any():
-        control, control_status = _given(other, asked.loc[active, "shown"].tolist(), judge)
+        control, control_status = _given(other, asked["shown"][active].tolist(), judge)
     fits = [s for s in control if s is not None] if control_status == "ok" else []
     top = value.max()
     tenth = np.clip(np.ceil(10 * value / top) - 1, 0, 9).astype(int) if top > 0 else np.zeros(len(value), dtype=int)

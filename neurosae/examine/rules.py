@@ -41,7 +41,7 @@ def token_table(seen: Seen, texts: Sequence[str], tokenizer: Tokenizer) -> pd.Da
     `previous` the token before it, empty at the start of a text.
     """
     rows: dict[str, list[Any]] = {"token": [], "word": [], "previous": []}
-    for number in np.unique(seen.text).tolist():
+    for number in map(int, np.unique(seen.text)):
         pieces = cut_text(tokenizer, texts[number])[: int((seen.text == number).sum())]
         rows["token"] += (plain := [piece.strip().lower() for piece in pieces])
         rows["previous"] += ["", *plain[:-1]]
@@ -118,7 +118,7 @@ def detect_rule(
     """
     asked = rule_settings(settings)
     seen = watch(model, {"site": dictionary}, texts, features={"site": [feature]}, n_tokens=asked["n_tokens"])["site"]
-    tokenizer = agreed_bos(model.tokens, {"site": dictionary})
+    tokenizer: Any = agreed_bos(model.tokens, {"site": dictionary})
     return rules_of(seen, texts, tokenizer, levels=levels, groups=groups, settings=asked)
 
 

@@ -162,10 +162,10 @@ def _contexts(
         return []
     active.sort()
     chosen = [active[i] for i in np.unique(np.linspace(0, len(active) - 1, CONTEXTS).round().astype(int))]
-    tokens = agreed_bos(model.tokens, wanted)
+    tokens: Any = agreed_bos(model.tokens, wanted)
     out = []
     for text, start, index, value in chosen:
-        own = token_ids(tokens, [texts[text]], specials=False)[0][start : index + 1]
+        own = token_ids(tokens, [str(texts[text])], specials=False)[0][start : index + 1]
         ids = np.array([*tokens.prefix, *own], dtype=np.int64)
         out.append((ids, len(ids) - 1, value))
     return out

@@ -99,7 +99,7 @@ def _texts(
     height = np.concatenate(heights, axis=1).max(axis=1)
     best = np.argsort(-height, kind="stable")[:most]
     entries = []
-    for number in best.tolist():
+    for number in map(int, best):
         if height[number] <= 0:
             break
         active = {str(i): cells for i, (site, feature, _) in enumerate(features)

@@ -205,7 +205,7 @@ def _chosen(ask: MapBlock, sites: Mapping[str, AnnData], earlier: Mapping[str, T
     table = table.assign(size=-table["value"].abs()).sort_values(["size", "feature"])
     out = {}
     for site in sites:
-        best = table[table["site"] == site].drop_duplicates("feature").head(choice.top)
+        best = table[table["site"] == site].drop_duplicates("feature").head(choice.top or 0)
         if not len(best):
             raise DataError(f"'{choice.from_}' has no tested feature at site '{site}'; run it on that site too.")
         out[site] = dict(zip(best["feature"].astype(int), np.sign(best["value"].astype(float)), strict=True))

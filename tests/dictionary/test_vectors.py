@@ -26,6 +26,7 @@ def test_vector_dictionary_agrees_with_projections():
     codes = made.encode(X).toarray()
     assert_allclose(codes[:, :3] - codes[:, 3:], wanted, atol=1e-5)
     assert (codes >= 0).all()
+    assert made.partner is not None
     assert made.partner.tolist() == [3, 4, 5, 0, 1, 2]
     plain = vector_dictionary(V)
     left = X - torch.as_tensor(plain.encode(X).toarray()[:, [0, 3]]) @ plain.W_dec[[0, 3]]

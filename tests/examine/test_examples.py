@@ -1,6 +1,11 @@
 """Examples: the strongest found by looking at everything, contexts counted once, windows that are the text."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
+# (wrong arguments are given on purpose)
+
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -127,12 +132,13 @@ def test_long_texts_are_shown_across_contexts(toy, made_dictionary):
 
 def test_top_examples_refuses(toy, made_dictionary):
     """Unknown features, settings and sizes."""
-    for wrong, said in (
+    cases: tuple[tuple[Any, str], ...] = (
         ({"features": [64]}, "no feature 64"),
         ({"features": []}, "no feature is named"),
         ({"features": [1], "names": ["a", "b"]}, "one for each"),
         ({"features": [1], "settings": {"tops": 3}}, "known: top"),
         ({"features": [1], "settings": {"quantiles": [1.5]}}, "between 0 and 1"),
-    ):
+    )
+    for wrong, said in cases:
         with pytest.raises(DataError, match=said):
             top_examples(toy, made_dictionary(1), ["abc"], **wrong)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -99,6 +101,12 @@ def test_embedding_cosines_agree_with_numpy(toy):
 
 def test_invert_feature_refuses(toy, made_dictionary):
     """Unknown settings, nothing to search, more than the context."""
-    for wrong in ({"n_tokens": 0}, {"shortlist": 0}, {"settings": {"penlty": 1}}, {"n_tokens": 50}):
+    cases: tuple[dict[str, Any], ...] = (
+        {"n_tokens": 0},
+        {"shortlist": 0},
+        {"settings": {"penlty": 1}},
+        {"n_tokens": 50},
+    )
+    for wrong in cases:
         with pytest.raises(DataError):
             invert_feature(toy, made_dictionary(1), 9, **wrong)

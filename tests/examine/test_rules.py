@@ -1,5 +1,8 @@
 """Rules: a planted one is found and its score counted by hand, chance is not taken for a rule, items are not split."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
+# (groups are given as an array)
+
 from __future__ import annotations
 
 import numpy as np

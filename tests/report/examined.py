@@ -1,5 +1,8 @@
 """What `neurosae examine` leaves behind, made up: two features with everything that a card can show."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
+# (pandas annotates all that an indexed table may be)
+
 from __future__ import annotations
 
 import json

@@ -1,5 +1,8 @@
 """Cards: hostile texts are text, shades follow activation, everything comes from the stored tables."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
+# (matplotlib annotates all that an artist may be)
+
 from __future__ import annotations
 
 import json
