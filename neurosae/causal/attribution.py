@@ -22,7 +22,7 @@ import torch
 
 from neurosae.causal.gradients import BACKWARD_TOKENS, ld_gradients
 from neurosae.causal.scored import Scored, as_responses, score_stimuli
-from neurosae.errors import DataError, choose
+from neurosae.errors import DataError, ModelError, choose
 from neurosae.extraction.run import features_table
 
 METHODS = {"act_x_grad": 1, "integrated_gradients": 2}
@@ -167,6 +167,11 @@ def _at_cells(
                 if hook not in kept:
                     kept[hook] = torch.zeros(starts[-1], given.shape[-1])
                 kept[hook][place] = given[line, token].cpu()
+    if moved is None and (silent := [hook for hook in hooks if not bool((gradient[hook] != 0).any())]):
+        raise ModelError(
+            f"the logit difference does not depend on {', '.join(silent)} at '{region}': no later layer reads those "
+            "tokens; name `target`, or a site at an earlier layer."
+        )
     return x, gradient, logit_diff
 
 

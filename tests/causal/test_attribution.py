@@ -169,7 +169,7 @@ def test_baselines_agree_with_means_by_hand():
 
 def test_baseline_moves_the_effect_by_its_own_term():
     """Effects towards f0 are effects towards 0 plus f0 times the summed gradient along the decoder row."""
-    stimuli, late = agreement_stimuli(3), dictionary("late")
+    stimuli, late = agreement_stimuli(3), dictionary("early")
     scored = score_stimuli(stimuli, embedded(), dictionaries={"late": late}, regions=("head",))
     zero, mean = (
         attributed(stimuli, scored, {"late": late}, region="head", baseline=b)["late"] for b in ("zero", "mean")
@@ -180,6 +180,7 @@ def test_baseline_moves_the_effect_by_its_own_term():
             total[i] = batch.gradient[late.hook][k, scored.cells["head"][i]].sum(0).numpy()
     extra = mean.baseline.toarray() * (total @ late.W_dec.numpy().T)
     assert_allclose(mean.effects.toarray() - zero.effects.toarray(), extra, atol=1e-6)
+    assert np.abs(extra).max() > 1e-3
 
 
 def test_attribute_hands_over_responses_with_logit_differences():
@@ -206,6 +207,8 @@ def test_attribution_refuses_what_cannot_matter_or_be_known():
     with pytest.raises(DataError, match="has no partner"):
         partners(stimuli[stimuli["subject"] == "sg"])
     with pytest.raises(DataError, match="only one; use zero"):
-        attribute(agreement_stimuli(1), embedded(), {"late": late}, region="head", baseline="mean")
+        attribute(agreement_stimuli(1), embedded(), {"early": dictionary("early")}, region="head", baseline="mean")
+    with pytest.raises(ModelError, match=r"does not depend on blocks\.3\.hook_resid_post at 'head'"):
+        attribute(stimuli, embedded(), {"late": late}, region="head")
     with pytest.raises(ModelError, match="unknown hook point"):
         list(ld_gradients(toy_scored(), ["blocks.1.hook_resid_poste"]))
