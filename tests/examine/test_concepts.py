@@ -51,6 +51,18 @@ def test_held_out_half_is_not_the_ranking_half(toy):
     assert not np.array_equal(half, _halves(np.arange(30) < 10, seed=4))
 
 
+def test_concept_search_validates_on_texts_that_it_has_not_seen(toy):
+    """Texts without a concept: the best of all features is at chance on the other half, which has its own texts."""
+    draws = np.random.default_rng(8)
+    texts = ["".join(map(chr, draws.integers(97, 123, 6))) for _ in range(43)]
+    raw = {"raw": neuron_dictionary("blocks.1.hook_resid_post", 16)}
+    found = ns.concept_search(toy, raw, texts[:21], negative=texts[21:], top=4, seed=2)
+    counts = found[["n_positive", "n_negative", "n_positive_held_out", "n_negative_held_out"]]
+    assert counts.drop_duplicates().to_numpy().tolist() == [[11, 11, 10, 11]]
+    assert found["auroc"].min() > 0.6
+    assert (found["auroc"] - found["auroc_held_out"]).abs().min() > 0.01
+
+
 def test_ranking_without_a_concept_does_not_validate():
     """Noise: the best of 300 features looks good where it was chosen, and is at chance on the other half."""
     draws, inside = np.random.default_rng(5), np.arange(60) < 30
