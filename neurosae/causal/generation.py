@@ -222,7 +222,7 @@ def _batches(rows: Sequence[tuple[int, int]], coded: Sequence[np.ndarray]) -> It
     """Rows whose prompts have the same number of tokens, some hundred at a time."""
     lengths = np.array([len(coded[p]) for p, _ in rows])
     for n in np.unique(lengths):
-        same = [rows[i] for i in np.flatnonzero(lengths == n)]
+        same = [row for row, length in zip(rows, lengths, strict=True) if length == n]
         yield from (same[a : a + ROWS] for a in range(0, len(same), ROWS))
 
 

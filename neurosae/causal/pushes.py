@@ -123,7 +123,7 @@ class Outcome(NamedTuple):
 
 def condition_of(material: Material, chosen: Steered, ask: GenerationBlock, *, push: Push) -> Condition:
     """The condition of the target features."""
-    dose = as_dose(ask.dose, material.reference, chosen.features)
+    dose = as_dose(ask.dose, material.reference, chosen.features.tolist())
     return pushed(push, chosen.features, chosen.signs, dose=dose, mode=ask.mode)
 
 

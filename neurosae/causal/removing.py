@@ -96,8 +96,8 @@ def level_means(place: Place, features: Sequence[int], *, factor: str, levels: t
     both = pd.DataFrame(np.hstack([place.x[last].astype(np.float64), f]))
     keys = [of["item"].astype(str).to_numpy(), of[factor].astype(str).to_numpy()]
     mean = both.groupby(keys, sort=False).mean().unstack(1)
-    found = [mean.xs(level, axis=1, level=1) for level in levels]
-    if any(part.isna().any(axis=None) for part in found):
+    found = [mean.loc[:, mean.columns.get_level_values(1) == level] for level in levels]
+    if any(not part.shape[1] or bool(part.isna().to_numpy().any()) for part in found):
         raise DataError(f"some localizer items lack level {levels[0]} or {levels[1]} of {factor}; each needs both.")
     plus, minus = (part.to_numpy() for part in found)
     d = place.x.shape[1]

@@ -36,7 +36,7 @@ class Steering:
     moved : largest change that an edit made to one coordinate, relative to the root mean square of its vector
     """
 
-    def __init__(self, edits: Sequence[Edit], owner: Sequence[int], *, first: int, n_prompt: int) -> None:
+    def __init__(self, edits: Sequence[Edit], owner: Sequence[int] | np.ndarray, *, first: int, n_prompt: int) -> None:
         self.edits, self.owner = tuple(edits), np.asarray(owner)
         self.first, self.n_prompt = first, n_prompt
         self.offset, self.moved = 0, 0.0

@@ -155,8 +155,8 @@ def _push_columns(
     changed: np.ndarray,
 ) -> dict[str, Any]:  # fmt: skip
     """Dose, natural range and cost of every condition, and what the reader must know."""
-    dose = as_dose(ask.dose, material.reference, chosen.features)
-    highest = material.reference.quantile(chosen.features, 1.0)
+    dose = as_dose(ask.dose, material.reference, chosen.features.tolist())
+    highest = material.reference.quantile(chosen.features.tolist(), 1.0)
     edits = [edits_of(condition_of(material, chosen, ask, push=p), material.dictionary, where="all") for p in pushes]
     costs = neutral_costs(material.model, edits, material.texts, n_tokens=min(ask.n_tokens, COST_TOKENS))
     outside = [int((p.times * dose > highest).sum()) for p in pushes]
