@@ -35,7 +35,8 @@ from neurosae.stages import Study, inputs_hash, keep_inputs, read_json, say, wri
 FOLDER = "examine"
 TABLES = ("features", "examples", "distributions", "pooled", "tokens", "neighbours", "rules", "labels", "inversions",
           "counterparts")  # fmt: skip
-SILENT = {"zero": 8, "hard": 4}  # examples for a judge
+SILENT = {"zero": 8, "hard": 4}  # examples for a judge, beside random active ones
+JUDGED = 12  # random active examples, of which the labeller may have seen some
 OWN, OTHER = "study", "text"  # where examples come from
 SHOWN_TEXTS = 300  # of every source, in the viewer
 
@@ -285,7 +286,9 @@ def _label(
     if ask.endpoint is not None:
         name = OTHER if OTHER in sources else OWN
         texts, names = sources[name][0], sources[name][1]
-        show = Show(ask.top, 0, ask.quantiles, ask.random, **SILENT, window=ask.window, seed=study.spec.seed)
+        show = Show(
+            ask.top, 0, ask.quantiles, max(ask.random, JUDGED), **SILENT, window=ask.window, seed=study.spec.seed
+        )
         shown = pd.concat([examples_of(one, texts, tokenizer, names=names, show=show) for one in seen[name].values()])
         cache = str(study.out / "_store" / "answers")
         endpoint = Endpoint(ask.endpoint.base_url, ask.endpoint.model, ask.endpoint.key or "", cache)

@@ -21,8 +21,8 @@ from scipy import stats
 from neurosae.errors import DataError
 from neurosae.examine.endpoint import Endpoint, ask, is_kept
 
-SHOWN = ("top", "quantile", "random")  # kinds of examples that a labeller sees
-JUDGED = ("quantile", "random", "zero", "hard")  # kinds that a judge scores; the strongest were seen by the labeller
+SHOWN = ("top", "quantile")  # kinds of examples that a labeller sees
+JUDGED = ("random", "zero", "hard")  # kinds that a judge scores: none of them was the labeller led by
 RUBRIC = """\
 0: what the label says is not in the text
 1: the text is about the same broad topic, but not at the marked token
@@ -86,7 +86,7 @@ def label_features(
 
     Parameters
     ----------
-    examples : table of `top_examples`; a judge needs the kinds quantile or random, and zero or hard
+    examples : table of `top_examples`; a judge needs the kinds random, and zero or hard
     labeller : a function list[Example] -> label, or an `Endpoint`
     judge : a function (label, texts) -> scores 0 to 3, or an `Endpoint`; none: labels are not scored
     say : is told, before the first request to an endpoint, how many requests, texts and characters will be sent
@@ -205,8 +205,11 @@ def judge_prompt(label: str, texts: Sequence[str]) -> str:
 
 
 def _judged(rows: pd.DataFrame, *, seed: int) -> pd.DataFrame:
-    """Examples for a judge, in an order that says nothing about activation."""
-    kept = rows[rows["kind"].isin(JUDGED)].drop_duplicates([c for c in ("text", "token_index") if c in rows])
+    """Examples for a judge that the labeller did not see, in an order that says nothing about activation."""
+    place = [c for c in ("text", "token_index") if c in rows]
+    led = set(map(tuple, rows.loc[rows["kind"].isin(SHOWN), place].to_numpy())) if place else set()
+    kept = rows[rows["kind"].isin(JUDGED)].drop_duplicates(place or None)
+    kept = kept[[tuple(row) not in led for row in kept[place].to_numpy()]] if place else kept
     draw = np.random.default_rng([seed, int(rows["feature"].iloc[0])])
     kept = kept.iloc[draw.permutation(len(kept))]
     return kept.assign(shown=[marked(row) for _, row in kept.iterrows()])

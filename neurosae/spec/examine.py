@@ -59,7 +59,7 @@ class EndpointBlock(Strict):
     key: Annotated[Text, AfterValidator(_variable)] | None = None
     """Name of the environment variable that holds the key; left out where none is needed."""
     judge: Bool = True
-    """Let it also score every label, blind to activation, on active and on silent examples."""
+    """Let it also score every label, blind to activation, on examples that the label was not made from."""
 
     @model_validator(mode="after")
     def _check(self) -> EndpointBlock:
@@ -124,12 +124,6 @@ class ExamineBlock(Strict):
     """Your own labels: a .csv file with the columns site, feature, label."""
     endpoint: EndpointBlock | None = None
     """A language model that proposes and scores labels; left out, nothing is sent anywhere."""
-
-    @model_validator(mode="after")
-    def _check(self) -> ExamineBlock:
-        if self.endpoint is not None and self.endpoint.judge and not (self.quantiles or self.random):
-            fail("endpoint", "judge", text="needs examples that no labeller was led by; set random or quantiles.")
-        return self
 
 
 def examine_problems(analysis: Any) -> Iterator[Problem]:

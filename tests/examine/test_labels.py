@@ -99,7 +99,7 @@ def test_labels_and_scores_from_an_endpoint(server, tmp_path):
     assert_allclose(found["mean_other"], 3.0)
     assert found["n_silent"].tolist() == [6, 6]
     assert said[0][1] == 0
-    assert "1 requests with 6 texts" in said[0][0]  # both features ask the same: it is sent once
+    assert "1 requests with 2 texts" in said[0][0]  # both features ask the same: it is sent once
     assert "127.0.0.1" in said[0][0]
     asked = [one for one in server.asked if one["messages"][0]["content"].startswith("Label")]
     assert not any("[6]" in one["messages"][0]["content"] or "[10]" in one["messages"][0]["content"] for one in asked)
@@ -193,6 +193,22 @@ def test_labels_by_functions():
     graded = label_features(shown(1), lambda given: "x", judge=lambda _, texts: [int(t[-1]) % 4 for t in texts])
     values, scores = np.array([4.0, 3, 2, 1]), np.array([2, 3, 0, 1])
     assert_allclose(graded["rho"].item(), np.corrcoef(values.argsort().argsort(), scores.argsort().argsort())[0, 1])
+
+
+def test_a_judge_sees_nothing_that_led_the_labeller():
+    """An example that is among the strongest and among the random ones is judged by nobody."""
+    table = shown(1)
+    table.loc[3, ["text", "token_index"]] = table.loc[0, ["text", "token_index"]]
+    asked = []
+
+    def judge(label, texts):
+        asked.extend(texts)
+        return [1] * len(texts)
+
+    found = label_features(table, lambda given: " ".join(example.text[-1] for example in given), judge=judge)
+    assert found["label"].item() == "0 1"
+    assert sorted(text[-2:].strip() for text in asked) == sorted(["2", "4", "5", *map(str, range(6, 12))])
+    assert found["n_active"].item() == 3
 
 
 def test_own_labels_are_read_and_checked(tmp_path):

@@ -39,8 +39,6 @@ def test_examine_loads(edited):
         ("{features: {ids: {late: [3]}}, endpoint: {base_url: 'x.y', model: m}}", "is no address"),
         ("{features: {ids: {late: [3]}}, endpoint: {base_url: 'https://x/v1', model: m, key: sk-1}}", "never a key"),
         ("{features: {ids: {late: [3]}}, endpoint: {base_url: 'http://x.y/v1', model: m, key: K}}", "unencrypted"),
-        ("{features: {ids: {late: [3]}}, random: 0, quantiles: [], endpoint: {base_url: 'https://x/v1', model: m}}",
-         "set random or quantiles"),
         ("{features: {ids: {late: [3]}}, exampels: 3}", "unknown key"),
     ],
 )  # fmt: skip
