@@ -160,7 +160,7 @@ def _at_cells(
     for batch in ld_gradients(scored, hooks, moved=moved, batch_tokens=BACKWARD_TOKENS):
         line = np.repeat(np.arange(len(batch.stimuli)), [len(cells[i]) for i in batch.stimuli])
         token = np.concatenate([cells[i] for i in batch.stimuli])
-        place = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in batch.stimuli])
+        place = np.concatenate([np.arange(int(starts[i]), int(starts[i + 1])) for i in batch.stimuli])
         logit_diff[batch.stimuli] = batch.logit_diff.cpu().double().numpy()
         for hook in hooks:
             for kept, given in ((x, batch.x[hook]), (gradient, batch.gradient[hook])):

@@ -88,8 +88,7 @@ def direct_attribution(
     scored = score_stimuli(stimuli, model, dictionaries=dictionaries, regions=(TARGET,))
     sites = dictionaries or {}
     parts = split_logit_difference(scored, [d.hook for d in sites.values()])
-    given = {"logit_diff": parts.logit_diff}
-    out = {SITE: as_responses(stimuli, scored, {TARGET: parts.values}, var=parts.names, **given)}
+    out = {SITE: as_responses(stimuli, scored, {TARGET: parts.values}, var=parts.names, logit_diff=parts.logit_diff)}
     for site, d in sites.items():
         x, u = parts.streams[d.hook], parts.direction
         if x.shape[1] != u.shape[1]:
@@ -99,7 +98,9 @@ def direct_attribution(
             )
         codes = sp.csr_matrix(d.encode(torch.as_tensor(x)), dtype=np.float64)
         values = times_products(codes, u, d.W_dec.detach().double().cpu().numpy())
-        adata = as_responses(stimuli, scored, {TARGET: values}, var=features_table(site, d), **given)
+        adata = as_responses(
+            stimuli, scored, {TARGET: values}, var=features_table(site, d), logit_diff=parts.logit_diff
+        )
         adata.obs["rest"] = parts.logit_diff - np.asarray(values.sum(axis=1)).ravel()
         out[site] = adata
     return out

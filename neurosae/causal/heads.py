@@ -106,7 +106,7 @@ def head_scores(
     if n_sequences < 6:
         raise DataError(f"{n_sequences} sequences allow {2**n_sequences} flips; use at least 6.")
     sequences = draw_sequences(model, n_sequences, lengths=lengths, seed=seed)
-    settings = {"n_permutations": n_permutations, "seed": seed}
+    settings: dict[str, Any] = {"n_permutations": n_permutations, "seed": seed}
     heads = head_table(model)
     losses = copy_losses(model, sequences)
     copied = item_tests(losses[:, 1:] - losses[:, :1], np.arange(n_sequences), **settings)

@@ -128,7 +128,7 @@ def copy_losses(model: LanguageModel, sequences: Sequences) -> np.ndarray:
     for rows in length_buckets([len(row) for row in sequences.repeated], BATCH_TOKENS):
         padded, _ = pad([sequences.repeated[i] for i in rows])
         for k, i in enumerate(rows):
-            t = sequences.first + np.arange(1, 2 * sequences.lengths[i])
+            t = sequences.first + np.arange(1, 2 * int(sequences.lengths[i]))
             loss = _loss(model, padded[k : k + 1], t)
             T = int(sequences.lengths[i])
             out[i] = loss[: T - 1].mean(), loss[T:].mean()
