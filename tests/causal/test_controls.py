@@ -55,6 +55,8 @@ def test_badly_matched_controls_are_named():
     covariates = table(300)
     made = matched_controls(covariates, [int(covariates["size"].idxmax())], n=99, seed=0)
     assert "size differs by" in badly_matched(made.balance)
+    least = matched_controls(covariates, [int(covariates["size"].idxmin())], n=99, seed=0)
+    assert "size differs by -" in badly_matched(least.balance)
 
 
 def test_what_answers_or_points_like_a_target_is_no_control():
@@ -100,6 +102,9 @@ def test_pairs_match_single_effects_and_cosine():
     assert len(set(pairs[:, 0])) == len(set(pairs[:, 1])) == 50
     assert balance["smd"].abs().max() < 0.1
     assert_allclose(balance["control"][0], first[pairs[:, 0]].mean())
+    gap = np.hypot(first[pairs[:, 0]] - 0.8, second[pairs[:, 1]] + 0.5)
+    any_pair = np.hypot(first - 0.8, second + 0.5)
+    assert gap.mean() < 0.6 * any_pair.mean()
     with pytest.raises(DataError, match="fewer than 200 pairs"):
         matched_pairs(np.zeros(2), first, second, cosine=(0.1, cos), n=200)
 
