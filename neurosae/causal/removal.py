@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from neurosae.causal.controls import Controls, matched_controls
+from neurosae.causal.costs import neutral_costs
 from neurosae.causal.edits import Edit
 from neurosae.causal.inference import item_tests
 from neurosae.causal.items import ItemOutcomes, item_outcomes
@@ -153,13 +154,13 @@ def biases(made: Removal, conditions: Sequence[tuple[Edit, ...]]) -> tuple[np.nd
 def strengths_and_costs(made: Removal) -> tuple[pd.DataFrame, Matched]:
     """Cost of every method and strength, and the strengths at which all cost the same as the cheapest at its most."""
     ask = made.ask
-    cost = cost_of(made.model, made.texts, n_tokens=min(ask.n_tokens, COST_TOKENS))
-    rows = []
-    for method in ask.methods:
-        for strength in strengths_of(ask):
-            kl, ratio = cost(METHODS[method](made.dictionary, made.levels, strength))
-            rows.append({"method": method, "strength": strength, "kl": kl, "perplexity_ratio": ratio})
-    table = pd.DataFrame(rows)
+    n_tokens = min(ask.n_tokens, COST_TOKENS)
+    cost = cost_of(made.model, made.texts, n_tokens=n_tokens)
+    grid = [(method, strength) for method in ask.methods for strength in strengths_of(ask)]
+    conditions = [METHODS[method](made.dictionary, made.levels, strength) for method, strength in grid]
+    costs = neutral_costs(made.model, conditions, made.texts, n_tokens=n_tokens)  # one pass without edits for all
+    table = pd.DataFrame(grid, columns=["method", "strength"])
+    table = table.assign(kl=costs.kl, perplexity_ratio=costs.perplexity_ratio)
     target = float(table.groupby("method")["kl"].max().min())
     strength, kl, ratio = {}, {}, {}
     for method in ask.methods:
