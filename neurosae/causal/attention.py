@@ -58,6 +58,18 @@ def attention(
     References
     ----------
     Jain & Wallace (2019), Attention is not Explanation. Clark et al. (2019), What Does BERT Look At?
+
+    Examples
+    --------
+    BOS and the text share all of it:
+
+    >>> from neurosae.causal.scored import example_stimuli
+    >>> from neurosae.extraction.model import load_model
+    >>> toy = dict(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=8, n_ctx=16, d_vocab=257, act_fn="gelu", seed=0)
+    >>> model = load_model(toy, device="cpu")
+    >>> found = attention(example_stimuli(), model, queries=["target"], keys=["first", "all"])
+    >>> (found["attn->first"].X + found["attn->all"].X).toarray().round(5).tolist()[0]
+    [1.0, 1.0]
     """
     wanted = tuple(dict.fromkeys([*queries, *keys]))
     needs_target = "target" in wanted

@@ -94,6 +94,19 @@ def attribute(
     ----------
     Sundararajan et al. (2017), Axiomatic Attribution for Deep Networks. Nanda (2023), Attribution Patching. Kramar et
     al. (2024), AtP*.
+
+    Examples
+    --------
+    Neurons as features; the approximate effects of removing them all, one by one:
+
+    >>> from neurosae.causal.scored import example_stimuli
+    >>> from neurosae.extraction.model import load_model
+    >>> toy = dict(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=8, n_ctx=16, d_vocab=257, act_fn="gelu", seed=0)
+    >>> from neurosae.dictionary.kinds import neuron_dictionary
+    >>> raw = neuron_dictionary("blocks.0.hook_resid_pre", 8)
+    >>> found = attribute(example_stimuli(), load_model(toy, device="cpu"), {"raw": raw})["raw"]
+    >>> found.shape, bool((abs(found.X.toarray()).sum(axis=1) > 0).all())
+    ((4, 16), True)
     """
     choose("method of attribution", method, METHODS)
     choose("baseline", baseline, BASELINES)

@@ -84,6 +84,17 @@ def direct_attribution(
     ----------
     Elhage et al. (2021), A Mathematical Framework for Transformer Circuits. Wang et al. (2023), Interpretability in the
     Wild (GPT-2 small, indirect objects).
+
+    Examples
+    --------
+    >>> from neurosae.causal.scored import example_stimuli
+    >>> from neurosae.extraction.model import load_model
+    >>> toy = dict(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=8, n_ctx=16, d_vocab=257, act_fn="gelu", seed=0)
+    >>> found = direct_attribution(example_stimuli(), load_model(toy, device="cpu"))["direct"]
+    >>> bool(abs(found.X.sum(axis=1).ravel() - found.obs["logit_diff"].to_numpy()).max() < 1e-5)
+    True
+    >>> found.var["component"].tolist()
+    ['embedding', 'position embedding', 'head', 'head', 'attention bias', 'MLP', 'constant']
     """
     scored = score_stimuli(stimuli, model, dictionaries=dictionaries, regions=(TARGET,))
     sites = dictionaries or {}

@@ -102,6 +102,17 @@ def head_scores(
     ----------
     Elhage et al. (2021), A Mathematical Framework for Transformer Circuits. Olsson et al. (2022), In-context Learning
     and Induction Heads.
+
+    Examples
+    --------
+    A toy with random weights has no induction head:
+
+    >>> from neurosae.extraction.model import load_model
+    >>> toy = dict(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=8, n_ctx=32, d_vocab=40, act_fn="gelu", seed=0)
+    >>> model = load_model(toy, device="cpu")
+    >>> found = head_scores(model, n_sequences=6, lengths=(4, 6), n_controls=1, n_permutations=100, seed=0)
+    >>> bool(found["x_verdict"].dropna().str.startswith("induction head").any())
+    False
     """
     if n_sequences < 6:
         raise DataError(f"{n_sequences} sequences allow {2**n_sequences} flips; use at least 6.")

@@ -61,6 +61,15 @@ def logit_lens(
     ----------
     nostalgebraist (2020), interpreting GPT: the logit lens. Belrose et al. (2023), Eliciting Latent Predictions from
     Transformers with the Tuned Lens.
+
+    Examples
+    --------
+    >>> from neurosae.causal.scored import example_stimuli
+    >>> from neurosae.extraction.model import load_model
+    >>> toy = dict(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=8, n_ctx=16, d_vocab=257, act_fn="gelu", seed=0)
+    >>> table = logit_lens(example_stimuli(), load_model(toy, device="cpu"))
+    >>> table.shape[0], table["hook"].unique().tolist()
+    (8, ['blocks.0.hook_resid_pre', 'blocks.0.hook_resid_post'])
     """
     scored = score_stimuli(stimuli, model, dictionaries=dictionaries, regions=(TARGET,))
     read = read_layers(scored)

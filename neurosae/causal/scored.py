@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from neurosae.design.expand import expand
 from neurosae.errors import DataError, ModelError
 from neurosae.extraction.cells import Wanted, plan_cells
 from neurosae.extraction.passes import LanguageModel
@@ -51,6 +52,23 @@ class Scored(NamedTuple):
 def design_of_stimuli(stimuli: pd.DataFrame) -> Design | None:
     """The design that `expand` left in the table."""
     return Design.from_json(stimuli.attrs["design"]) if "design" in stimuli.attrs else None
+
+
+def example_stimuli() -> pd.DataFrame:
+    """Four short texts with a target and a foil of one byte each, for examples.
+
+    Examples
+    --------
+    >>> example_stimuli()[["text", "target", "foil"]].values.tolist()[:2]
+    [['A key s', ' s', ' r'], ['A keys r', ' r', ' s']]
+    """
+    items = {word: {"noun": {"sg": word, "pl": f"{word}s"}, "verb": {"sg": "s", "pl": "r"}} for word in ("key", "cup")}
+    design = Design.model_validate({
+        "schema": "neurosae/design/1", "name": "example", "factors": {"number": ["sg", "pl"]},
+        "frames": {"f": "A {noun:number} {verb:number}"}, "target": {"slot": "verb", "foil": "other_level"},
+        "items": items,
+    })  # fmt: skip
+    return expand(design)
 
 
 def score_stimuli(
