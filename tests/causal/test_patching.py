@@ -99,9 +99,10 @@ def test_mean_leaves_the_own_item_out(linear_circuit):
 def test_random_partners_are_of_other_items(linear_circuit):
     """Never the own item, always the other level and the same other factors; seeded."""
     made = linear_circuit(False)
+    few = made.stimuli[made.stimuli["item"].isin(["i0", "i1", "i2"])]
     settings = Patching(replace="random", n_draws=3)
     one, again = (
-        patch_grid(made.stimuli, made.model, [HOOK], between=BETWEEN, regions=["last"], settings=settings, seed=s)
+        patch_grid(few, made.model, [HOOK], between=BETWEEN, regions=["last"], settings=settings, seed=s)
         for s in (1, 1)
     )
     pd.testing.assert_frame_equal(one.pairs, again.pairs)
@@ -110,6 +111,18 @@ def test_random_partners_are_of_other_items(linear_circuit):
     assert (source[0] != one.pairs["item"]).all()
     assert (source[2] == "absent").all()
     assert (source[3] == one.pairs["b"]).all()
+
+
+def test_both_directions_score_the_target_of_the_clean_text(linear_circuit):
+    """Texts without concept A have targets of their own; the other text is scored with the clean one's all the same."""
+    made = linear_circuit(False)
+    stimuli = made.stimuli[:16].copy()
+    absent = (stimuli["a"] == "absent").to_numpy()
+    stimuli.loc[absent, ["target", "foil"]] = [" no", " yes"]
+    stimuli.attrs = made.stimuli.attrs
+    table = patch(stimuli, made.model, [HOOK], between=BETWEEN, regions=["last"])
+    assert_allclose(table["y_clean"] - table["y_other"], 4.0, atol=0.02)
+    assert_allclose(table["effect"], 4.0, atol=0.02)
 
 
 def test_regions_of_unequal_length_are_aligned_at_the_end(linear_circuit):
