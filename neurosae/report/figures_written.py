@@ -78,7 +78,7 @@ def removal_costs(strengths: pd.DataFrame) -> Figure:
     axes.axhline(0, color=MUTED, linewidth=0.8, zorder=0)
     axes.set_xlabel("cost: KL on neutral text, nats per token")
     axes.set_ylabel("bias left, logit difference")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     tidy(axes, grid="y")
     return figure
 

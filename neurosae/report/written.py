@@ -176,10 +176,14 @@ def removal_statements(study: Study, test: str, rows: pd.DataFrame) -> Iterator[
 
 def _removed(rows: pd.DataFrame) -> str:
     return listed(
-        f"{row['x_method']} ({digits(row['estimate'])}, {100 * row['x_share_removed']:.0f} % removed, items p = "
+        f"{row['x_method']} ({digits(row['estimate'])}, {_share(row['x_share_removed'])}, items p = "
         f"{p_words(row['x_p_items'])}, controls p = {p_words(row['x_p_controls'])})"
         for _, row in rows.iterrows()
     )
+
+
+def _share(removed: float) -> str:
+    return f"{100 * removed:.0f} % removed" if removed >= 0 else f"{-100 * removed:.0f} % added"
 
 
 def _left(rows: pd.DataFrame) -> str:
