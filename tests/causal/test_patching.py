@@ -100,17 +100,17 @@ def test_random_partners_are_of_other_items(linear_circuit):
     """Never the own item, always the other level and the same other factors; seeded."""
     made = linear_circuit(False)
     few = made.stimuli[made.stimuli["item"].isin(["i0", "i1", "i2"])]
-    settings = Patching(replace="random", n_draws=3)
-    one, again = (
-        patch_grid(few, made.model, [HOOK], between=BETWEEN, regions=["last"], settings=settings, seed=s)
-        for s in (1, 1)
-    )
-    pd.testing.assert_frame_equal(one.pairs, again.pairs)
-    assert_allclose(one.patched, again.patched)
-    source = one.pairs["other"].str.split("/", expand=True)
-    assert (source[0] != one.pairs["item"]).all()
+    settings = Patching(replace="random", n_draws=2)
+    made_of = {"between": BETWEEN, "regions": ["last"], "settings": settings}
+    grids = [patch_grid(few, made.model, [HOOK], **made_of, seed=seed) for seed in (1, 1, 2, 3, 4, 5)]
+    pd.testing.assert_frame_equal(grids[0].pairs, grids[1].pairs)
+    assert_allclose(grids[0].patched, grids[1].patched)
+    pairs = pd.concat([grid.pairs for grid in grids])
+    source = pairs["other"].str.split("/", expand=True)
+    assert (source[0] != pairs["item"]).all()
     assert (source[2] == "absent").all()
-    assert (source[3] == one.pairs["b"]).all()
+    assert (source[3] == pairs["b"]).all()
+    assert source[0].nunique() == 3
 
 
 def test_both_directions_score_the_target_of_the_clean_text(linear_circuit):
