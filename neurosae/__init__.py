@@ -83,6 +83,7 @@ _WHERE = {
     "neurosae.causal.heads": ("head_scores",),
     "neurosae.causal.lens": ("logit_lens",),
     "neurosae.causal.interventions": ("intervene",),
+    "neurosae.causal.joint": ("joint_clamp",),
     "neurosae.stats.calibrate": ("calibrate",),
     "neurosae.stats.combine": ("combine",),
     "neurosae.stats.communities": ("coactivation_communities", "decoder_clusters", "reference_activations"),

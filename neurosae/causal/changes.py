@@ -114,7 +114,7 @@ def run_set(
     change, clean, moved = _outcomes(place, reference, features, controls=controls.sets, given=given, asked=(mode, ask))
     levels = np.array([as_dose(dose, reference, features).mean() for dose in given])
     top = reference.quantile(features, 1.0)
-    highest = as_dose(given[-1], reference, features)
+    highest = as_dose(list(given)[-1], reference, features)
     outside = mode not in ("ablate", "scale") and bool((highest > np.nan_to_num(top, nan=0.0) * (1 + 1e-6)).any())
     return Run(mode, tuple(map(int, features)), written, levels, change, clean, moved, controls, outside)
 

@@ -58,11 +58,11 @@ class Controls(NamedTuple):
 
 def matched_controls(
     table: pd.DataFrame,
-    targets: Sequence[int],
+    targets: Sequence[int] | np.ndarray,
     *,
     n: int = 99,
     match: Sequence[str] | None = None,
-    excluded: Sequence[int] = (),
+    excluded: Sequence[int] | np.ndarray = (),
     W_dec: np.ndarray | None = None,
     seed: int,
 ) -> Controls:
@@ -102,41 +102,41 @@ def matched_controls(
     >>> found.sets.shape, found.worst < 0.1
     ((99, 1), True)
     """
-    targets = np.asarray(targets, dtype=int)
+    own = np.asarray(targets, dtype=int)
     every, table = table, table if match is None else table[list(match)]
-    lost = [int(j) for j in targets if j not in table.index or table.loc[j].isna().any()]
+    lost = [int(j) for j in own if j not in table.index or bool(table.loc[j].isna().to_numpy().any())]
     if lost:
         raise DataError(
             f"feature {lost[0]} has no {', '.join(table.columns)} to match controls on: it is never active on the "
             "reference text, or not at the edited tokens. Choose other features."
         )
     usable = table[every.notna().all(axis=1)]
-    away = set(targets.tolist()) | set(np.asarray(excluded, dtype=int).tolist())
-    away |= set(_alike(W_dec, targets).tolist()) if W_dec is not None else set()
+    away = set(own.tolist()) | set(np.asarray(excluded, dtype=int).tolist())
+    away |= set(_alike(W_dec, own).tolist()) if W_dec is not None else set()
     pool = usable.index.to_numpy()
     free = pool[~np.isin(pool, list(away))]
-    if len(free) < max(n if len(targets) == 1 else 0, 2 * len(targets), 20):
+    if len(free) < max(n if len(own) == 1 else 0, 2 * len(own), 20):
         raise DataError(
-            f"{len(free)} features are left as controls for {len(targets)}, and {n} sets are asked for; use fewer "
+            f"{len(free)} features are left as controls for {len(own)}, and {n} sets are asked for; use fewer "
             "features or fewer controls, or a dictionary with more features."
         )
-    rng = np.random.default_rng([seed, len(targets), n])
+    rng = np.random.default_rng([seed, len(own), n])
     free = free if len(table.columns) else rng.permutation(free)
     spread = _spread(usable).to_numpy()
     scale = np.where(spread > 0, spread, 1.0)
     Z = usable.loc[free].to_numpy() / scale
-    goal = usable.loc[targets].to_numpy() / scale
-    drawn = _singles(Z, goal, n) if len(targets) == 1 else _sets(Z, goal, n * DRAWN, rng=rng)
+    goal = usable.loc[own].to_numpy() / scale
+    drawn = _singles(Z, goal, n) if len(own) == 1 else _sets(Z, goal, n * DRAWN, rng=rng)
     kept = _balanced(Z[drawn].mean(axis=1) - goal.mean(axis=0), min(n, len(drawn)))
     if len(kept) < n:
         raise DataError(f"only {len(kept)} different control sets could be drawn for {n}; use fewer features.")
     sets = free[drawn[kept]]
-    balance = balance_of(every, targets, sets)
+    balance = balance_of(every, own, sets)
     balance["matched"] = balance["covariate"].isin(list(table.columns))
-    return Controls(sets, balance, _words(sets, n_away=len(away) - len(targets)))
+    return Controls(sets, balance, _words(sets, n_away=len(away) - len(own)))
 
 
-def balance_of(table: pd.DataFrame, targets: Sequence[int], sets: np.ndarray) -> pd.DataFrame:
+def balance_of(table: pd.DataFrame, targets: Sequence[int] | np.ndarray, sets: np.ndarray) -> pd.DataFrame:
     """Standardized mean difference of every covariate between targets and controls."""
     table = table.replace([np.inf, -np.inf], np.nan)
     spread = _spread(table)

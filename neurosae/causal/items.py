@@ -99,7 +99,7 @@ def item_outcomes(
     if split is not None and "split" in stimuli:
         used &= stimuli["split"].astype(str).to_numpy() == split
     rows = pd.DataFrame({"item": stimuli["item"].astype(str).to_numpy(), "frame": stimuli["frame"].astype(str)})
-    rows = rows.assign(cell=cell, row=np.arange(len(stimuli)), known=np.isfinite(values).all(axis=1))[used]
+    rows = rows.assign(cell=cell, row=np.arange(len(stimuli)), known=np.asarray(np.isfinite(values).all(axis=1)))[used]
     kept, n_all, n_kept = _complete(rows)
     if not len(kept):
         raise DataError("no item has an outcome in every one of its cells; check the targets of the design.")
@@ -162,7 +162,7 @@ def unit_data(outcomes: ItemOutcomes, design: Design, effect: Mapping[str, Any] 
         raise DataError(f"the effect weighs cell '{'/'.join(missing[0])}', which was not run.")
     rows = np.array([outcomes.items.index(name) for name in how.items])
     V = outcomes.values[rows][:, [at[tuple(map(str, made.cells[k]))] for k in chosen]]
-    own = np.isfinite(V).all(axis=2)
+    own = np.asarray(np.isfinite(V).all(axis=2))
     D = (how.datum[chosen][None, :, None] * np.where(own[..., None], V, 0.0)).sum(axis=1) * how.scale[:, None]
     # what cancels between cells up to rounding is an exact zero: nothing may be found in the digits of float32
     D = without_rounding(

@@ -181,9 +181,9 @@ def _tested(
                 continue
             made = clamp_pair(
                 at,
-                tuple(job.sets.values()),
+                tuple(job.sets.values()),  # pyright: ignore[reportArgumentType]
                 n_controls=ask.n_controls,
-                excluded=job.excluded,
+                excluded=job.excluded.tolist(),
                 seed=seed,  # pyright: ignore
             )
             rows.append(_claim_row(job, at, made, settings=settings, seed=seed))

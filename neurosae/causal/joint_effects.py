@@ -101,7 +101,7 @@ def joint_tests(
     shares = [mean / size if size > 1e-3 * abs(mean) else np.nan for mean, size in zip(means, single, strict=True)]
     joint = float((frozen[:, BOTH] - frozen[:, NONE]).mean())
     return JointFound(
-        *parts, *ranks, claim_p(*items, *ranks),
+        parts[0], parts[1], ranks[0], ranks[1], claim_p(*items, *ranks),
         share=shares[1], share_free=shares[0], of_joint=means[1] / joint if joint else np.nan,
     )  # fmt: skip
 

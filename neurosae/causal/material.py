@@ -101,7 +101,7 @@ def place_of(stimuli: pd.DataFrame, model: LanguageModel, dictionary: Dictionary
     starts = np.concatenate([[0], np.cumsum([len(c) for c in cells])])
     for rows in length_buckets([len(ids) for ids in prompts.ids], BATCH):
         ids, mask = pad([prompts.ids[i] for i in rows])
-        at = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in rows])
+        at = np.concatenate([np.arange(int(starts[i]), int(starts[i + 1])) for i in rows])
         of = np.repeat(np.arange(len(rows)), [len(cells[i]) for i in rows])
         columns = np.concatenate([cells[i] for i in rows])
         got = hooked_pass(prompts.model, ids, mask, hooks=[dictionary.hook], rows=of, cols=columns)

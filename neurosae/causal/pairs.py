@@ -62,7 +62,9 @@ class Setting(NamedTuple):
     match: tuple[str, ...] = ("density", "size", "effect", "cosine")
 
 
-def edit_of(at: Setting, features: Sequence[int], dose: float | str | np.ndarray | None = None) -> tuple[Edit, ...]:
+def edit_of(
+    at: Setting, features: Sequence[int] | np.ndarray, dose: float | str | np.ndarray | None = None
+) -> tuple[Edit, ...]:
     """One edit of a set of features at the tokens of the region."""
     own = tuple(int(j) for j in features)
     given = at.dose if dose is None else dose

@@ -102,9 +102,12 @@ def test_pairs_match_single_effects_and_cosine():
     assert len(set(pairs[:, 0])) == len(set(pairs[:, 1])) == 50
     assert balance["smd"].abs().max() < 0.1
     assert_allclose(balance["control"][0], first[pairs[:, 0]].mean())
-    gap = np.hypot(first[pairs[:, 0]] - 0.8, second[pairs[:, 1]] + 0.5)
-    any_pair = np.hypot(first - 0.8, second + 0.5)
-    assert gap.mean() < 0.6 * any_pair.mean()
+
+    def distance(i, j):
+        return (first[i] - 0.8) ** 2 + (second[j] + 0.5) ** 2 + ((cos[i, j] - 0.1) / cos.std()) ** 2
+
+    in_order = np.sort(distance(np.arange(150), np.arange(150)))[:50].mean()
+    assert distance(pairs[:, 0], pairs[:, 1]).mean() < 0.7 * in_order
     with pytest.raises(DataError, match="fewer than 200 pairs"):
         matched_pairs(np.zeros(2), first, second, cosine=(0.1, cos), n=200)
 
