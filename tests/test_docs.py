@@ -44,6 +44,12 @@ def test_yaml_of_the_readme_loads(tmp_path):
     assert load_analysis(tmp_path / "analyses" / "analysis.yaml").tests
 
 
+def test_the_list_of_modules_is_up_to_date():
+    """docs/modules.md holds every module with its own first sentence."""
+    command = [sys.executable, str(ROOT / "tools" / "list_modules.py"), "--check"]
+    assert subprocess.run(command, check=False).returncode == 0, "run `python tools/list_modules.py`"
+
+
 def test_files_named_in_the_readme_exist():
     """Pictures and files that the README points to are in the tree."""
     for name in re.findall(r"\]\(([^)#]+)\)", README):
