@@ -123,7 +123,7 @@ def test_a_failure_leaves_what_was_there(finished, prepared, monkeypatch):
 def test_hostile_texts_stay_text(finished, prepared, tmp_path):
     """A text file full of markup: one script runs in the viewer and one in the report, and the words are there."""
     text = tmp_path / "evil.txt"
-    text.write_text(f"{EVIL} </script><img src=x onerror=alert(1)>\n\n\u202eThe boat was <!-- here\n")
+    text.write_text(f"{EVIL} </script ><img src=x onerror=alert(1)> <!--<script>\n\n\u202eThe boat was <!-- here\n")
     examine_study(prepared, changes={"texts": (str(text),)})
     page = (finished[1] / "number" / "examine" / "viewer.html").read_text(encoding="utf-8")
     tags = Page(page).tags
