@@ -23,114 +23,68 @@ MODULES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in P
 # A module imports only from layers with a smaller number, also inside functions; equal numbers never import each other.
 LAYERS = """
 0  errors spec.words
-1  causal.scoring
-1  design.import_files spec.fields spec.files spec.frames spec.hooks
+1  causal.scoring design.import_files spec.fields spec.files spec.frames spec.hooks
 2  design.import_tables spec.block spec.effects spec.load spec.results spec.sites
-3  spec.generation
-3  spec.attribution spec.causal spec.examine_tests
-3  spec.design spec.factorial spec.geometry spec.integration spec.planning spec.positions spec.subjects
-3  spec.examine spec.patching
+3  spec.attribution spec.causal spec.design spec.examine spec.examine_tests spec.factorial spec.generation
+3  spec.geometry spec.integration spec.patching spec.planning spec.positions spec.subjects
 4  design.importers design.regions design.units design.weights extraction.slow_tokens extraction.trie spec.blocks
 5  design.confounds design.expand design.levels design.orthogonal design.regressors extraction.packing
-5  extraction.sites extraction.tokens spec.choices spec.circuits spec.interventions spec.maps spec.parametric spec.patching_checks
+5  extraction.sites extraction.tokens spec.choices spec.circuits spec.interventions spec.maps spec.parametric
+5  spec.patching_checks
 6  design.cautions design.check_report design.exchange design.token_checks dictionary.encode dictionary.products
-6  dictionary.pursuit dictionary.topk extraction.cells extraction.passes extraction.responses extraction.source
-6  spec.analysis
+6  dictionary.pursuit dictionary.topk examine.endpoint extraction.cells extraction.passes extraction.responses
+6  extraction.source spec.analysis stats.kernels
 7  design.model_checks design.requirements dictionary.kinds dictionary.revival dictionary.settings extraction.archive
 7  extraction.boot extraction.budget extraction.collapse extraction.firing extraction.selftest extraction.shifts
-6  stats.kernels
-6  examine.endpoint
 7  extraction.signed extraction.store spec.editor stats.mean_squares stats.pair_kernels stats.ranks
-8  causal.controls causal.edits causal.freezing causal.prompts
-9  causal.conditions causal.deltas causal.outcomes
-10 causal.plan
-11 causal.passes
-12 causal.doses causal.replacements
-13 causal.patching
-16 causal.patched
-8  design.checks dictionary.budget dictionary.decompositions dictionary.record dictionary.texts dictionary.watch
-8  examine.scores
-8  causal.scored dictionary.vectors
-8  extraction.align extraction.model extraction.views stats.cvmanova stats.effects stats.gate stats.information
-8  stats.dense_columns stats.ladder stats.manova stats.moderation stats.multiplicity stats.noncentral stats.nuisance
+8  causal.controls causal.edits causal.freezing causal.prompts causal.scored design.checks dictionary.budget
+8  dictionary.decompositions dictionary.record dictionary.texts dictionary.vectors dictionary.watch examine.scores
+8  extraction.align extraction.model extraction.views stats.cvmanova stats.dense_columns stats.effects stats.gate
+8  stats.information stats.ladder stats.manova stats.moderation stats.multiplicity stats.noncentral stats.nuisance
 8  stats.pattern stats.permanova stats.rdm_compare stats.rdm_noise stats.scores
-9  examine.profiles
-9  dictionary.convert dictionary.learn dictionary.overlap dictionary.stream extraction.shard stats.agreement
-9  stats.anova_tables stats.crossfit_kernels stats.dperp stats.glm_kernels stats.layout stats.level_kernels
-9  stats.logistic stats.mixed_kernels stats.products stats.rank_kernels stats.rdm stats.rdm_fit stats.relabel
+9  causal.chosen causal.conditions causal.deltas causal.outcomes dictionary.convert dictionary.learn
+9  dictionary.overlap dictionary.stream examine.profiles extraction.shard stats.agreement stats.anova_tables
+9  stats.crossfit_kernels stats.dperp stats.glm_kernels stats.layout stats.level_kernels stats.logistic
+9  stats.mixed_kernels stats.products stats.rank_kernels stats.rdm stats.rdm_fit stats.relabel
 9  stats.relabel_conditions stats.rules stats.simulate stats.tails stats.tfce
-10 dictionary.checkpoint dictionary.evaluate dictionary.interaction dictionary.plan dictionary.rows extraction.record
-10 stats.conjunctions stats.feature_shares stats.flips stats.glm stats.hurdle_kernels stats.paired stats.probes
-10 stats.rdm_models stats.resample stats.units
-11 causal.gradients
-11 examine.items
-11 dictionary.architectures dictionary.pathology examine.stream extraction.run stats.adjusted stats.battery stats.chains
-11 stats.nested_shares stats.communities stats.crossfit stats.hurdle stats.lanes stats.length stats.levels stats.mixed
-11 stats.model_comparison stats.plasmode stats.preactivations stats.projection stats.worlds
-12 causal.steering
-12 causal.attribution
-13 causal.direct
+10 causal.plan dictionary.checkpoint dictionary.evaluate dictionary.interaction dictionary.plan dictionary.rows
+10 extraction.record stats.conjunctions stats.feature_shares stats.flips stats.glm stats.hurdle_kernels stats.paired
+10 stats.probes stats.rdm_models stats.resample stats.units
+11 causal.gradients causal.passes dictionary.architectures dictionary.pathology examine.items examine.stream
+11 extraction.run stats.adjusted stats.battery stats.chains stats.communities stats.crossfit stats.hurdle stats.lanes
+11 stats.length stats.levels stats.mixed stats.model_comparison stats.nested_shares stats.plasmode
+11 stats.preactivations stats.projection stats.worlds
+12 causal.attribution causal.doses causal.items causal.material causal.replacements causal.steering
 12 dictionary.alternatives dictionary.interaction_study dictionary.scorecard dictionary.train examine.activity
-12 examine.together
-12 stats.coded
-12 stats.crossed stats.geometry stats.integration_rows stats.integration_worlds stats.intervals stats.lengths
-12 stats.matched stats.statistics stats.subjects
-13 causal.generation
-9  causal.chosen
-12 causal.material
-12 causal.items
-13 causal.inference causal.ladder
-14 causal.changes causal.joint_effects
-15 causal.rows
-16 causal.beside
-17 causal.interventions causal.joint
-15 causal.pairs
-17 report.figures_causal report.figures_written
-18 report.causal report.written
-13 examine.concepts examine.thresholds
-12 examine.directions
-12 examine.seen
-13 examine.inversion
-13 dictionary.control dictionary.load dictionary.sweep stats.decoding stats.family stats.feature_geometry
-13 stats.parametric_models stats.rsa_rows stats.rsa_tests stats.second_order stats.spots
-13 examine.examples
-13 examine.rules
-13 examine.labels
-14 causal.costs causal.prompted causal.prompting
-15 causal.removing
-16 causal.pushes causal.removal_rows
-17 causal.removal causal.written
+12 examine.directions examine.seen examine.together stats.coded stats.crossed stats.geometry stats.integration_rows
+12 stats.integration_worlds stats.intervals stats.lengths stats.matched stats.statistics stats.subjects
+13 causal.direct causal.generation causal.inference causal.ladder causal.patching dictionary.control dictionary.load
+13 dictionary.sweep examine.concepts examine.examples examine.inversion examine.labels examine.rules
+13 examine.thresholds stats.decoding stats.family stats.feature_geometry stats.parametric_models stats.rsa_rows
+13 stats.rsa_tests stats.second_order stats.spots
+14 causal.changes causal.costs causal.joint_effects causal.prompted causal.prompting examine.tracking examine.viewer
 14 stats.asked stats.distances stats.heights stats.rows stats.rsa
-14 examine.tracking
-14 examine.viewer
-15 report.directions report.references report.stored report.style report.wording stats.contrast stats.map_rows
-15 stats.pattern_statistics stats.power stats.searchlight stats.temporal
-16 examine.describe examine.specialists
-17 report.figures_examine
-18 report.specialists
-16 causal.tested
-17 causal.attention causal.lens
-18 causal.sequences causal.screened
-19 causal.heads
+15 causal.pairs causal.removing causal.rows report.directions report.references report.stored report.style
+15 report.wording stats.contrast stats.map_rows stats.pattern_statistics stats.power stats.searchlight stats.temporal
+16 causal.beside causal.patched causal.pushes causal.removal_rows causal.tested examine.describe examine.specialists
 16 report.parts report.tables stats.across_subjects stats.conj stats.equivalence stats.level_trials stats.maps
 16 stats.minimum stats.pairs stats.parametric stats.sets
-17 report.claims report.figures_attribution report.figures_comparison report.figures_courses report.figures_factorial report.figures_features
-17 report.figures_geometry report.figures_integration report.figures_maps report.figures_pattern report.figures_power
-17 report.figures_sets report.figures_subjects report.figures_training report.figures_univariate report.limits
-17 report.page report.result_tables stats.choosing stats.combine stats.crosstest stats.factorial stats.integration
-17 stats.othereffect stats.trials
-17 report.figures_cards report.figures_patching
-18 report.patching
-18 report.absence report.anova report.attribution report.choosing report.factorial report.figures report.integration report.joint
-18 report.maps report.methods report.models report.prose report.regions report.subjects stats.anova stats.calibrate
-18 stats.selection
-18 report.cards
-19 report.calibration report.geometry
+17 causal.attention causal.interventions causal.joint causal.lens causal.removal causal.written report.claims
+17 report.figures_attribution report.figures_cards report.figures_causal report.figures_comparison
+17 report.figures_courses report.figures_examine report.figures_factorial report.figures_features
+17 report.figures_geometry report.figures_integration report.figures_maps report.figures_patching
+17 report.figures_pattern report.figures_power report.figures_sets report.figures_subjects report.figures_training
+17 report.figures_univariate report.figures_written report.limits report.page report.result_tables stats.choosing
+17 stats.combine stats.crosstest stats.factorial stats.integration stats.othereffect stats.trials
+18 causal.screened causal.sequences report.absence report.anova report.attribution report.cards report.causal
+18 report.choosing report.factorial report.figures report.integration report.joint report.maps report.methods
+18 report.models report.patching report.prose report.regions report.specialists report.subjects report.written
+18 stats.anova stats.calibrate stats.selection
+19 causal.heads report.calibration report.geometry
 20 report.sections
 21 provenance report.comparison report.html
 22 stages
-23 study
-23 examination
+23 examination study
 24 comparison
 25 cli
 """
