@@ -130,7 +130,9 @@ def test_hostile_texts_stay_text(finished, prepared, tmp_path):
     assert [attrs.get("type", "") for tag, attrs in tags if tag == "script"] == ["application/json", ""]
     assert not {"img", "iframe"} & {tag for tag, _ in tags}
     assert "http" not in page.replace("http-equiv", "")
-    data = json.loads(page.split('type="application/json">')[1].split("</script>")[0])
+    raw = page.split('type="application/json">')[1].split("</script>\n")[0]
+    assert not set("<>&") & set(raw)  # a browser ends the element at more than a parser of the tests knows
+    data = json.loads(raw)
     assert any("".join(one["p"]).startswith(EVIL) for one in data["texts"])
     report = Page(ns.write_report(finished[1] / "number").read_text(encoding="utf-8"))
     assert sum(tag == "script" for tag, _ in report.tags) == 1
