@@ -105,6 +105,10 @@ def model_problems(spec: Any) -> Iterator[Problem]:
         if facts is not None:
             yield from _hook_problems(site.hook, facts, (*where, "hook"))
         yield from _dictionary_problems(site, facts, (*where, "dictionary"))
+    if facts is not None:
+        for name, block in spec.tests.items():
+            for hook in getattr(block, "hooks", ()):
+                yield from _hook_problems(hook, facts, ("tests", name, "hooks"))
 
 
 def _folder_problem(folder: Path) -> str | None:

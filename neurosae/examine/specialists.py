@@ -151,7 +151,7 @@ def specialists(
 def run(
     responses: Mapping[str, AnnData], ask: SpecialistsBlock, *, study: Any, earlier: Mapping[str, Tested], rng: Any
 ) -> Tested:
-    """One block of `tests:` with `test: specialists`; extras: `scores` of all features, `profiles` of the leading ones."""
+    """One block of `tests:` with `test: specialists`; extras: `scores` of all features, `profiles` of some."""
     spec = study.spec
     name = next((name for name, block in spec.tests.items() if block is ask), ask.test)
     sites = {site: choose("site", site, responses) for site in ask.sites or responses}

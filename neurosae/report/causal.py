@@ -247,8 +247,8 @@ def joint_methods(study: Study, rows: pd.DataFrame) -> Iterator[str]:
         yield (
             f"{test}: I = L(AB) - L(A) - L(B) + L(0) of the logit difference, by clamping into texts without "
             "either part and by ablating from texts with both, with scales of normalizations free and frozen at the "
-            "run without edits. A claim needs all of four: flips of I over items and its rank among matched pairs of control sets "
-            "(distance from the median), free and frozen; Holm over directions and places."
+            "run without edits. A claim needs all of four: flips of I over items and its rank among matched pairs of "
+            "control sets (distance from the median), free and frozen; Holm over directions and places."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ from neurosae.design.model_checks import Facts, length_problem, model_facts, mod
 from neurosae.errors import SpecError
 from neurosae.extraction.tokens import byte_tokenizer
 from neurosae.spec.analysis import Analysis
+from neurosae.spec.patching import PatchingBlock
 
 STREAM = "blocks.1.hook_resid_post"
 
@@ -59,6 +61,21 @@ def test_problems_recover_the_heads_that_the_model_has():
     (found,) = problems(hook="blocks.1.attn.hook_z.h8")
     assert found == ("sites.here.hook", "'blocks.1.attn.hook_z.h8' is not there: the embedded model has heads h0 … h7.")
     assert not problems(hook="blocks.1.attn.hook_z.h7")
+
+
+def test_problems_recover_patched_places_that_are_not_there():
+    """Layers and heads that a test of patching names; patterns are left to the model."""
+    patching = {"test": "patching", "between": {"number": ["pl", "sg"]}, "region": "noun"}
+    hooks = ["blocks.*.attn.hook_z.h*", "blocks.1.attn.hook_z.h9", "blocks.7.hook_resid_post"]
+    spec = SimpleNamespace(
+        model=SimpleNamespace(name="embedded"), sites={},
+        tests={"heads": PatchingBlock.model_validate(patching | {"hooks": hooks}), "other": object()},
+    )  # fmt: skip
+    found = [(".".join(where), text.partition(":")[0]) for where, text in model_problems(spec)]
+    assert found == [
+        ("tests.heads.hooks", "'blocks.1.attn.hook_z.h9' is not there"),
+        ("tests.heads.hooks", "'blocks.7.hook_resid_post' is not there"),
+    ]
 
 
 def test_problems_recover_sizes_that_the_width_rules_out():

@@ -35,7 +35,8 @@ def joint(mode: str, **more: object) -> dict[str, object]:
     row = WHERE | NUMBERS | BOTH | {
         "test": "together", "kind": "joint_clamp", "effect": f"{mode}: noun x verb", "set": "noun x verb",
         "n_features": 8, "stat": "t of I", "value": 6.0, "estimate": 0.8, "effsize": 0.45, "p_unc": 0.01,
-        "p_corr": 0.02, "ci_low": 0.6, "ci_high": 1.0, "p_adjust": "holm", "n_family": 2, "family": "directions", "h0": "they add up",
+        "p_corr": 0.02, "ci_low": 0.6, "ci_high": 1.0, "p_adjust": "holm", "n_family": 2, "family": "directions",
+        "h0": "they add up",
         "status": "ok", "note": "clamped into what has neither; 99 matched pairs", "x_role": "claim", "x_mode": mode,
         "x_contrast": "noun x verb", "x_dose": "p90", "x_freeze": "downstream", "x_p_items_free": 0.001,
         "x_p_controls_free": 0.01, "x_estimate": 0.8, "x_estimate_free": 0.9, "x_share_free": 0.4,
