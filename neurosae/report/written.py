@@ -204,14 +204,14 @@ def draw_removal(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Drawin
             "neutral text; every line begins at the unedited model. Dashed: the divergence at which methods are "
             "compared."
         )
-        yield Drawing(f"{slug(test)}-costs", "removal", test, "Bias against cost", words, removal_costs(strengths))
+        yield Drawing(f"{slug(test)}-removal", "removal", test, "Bias against cost", words, removal_costs(strengths))
     if cells is not None and len(cells):
         words = (
             "Mean logit difference between the form of the text's own level and that of the other level, by cell, "
             "before "
             "any edit and after every method at full strength. Above 0: the model expects the form of the level."
         )
-        yield Drawing(f"{slug(test)}-cells", "removal_cells", test, "Cells", words, removal_cells(cells))
+        yield Drawing(f"{slug(test)}-removal_cells", "removal_cells", test, "Cells", words, removal_cells(cells))
 
 
 def removal_methods(study: Study, rows: pd.DataFrame) -> Iterator[str]:

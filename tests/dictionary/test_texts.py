@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 
 import numpy as np
 import pandas as pd
@@ -109,6 +110,7 @@ def test_sample_texts_says_what_for_and_leaves_the_threads_alone(toy, capsys, mo
     """The bar names the model, the purpose and tokens per second; a small model writes with one thread, then not."""
     seen, before = [], torch.get_num_threads()
     honest = texts._write
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)  # bars are for terminals
     monkeypatch.setattr(texts, "_write", lambda *a, **k: seen.append(torch.get_num_threads()) or honest(*a, **k))
     try:
         torch.set_num_threads(2)

@@ -390,7 +390,10 @@ def write_study(
     *,
     strength: float = 1.4,
     words: list[str] | None = None,
-    tests: tuple[str, ...] = ("number", "interference", "geometry", "circuits", "causal", "patching", "specialists"),
+    tests: tuple[str, ...] = (
+        *("number", "interference", "geometry", "circuits", "causal", "patching", "specialists"),
+        "written",
+    ),
 ) -> Path:
     """Write the files of a finished study; `strength` 0 plants no subject effect."""
     words = words or WORDS[:48]

@@ -132,7 +132,7 @@ def test_registry_agrees_with_schemas():
     """The key of every registered test is the one word that its schema accepts."""
     for kind, (schema, module) in TESTS.items():
         assert schema.model_fields["test"].annotation == Literal[kind]
-        assert module.startswith("neurosae.stats.")
+        assert module.startswith(("neurosae.stats.", "neurosae.causal.", "neurosae.examine."))
 
 
 # ------------------------------------------------------------------ refuses

@@ -287,7 +287,7 @@ def test_localizer_signs_are_those_of_the_rows_that_chose():
         site="s", status="ok", split="localizer", effect="a"
     )
     other = table.assign(feature=table["feature"] + 1)
-    choice = {name: SimpleNamespace(from_=f"find_{name}", top=2) for name in "ab"}
+    choice = {name: SimpleNamespace(from_=f"find_{name}", top=2, name=name) for name in "ab"}
     ask = SimpleNamespace(parts=["a", "b"], features=choice, split="test")
     earlier = {"find_a": SimpleNamespace(table=table), "find_b": SimpleNamespace(table=other)}
     sets = from_localizer(ask, "s", adata, earlier=earlier)
