@@ -289,7 +289,7 @@ def _own_problems(analysis: Analysis) -> Iterator[Problem]:
                 yield (*where, *inner), f"uses effect '{effect}', which is not under `effects:`.{hint}"
         yield from _lock_problems(block, positions, where)
         may = ContrastBlock | RoiBlock | MapBlock | ParametricBlock | PatchingBlock
-        given = isinstance(block, may) and block.features is not None
+        given = isinstance(block, may) and getattr(block, "features", None) is not None
         if given or chooses_earlier(block):
             yield from choice_problems(name, analysis)
         for kind, problems in OWN_PROBLEMS:

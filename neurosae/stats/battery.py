@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -65,7 +65,7 @@ def causal_of(table: pd.DataFrame, site: str) -> Causal | None:
     rows = rows[rows["p_corr"].notna()]
     if not len(rows):
         return None
-    best = rows.loc[rows["p_corr"].astype(float).idxmin()]
+    best: Any = rows.loc[rows["p_corr"].astype(float).idxmin()]
     return Causal(float(max(best["x_p_items"], best["x_p_items_free"])), float(best["p_corr"]), frozen=True)
 
 

@@ -167,7 +167,7 @@ def from_localizer(ask: IntegrationBlock, site: str, adata: AnnData, *, earlier:
             signs_.append(np.ones(len(columns[-1])))
             notes.append(f"{part}: {name}, each counted as larger in the + cells")
             continue
-        table = earlier[ask.features[part].from_].table
+        table = earlier[str(one.features.from_)].table
         value = table[(table["site"] == site) & table["status"].eq("ok")]
         strongest = np.argsort(-value["value"].abs().to_numpy(dtype=float), kind="stable")  # the row that chose it
         value = value.iloc[strongest].drop_duplicates("feature").set_index("feature")["value"].astype(float)
