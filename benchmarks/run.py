@@ -2,7 +2,8 @@
 
     python benchmarks/run.py [--docs] [NAME ...]
 
-Exit status 1 if a floor is not reached. The peers are the dependency group `bench`; `make bench` installs them.
+With names, --docs renews the rows of these files and keeps the others. Exit status 1 if a floor is not reached. The
+peers are the dependency group `bench`; `make bench` installs them.
 """
 
 from __future__ import annotations
@@ -51,22 +52,32 @@ def main() -> int:
             found = out.read_text(encoding="utf-8").splitlines() if out.exists() else []
             rows += [json.loads(line) | {"file": file.name} for line in found]
     if asked.docs:
-        (HERE.parent / "docs" / "benchmarks.md").write_text(page(rows), encoding="utf-8")
+        path = HERE.parent / "docs" / "benchmarks.md"
+        path.write_text(page(rows, old_lines(path, {file.name for file in files})), encoding="utf-8")
     print(f"{len(rows)} rows, {sum(not row['ok'] for row in rows)} below their floor")
     return int(status)
 
 
-def page(rows: list[dict]) -> str:
-    """The rows as a Markdown page."""
+def old_lines(path: Path, renewed: set[str]) -> list[str]:
+    """The lines of the page that stand for other files than those that were run now."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    known = [(line, line.strip("| ").rpartition("| ")[2].strip()) for line in lines if line.endswith(".py |")]
+    return [line for line, name in known if name not in renewed and (HERE / name).is_file()]
+
+
+def page(rows: list[dict], kept: list[str]) -> str:
+    """The rows as a Markdown page, in the order of the files."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES if present(name))
     lines = [INTRO, f"Python {platform.python_version()}, {platform.machine()}; {versions}.", ""]
     lines += ["| goal | what | reached | bound | times | file |", "|---|---|---|---|---|---|"]
+    made = list(kept)
     for row in rows:
         value = f"{row['value']:,.0f}" if abs(row["value"]) >= 100 else f"{row['value']:.3g}"
         failed = "" if row["ok"] else " **not reached**"
         what = row["what"].replace("|", "\\|")
-        lines.append(f"| {row['goal']} | {what} | {value} | {row['bound']}{failed} | {row['note']} | {row['file']} |")
-    return "\n".join(lines) + "\n"
+        made.append(f"| {row['goal']} | {what} | {value} | {row['bound']}{failed} | {row['note']} | {row['file']} |")
+    made.sort(key=lambda line: line.split("| ")[-1])  # stable: rows of one file keep their order
+    return "\n".join([*lines, *made]) + "\n"
 
 
 def present(name: str) -> bool:
