@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,15 @@ ROOT = Path(__file__).resolve().parent.parent
 def _shared() -> Path | None:
     candidates = [os.environ.get("NEUROSAE_SHARED"), ROOT.parent / "shared", ROOT / "shared"]
     return next((Path(c) for c in candidates if c and (Path(c) / "data").is_dir()), None)
+
+
+@pytest.fixture(autouse=True)
+def threads_as_asked():
+    """A test that leaves torch with more threads than the suite was given makes all later training wait for cores."""
+    yield
+    torch, asked = sys.modules.get("torch"), os.environ.get("OMP_NUM_THREADS", "")
+    if torch is not None and asked.isdecimal() and torch.get_num_threads() != int(asked):
+        torch.set_num_threads(int(asked))
 
 
 @pytest.fixture(scope="session")
