@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from neurosae.causal.chosen import directed, reference_texts, written_texts
-from neurosae.causal.inference import item_tests
+from neurosae.causal.inference import item_tests, without_rounding
 from neurosae.causal.joint_effects import JointFound, joint_tests, shapley_taylor
 from neurosae.causal.material import Reference, place_of, reference_of, stimuli_for
 from neurosae.causal.pairs import Both, Setting, by_unit, clamp_means, clamp_pair, edit_of, outcomes_of, surface
@@ -279,7 +279,7 @@ def _surface_table(job: Job, at: Setting, ask: Any, *, settings: Any, seed: int)
 def _shapley_rows(job: Job, at: Setting, *, settings: Any, seed: int) -> list[dict[str, Any]]:
     """Shapley-Taylor interactions of every pair among more than two sets, without matched controls: exploratory."""
     names, sets = list(job.sets), list(job.sets.values())
-    found = {}
+    found, size = {}, 0.0
     for frozen in (False, True):
 
         def outcome(coalitions: np.ndarray, frozen: bool = frozen) -> np.ndarray:
@@ -287,25 +287,27 @@ def _shapley_rows(job: Job, at: Setting, *, settings: Any, seed: int) -> list[di
             edited = coalitions if at.mode == "clamp" else ~coalitions
             some = [k for k, row in enumerate(edited) if row.any()]
             chosen = [sum((sets[i] for i in np.flatnonzero(edited[k])), ()) for k in some]
+            nonlocal size
             run = outcomes_of(at, [edit_of(at, s) for s in chosen], frozen=frozen)
+            size = max(size, 4 * float(np.abs(run).max()))  # of what is added and subtracted
             place = np.zeros(len(edited), dtype=int)
             place[some] = 1 + np.arange(len(some))
             return by_unit(at, run[:, place])[0]
 
         found[frozen] = shapley_taylor(outcome, len(sets), seed=seed)
-    numbers = by_unit(at, np.zeros((len(at.place.stimuli), 1)))[1]
+    _, numbers, unit = by_unit(at, np.zeros((len(at.place.stimuli), 1)))
     rows = []
-    tests = {f: item_tests(np.where(np.abs(v.values.T) > 1e-4, v.values.T, 0.0), numbers,
-                           n_permutations=settings.n_permutations, seed=seed) for f, v in found.items()}  # fmt: skip
+    tests = {f: item_tests(without_rounding(v.values.T, size), numbers, n_permutations=settings.n_permutations,
+                           seed=seed) for f, v in found.items()}  # fmt: skip
     for k, (i, j) in enumerate(found[True].pairs.tolist()):
         free, frozen = tests[False], tests[True]
         pair = f"{names[i]} x {names[j]}"
         row = dict(job.where) | {
             "effect": f"{at.mode}, Shapley-Taylor: {pair}", "set": " x ".join(names), "stat": "t of phi",
-            "unit": "item",
-            "n_units": len(numbers), "n_features": len(sets[i]) + len(sets[j]), "alternative": "two-sided",
-            "h0": "the mean Shapley-Taylor interaction of both sets is 0", "x_role": "exploratory", "x_mode": at.mode,
-            "x_contrast": pair, "x_freeze": at.freeze, "x_estimate_free": float(np.nan_to_num(free.estimate[k])),
+            "unit": unit, "n_units": len(numbers), "n_features": len(sets[i]) + len(sets[j]),
+            "h0": "the mean Shapley-Taylor interaction of both sets is 0", "alternative": "two-sided",
+            "x_role": "exploratory", "x_mode": at.mode, "x_contrast": pair, "x_freeze": at.freeze,
+            "x_estimate_free": float(np.nan_to_num(free.estimate[k])),
             "x_dose": "0" if at.mode == "ablate" else str(at.dose),
         }  # fmt: skip
         if frozen.informative[k] < 6:
@@ -314,6 +316,7 @@ def _shapley_rows(job: Job, at: Setting, *, settings: Any, seed: int) -> list[di
             row |= {"value": frozen.t[k], "estimate": frozen.estimate[k], "se": frozen.se[k], "p_unc": frozen.p[k],
                     "effsize": frozen.d_z[k], "eftype": "d_z", "ci_low": frozen.low[k], "ci_high": frozen.high[k],
                     "ci_level": 0.95, "p_method": "flips", "n_perm": frozen.n_permutations, "status": "ok",
-                    "note": "exploratory: no matched controls"}  # fmt: skip
+                    "x_p_pairs": frozen.p_corr[k],
+                    "note": "exploratory: no matched controls; x_p_pairs: max-T over items, of all pairs"}  # fmt: skip
         rows.append(row)
     return rows

@@ -138,7 +138,8 @@ def beside_row(
 def corrected(claims: Sequence[Claim], settings: Settings) -> list[dict[str, Any]]:
     """Rows of the claims with p over all of them.
 
-    Holm over the larger of both p; or, with maxT, the larger of max-T over items and Holm over controls.
+    Holm over the larger of both p; or, with maxT, twice the larger of max-T over items and Holm over controls: claims
+    that are false for want of items and claims that are false for want of controls may err in either of the two.
     """
     rows = [dict(claim.row) for claim in claims]
     at = [k for k, row in enumerate(rows) if row["status"] == "ok"]
@@ -150,7 +151,7 @@ def corrected(claims: Sequence[Claim], settings: Settings) -> list[dict[str, Any
             raise DataError("the claims are about different items, which share no flips; use correction: holm.")
         D = np.stack([claims[k].column for k in at], axis=1)
         items = item_tests(D, first, n_permutations=settings.n_permutations, seed=settings.seed).p_corr
-        p = np.maximum(items, holm(np.array([rows[k]["x_p_controls"] for k in at])))
+        p = np.minimum(1, 2 * np.maximum(items, holm(np.array([rows[k]["x_p_controls"] for k in at]))))
     else:
         p = holm(np.array([rows[k]["p_unc"] for k in at]))
     for k, value in zip(at, p, strict=True):

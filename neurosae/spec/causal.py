@@ -59,7 +59,8 @@ class _Causal(Block):
     n_tokens: Count = 20_000
     """Tokens of reference text for doses and densities."""
     correction: Literal["holm", "maxT", "none"] = "holm"
-    """How p is corrected over the claims of the test; maxT: over items by the maximum, over controls by Holm."""
+    """How p is corrected over the claims of the test; maxT: over items by the maximum, over controls by Holm, and
+    doubled, as either may err; it pays where claims are many and alike."""
 
     @field_validator("split")
     @classmethod
@@ -178,6 +179,11 @@ class JointClampBlock(_Causal):
     def _check(self) -> JointClampBlock:
         _check_doses(self.doses)
         _check_doses((self.dose,))
+        if self.correction == "maxT":
+            fail(
+                "correction",
+                text="maxT has no meaning here: each p is itself a maximum, over flips and ranks; use holm.",
+            )
         if self.parts and len(self.parts) != len(self.features):
             fail("parts", text=f"names {len(self.parts)} effects for {len(self.features)} sets; name one for each set.")
         return self

@@ -138,6 +138,8 @@ def test_three_sets_give_shapley_interactions(small_and):
     assert found.loc["a x b", "estimate"] == pytest.approx(4.0, abs=0.1)
     assert found.loc[["a x c", "b x c"], "status"].eq("untestable").all()
     assert table["p_corr"].isna().all()
+    assert found.loc["a x b", "x_p_pairs"] >= found.loc["a x b", "p_unc"]
+    assert set(table["unit"]) == {"item"}
 
 
 def test_sets_must_be_apart(small_and):
@@ -153,6 +155,8 @@ def test_probabilities_are_refused():
         JointClampBlock.model_validate(given | {"outcome": "log_prob"})
     with pytest.raises(Exception, match="unknown covariate"):
         JointClampBlock.model_validate(given | {"match": ["norm"]})
+    with pytest.raises(Exception, match="itself a maximum"):
+        JointClampBlock.model_validate(given | {"correction": "maxT"})
 
 
 def test_grade_3_needs_grade_2_and_both_p():
