@@ -37,8 +37,9 @@ LAYERS = """
 7  design.model_checks design.requirements dictionary.kinds dictionary.revival dictionary.settings extraction.archive
 7  extraction.boot extraction.budget extraction.collapse extraction.firing extraction.selftest extraction.shifts
 7  extraction.signed extraction.store spec.editor stats.mean_squares stats.pair_kernels stats.ranks
-8  causal.controls causal.edits causal.freezing causal.prompts causal.scored design.checks dictionary.budget
-8  dictionary.decompositions dictionary.record dictionary.texts dictionary.vectors dictionary.watch examine.scores
+8  causal.controls causal.doses causal.edits causal.freezing causal.prompts causal.scored design.checks
+8  dictionary.budget dictionary.decompositions dictionary.record dictionary.texts dictionary.vectors dictionary.watch
+8  examine.scores
 8  extraction.align extraction.model extraction.views stats.cvmanova stats.dense_columns stats.effects stats.gate
 8  stats.information stats.ladder stats.manova stats.moderation stats.multiplicity stats.noncentral stats.nuisance
 8  stats.pattern stats.permanova stats.rdm_compare stats.rdm_noise stats.scores
@@ -54,7 +55,7 @@ LAYERS = """
 11 extraction.run stats.adjusted stats.battery stats.chains stats.communities stats.crossfit stats.hurdle stats.lanes
 11 stats.length stats.levels stats.mixed stats.model_comparison stats.nested_shares stats.plasmode
 11 stats.preactivations stats.projection stats.worlds
-12 causal.attribution causal.doses causal.items causal.material causal.replacements causal.steering
+12 causal.attribution causal.items causal.material causal.replacements causal.steering
 12 dictionary.alternatives dictionary.interaction_study dictionary.scorecard dictionary.train examine.activity
 12 examine.directions examine.seen examine.together stats.coded stats.crossed stats.geometry stats.integration_rows
 12 stats.integration_worlds stats.intervals stats.lengths stats.matched stats.statistics stats.subjects

@@ -15,7 +15,36 @@ import scipy.sparse as sp
 from neurosae.errors import DataError
 
 QUANTILES = (0.5, 0.9, 0.99)
+FEWEST = 5  # active reference tokens from which a feature has natural doses and a density
 OUTSIDE = "outside natural range"
+
+
+def active_quantiles(active: sp.csc_matrix, features: Sequence[int], quantiles: Sequence[float]) -> np.ndarray:
+    """Quantiles of the values above 0 of some columns; nan where there are fewer than 5 of them.
+
+    All doses of the library are made here.
+
+    Parameters
+    ----------
+    active : CSC (n_tokens, n_features)
+    features, quantiles : which columns, and which quantiles between 0 and 1
+
+    Returns
+    -------
+    float64 array (n_features, n_quantiles)
+
+    Examples
+    --------
+    >>> active_quantiles(sp.csc_matrix([[0.0, 2.0]] * 4 + [[3.0, 6.0]]), [0, 1], [0.0, 1.0]).tolist()
+    [[nan, nan], [2.0, 6.0]]
+    """
+    out = np.full((len(features), len(quantiles)), np.nan)
+    for k, j in enumerate(features):
+        values = active.data[active.indptr[j] : active.indptr[j + 1]]
+        values = values[values > 0].astype(float)
+        if len(values) >= FEWEST:
+            out[k] = np.quantile(values, quantiles)
+    return out
 
 
 def natural_doses(
@@ -39,13 +68,13 @@ def natural_doses(
     Raises
     ------
     DataError
-        A feature was never active there, or the table has other quantiles, or several sites.
+        A feature was active on fewer than 5 tokens there, or the table has other quantiles, or several sites.
 
     Examples
     --------
-    >>> codes = sp.csr_matrix([[0.0, 2.0], [0.0, 4.0], [1.0, 0.0], [3.0, 6.0]])
+    >>> codes = sp.csr_matrix([[0.0, 2.0], [0.0, 4.0], [1.0, 0.0], [3.0, 6.0], [0.0, 2.0], [0.0, 6.0], [0.0, 0.0]])
     >>> natural_doses(codes, [1], quantiles=(0.5, 1.0)).round(2).to_dict("records")
-    [{'density': 0.75, 'n_active': 3, 'max': 6.0, 'q50': 4.0, 'q100': 6.0}]
+    [{'density': 0.71, 'n_active': 5, 'max': 6.0, 'q50': 4.0, 'q100': 6.0}]
     """
     names = {f"q{100 * q:g}": q for q in quantiles}
     wanted = np.asarray(features, dtype=np.int64)
@@ -55,26 +84,26 @@ def natural_doses(
         n_tokens, n_features = reference.shape  # pyright: ignore[reportGeneralTypeIssues]
         if len(wanted) and not 0 <= wanted.min() <= wanted.max() < n_features:
             raise DataError(f"features: the dictionary has 0 to {n_features - 1}, but {wanted.max()} was asked for.")
-        columns = sp.csc_matrix(reference[:, wanted])
-        rows = [
-            _of(columns.data[a:b], n_tokens, names) for a, b in zip(columns.indptr, columns.indptr[1:], strict=False)
-        ]
-        table = pd.DataFrame(rows, index=pd.Index(wanted, name="feature"))
-    if silent := table.index[table["n_active"].eq(0)].tolist():
+        table = _of(sp.csc_matrix(reference[:, wanted]), n_tokens, names)
+        table.index = pd.Index(wanted, name="feature")
+    if rare := table.index[table["n_active"] < FEWEST].tolist():
+        n = int(table.loc[rare[0], "n_active"])
+        how = f"active on {n} of" if n else "never active on"
         raise DataError(
-            f"feature {silent[0]} was never active on {n_tokens:,} reference tokens, so it has no natural dose; give "
-            "more text, or a dose in activation units."
+            f"feature {rare[0]} is {how} {n_tokens:,} reference tokens; a natural dose needs {FEWEST}. Give more "
+            "text, or a dose in activation units."
         )
     return table
 
 
-def _of(values: np.ndarray, n_tokens: int, names: Mapping[str, float]) -> dict[str, float]:
-    active = values[values > 0].astype(float)
-    if not len(active):
-        return {"density": 0.0, "n_active": 0, "max": np.nan, **dict.fromkeys(names, np.nan)}
-    found = np.quantile(active, list(names.values()))
-    facts = {"density": len(active) / n_tokens, "n_active": len(active), "max": float(active.max())}
-    return facts | dict(zip(names, found.tolist(), strict=True))
+def _of(columns: sp.csc_matrix, n_tokens: int, names: Mapping[str, float]) -> pd.DataFrame:
+    """The facts of every column."""
+    every = range(columns.shape[1])  # pyright: ignore[reportOptionalSubscript]
+    found = active_quantiles(columns, every, [*names.values(), 1.0])
+    parts = [columns.data[a:b] for a, b in zip(columns.indptr, columns.indptr[1:], strict=False)]
+    n_active = np.array([int((part > 0).sum()) for part in parts])
+    facts = {"density": n_active / n_tokens, "n_active": n_active, "max": found[:, -1]}
+    return pd.DataFrame(facts | dict(zip(names, found.T, strict=False)))
 
 
 def _from_summary(summary: pd.DataFrame, wanted: np.ndarray, names: Mapping[str, float]) -> pd.DataFrame:
@@ -102,7 +131,7 @@ def outside_natural_range(doses: np.ndarray | Sequence[float], table: pd.DataFra
 
     Examples
     --------
-    >>> codes = sp.csr_matrix([[0.0, 2.0], [1.0, 4.0]])
+    >>> codes = sp.csr_matrix([[1.0, 2.0]] * 4 + [[1.0, 4.0]])
     >>> outside_natural_range([0.5, 40.0], natural_doses(codes, [0, 1])).tolist()
     [False, True]
     """

@@ -15,7 +15,7 @@ import pandas as pd
 
 from neurosae.causal.chosen import directed, reference_texts, written_texts
 from neurosae.causal.inference import item_tests, without_rounding
-from neurosae.causal.joint_effects import JointFound, joint_tests, shapley_taylor
+from neurosae.causal.joint_effects import Interactions, JointFound, joint_tests, shapley_taylor
 from neurosae.causal.material import Reference, place_of, reference_of, stimuli_for
 from neurosae.causal.pairs import Both, Setting, by_unit, clamp_means, clamp_pair, edit_of, outcomes_of, surface
 from neurosae.causal.rows import table_of
@@ -279,7 +279,8 @@ def _surface_table(job: Job, at: Setting, ask: Any, *, settings: Any, seed: int)
 def _shapley_rows(job: Job, at: Setting, *, settings: Any, seed: int) -> list[dict[str, Any]]:
     """Shapley-Taylor interactions of every pair among more than two sets, without matched controls: exploratory."""
     names, sets = list(job.sets), list(job.sets.values())
-    found, size = {}, 0.0
+    found: dict[bool, Interactions] = {}
+    sizes: list[float] = []  # of what is added and subtracted
     for frozen in (False, True):
 
         def outcome(coalitions: np.ndarray, frozen: bool = frozen) -> np.ndarray:
@@ -287,9 +288,8 @@ def _shapley_rows(job: Job, at: Setting, *, settings: Any, seed: int) -> list[di
             edited = coalitions if at.mode == "clamp" else ~coalitions
             some = [k for k, row in enumerate(edited) if row.any()]
             chosen = [sum((sets[i] for i in np.flatnonzero(edited[k])), ()) for k in some]
-            nonlocal size
             run = outcomes_of(at, [edit_of(at, s) for s in chosen], frozen=frozen)
-            size = max(size, 4 * float(np.abs(run).max()))  # of what is added and subtracted
+            sizes.append(4 * float(np.abs(run).max()))
             place = np.zeros(len(edited), dtype=int)
             place[some] = 1 + np.arange(len(some))
             return by_unit(at, run[:, place])[0]
@@ -297,7 +297,7 @@ def _shapley_rows(job: Job, at: Setting, *, settings: Any, seed: int) -> list[di
         found[frozen] = shapley_taylor(outcome, len(sets), seed=seed)
     _, numbers, unit = by_unit(at, np.zeros((len(at.place.stimuli), 1)))
     rows = []
-    tests = {f: item_tests(without_rounding(v.values.T, size), numbers, n_permutations=settings.n_permutations,
+    tests = {f: item_tests(without_rounding(v.values.T, max(sizes)), numbers, n_permutations=settings.n_permutations,
                            seed=seed) for f, v in found.items()}  # fmt: skip
     for k, (i, j) in enumerate(found[True].pairs.tolist()):
         free, frozen = tests[False], tests[True]

@@ -14,6 +14,7 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 
+from neurosae.causal.doses import FEWEST, active_quantiles
 from neurosae.causal.edits import MODES
 from neurosae.causal.prompts import Prompts, read_prompts, tokens_at
 from neurosae.dictionary.kinds import Dictionary
@@ -22,7 +23,6 @@ from neurosae.extraction.packing import length_buckets, pad
 from neurosae.extraction.passes import LanguageModel, hooked_pass
 from neurosae.spec.design import Design
 
-FEWEST = 5  # active reference tokens from which a feature has natural doses and a density
 BATCH = 8192  # ids of a pass
 
 
@@ -35,12 +35,7 @@ class Reference(NamedTuple):
 
     def quantile(self, features: Sequence[int], q: float) -> np.ndarray:
         """Quantile of the active values of each feature; nan where it was active on fewer than 5 tokens."""
-        out = np.full(len(features), np.nan)
-        for k, j in enumerate(features):
-            values = self.active.data[self.active.indptr[j] : self.active.indptr[j + 1]]
-            if len(values) >= FEWEST:
-                out[k] = float(np.quantile(values, q))
-        return out
+        return active_quantiles(self.active, features, [q])[:, 0]
 
 
 class Place(NamedTuple):
@@ -133,7 +128,7 @@ def reference_of(activations: sp.spmatrix | np.ndarray) -> Reference:
     A = sp.csc_matrix(activations)
     A.eliminate_zeros()
     n = A.shape[0]  # pyright: ignore[reportOptionalSubscript]
-    return Reference(np.diff(A.indptr) / n, A, n)
+    return Reference(np.asarray((A > 0).sum(axis=0)).ravel() / n, A, n)
 
 
 def as_dose(dose: float | str, reference: Reference, features: Sequence[int]) -> np.ndarray:

@@ -32,7 +32,7 @@ from neurosae.spec.blocks import Inference
 from neurosae.spec.examine_tests import SpecialistsBlock
 from neurosae.spec.load import as_record
 from neurosae.spec.results import Tested, as_results, check_results, counted_p
-from neurosae.stats.asked import named_effects, responses_by_site, settings_of
+from neurosae.stats.asked import features_from_earlier, named_effects, responses_by_site, settings_of
 from neurosae.stats.lengths import relabellings
 from neurosae.stats.ranks import value_ranks
 from neurosae.stats.relabel import Relabelling, labels, levels
@@ -43,7 +43,8 @@ Thetas = Mapping[str, np.ndarray] | float | None
 
 
 class Question(NamedTuple):
-    """A checked block with its effect: test, block, name of the effect, the effect, settings, seed, thresholds."""
+    """A checked block with its effect: test, block, name of the effect, the effect, settings, seed, thresholds, and
+    which features of every site are asked about, where not all are."""
 
     name: str
     ask: SpecialistsBlock
@@ -52,6 +53,7 @@ class Question(NamedTuple):
     inference: Inference
     seed: int
     thetas: Thetas
+    features: Mapping[str, np.ndarray] | None = None
 
 
 class Place(NamedTuple):
@@ -72,13 +74,14 @@ class Place(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """The tested columns of one place and their z (K, m), p uncorrected (K, m), maxima per relabelling (R,)."""
+    """The tested columns of one place and their z (K, m), p uncorrected (K, m), maxima per relabelling (R,); and by
+    reason which columns were left out."""
 
     columns: np.ndarray
     z: np.ndarray
     p_unc: np.ndarray
     maxima: np.ndarray
-    left_out: dict[str, int]
+    left_out: dict[str, np.ndarray]
 
 
 def specialists(
@@ -100,7 +103,8 @@ def specialists(
     region : name or names
     theta : above which activation a text is strong: `stimuli` (median of the feature's active values there), one
         number, or {site: array (n_features,)}, such as the column q50 of `feature_summary`
-    settings : as in a `specialists` test: `score` (`rate` or `auroc`), `pool`, `split`, `sites`
+    settings : as in a `specialists` test: `score` (`rate` or `auroc`), `pool`, `split`, `sites`, and `features`, named
+        as {"ids": {"late": [12, 40]}}; left out, all
     inference : keys of the `inference:` section; `n_permutations`, `alpha` and `min_informative` are used
     seed : int
 
@@ -145,7 +149,8 @@ def specialists(
     if isinstance(theta, str):
         choose("theta", theta, {"stimuli": 1})
     given = None if isinstance(theta, str) else theta
-    return answer(Question("specialists", ask, name, written, settings_of(inference), seed, given), sites).table
+    chosen = _chosen(ask, sites, {})
+    return answer(Question("specialists", ask, name, written, settings_of(inference), seed, given, chosen), sites).table
 
 
 def run(
@@ -161,7 +166,25 @@ def run(
         chosen = {site: dictionaries[site] for site in sites}
         thetas = reference_medians(model, chosen, ask.texts, n_tokens=ask.n_tokens, seed=spec.seed)
     written = choose("effect", ask.effect, spec.effects)
-    return answer(Question(name, ask, ask.effect, written, spec.inference, spec.seed, thetas), sites)
+    chosen = _chosen(ask, sites, earlier)
+    return answer(Question(name, ask, ask.effect, written, spec.inference, spec.seed, thetas, chosen), sites)
+
+
+def _chosen(
+    ask: SpecialistsBlock, sites: Mapping[str, AnnData], earlier: Mapping[str, Tested]
+) -> dict[str, np.ndarray] | None:
+    """The features asked about, by site; of an earlier test of specialists those of the largest z, never the smallest.
+
+    A z far below 0 says that a feature is weak in a category, which makes it no candidate.
+    """
+    if ask.features is None:
+        return None
+    rising = {
+        name: tested._replace(table=tested.table.assign(value=tested.table["value"].clip(lower=0)))
+        if tested.table["kind"].eq("specialists").any() else tested
+        for name, tested in earlier.items()
+    }  # fmt: skip
+    return features_from_earlier(ask, sites, rising)[0]
 
 
 # --- the answer -----------------------------------------------------------------------------------------------------
@@ -194,6 +217,9 @@ def answer(asked: Question, sites: Mapping[str, AnnData]) -> Tested:
 
 def _place(asked: Question, site: str, adata: AnnData, *, region: str) -> Place:
     ask, design = asked.ask, design_of(adata)
+    if asked.features is not None:
+        wanted = np.isin(adata.var["feature"].to_numpy(dtype=np.int64), asked.features[site])
+        adata = adata[:, wanted].copy()
     texts = pooled_region(adata, region, pool=ask.pool, split=ask.split)
     A = as_columns(texts.X)
     given = asked.thetas[site] if isinstance(asked.thetas, Mapping) else asked.thetas
@@ -215,13 +241,13 @@ def _scored(asked: Question, place: Place, how: Relabelling, *, at: np.ndarray) 
     columns = np.flatnonzero(enough & known)
     Y = place.strong[:, columns].toarray() if rate else value_ranks(place.values[:, columns].toarray())
     Z, spread = items.standardized(Y)
-    columns, Z = columns[spread], Z[:, spread]
     left = {
-        "never active": int((active == 0).sum()),
-        f"active in fewer than {asked.inference.min_informative} items": int(((active > 0) & ~enough).sum()),
-        "without a threshold: not active on the reference text": int((enough & ~known).sum()),
-        "strong in no text, or alike in all texts of a stratum": int((~spread).sum()),
+        "never active": np.flatnonzero(active == 0),
+        f"active in fewer than {asked.inference.min_informative} items": np.flatnonzero((active > 0) & ~enough),
+        "without a threshold: not active on the reference text": np.flatnonzero(enough & ~known),
+        "strong in no text, or alike in all texts of a stratum": columns[~spread],
     }
+    columns, Z = columns[spread], Z[:, spread]
     weight = np.sqrt(1 / items.counts + 1 / (len(Z) - items.counts))[:, None]
     observed = items.sums(Z, items.codes[None])[0] * weight
     limit, reached = observed - 1e-9 * (1 + np.abs(observed)), np.zeros(observed.shape, dtype=np.int64)
@@ -249,7 +275,8 @@ def _rows(
     asked: Question, place: Place, scored: Scored, *, null: np.ndarray, how: Relabelling, size: int
 ) -> pd.DataFrame:
     items, columns = place.items, scored.columns
-    exchange = items.data.exchange
+    exchange, choice = items.data.exchange, asked.ask.features
+    which = "features" if choice is None else f"features of {choice.name}"
     common = {
         "test": asked.name, "kind": "specialists", "site": place.site, "region": place.region, "position": 0,
         "split": asked.ask.split, "unit": exchange.unit, "n_units": items.data.n, "alternative": "greater",
@@ -273,7 +300,7 @@ def _rows(
             "effsize": 2 * auc - 1, "eftype": "rank_biserial", "x_auc": auc,
             "p_unc": scored.p_unc[k], "p_corr": counted_p(null, scored.z[k], tolerance=1e-9), "p_adjust": "maxT",
             "p_method": "exact" if how.exhaustive else "permutations",
-            "family": "maximum over features, categories, sites and regions of this test", "n_family": size,
+            "family": f"maximum over {which}, categories, sites and regions of this test", "n_family": size,
             "n_informative": np.diff(place.values[:, columns].indptr), "n_perm": how.n, "p_min": 1 / how.n,
             "h0": f"the categories of {asked.effect} are exchangeable over items, jointly for all features",
             "status": "ok", "note": None if items.between else "no interval: categories vary within items",
@@ -281,15 +308,18 @@ def _rows(
             "x_out": x_out, "x_n_out": int((~here).sum()), "x_specialist": x_in - x_out,
             "x_composite": 100 * (x_in + x_out) / len(here) * mean,
         }))  # fmt: skip
-    return pd.concat([*out, _others(asked, scored, common)], ignore_index=True)
+    others = _others(asked, scored, common, features=place.adata.var["feature"].to_numpy(dtype=np.int64))
+    return pd.concat([*out, others], ignore_index=True)
 
 
-def _others(asked: Question, scored: Scored, common: Mapping[str, Any]) -> pd.DataFrame:
-    """One row for each reason why features were not tested, with how many they are."""
-    rows = [
-        {**common, "effect": asked.effect, "set": f"features {why}", "n_features": n, "p_method": "none"}
-        | {"status": "dead" if why == "never active" else "untestable", "note": why, "alternative": "greater"}
-        for why, n in scored.left_out.items()
-        if n
-    ]
+def _others(asked: Question, scored: Scored, common: Mapping[str, Any], *, features: np.ndarray) -> pd.DataFrame:
+    """What was not tested and why: a row for each reason, with how many it holds for; for each feature asked about."""
+    rows = []
+    for why, columns in scored.left_out.items():
+        row = {**common, "effect": asked.effect, "p_method": "none", "alternative": "greater", "note": why}
+        row["status"] = "dead" if why == "never active" else "untestable"
+        if asked.features is not None:
+            rows += [row | {"feature": int(f), "n_features": 1} for f in features[columns]]
+        elif len(columns):
+            rows.append(row | {"set": f"features {why}", "n_features": len(columns)})
     return pd.DataFrame(rows)

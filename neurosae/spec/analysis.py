@@ -81,6 +81,8 @@ class Report(Strict):
     """Title; left out, the name of the analysis."""
     top_features: Count = 20
     """How many features are shown with all their items."""
+    cards: Count = 20
+    """How many examined features have a card; tables and viewer hold them all."""
     content_warning: Text | None = None
     """A sentence that stands in front of texts of this study; they are folded away behind it."""
 
@@ -288,7 +290,7 @@ def _own_problems(analysis: Analysis) -> Iterator[Problem]:
                 hint = unknown("effect", short(effect), analysis.effects).partition("'.")[2]
                 yield (*where, *inner), f"uses effect '{effect}', which is not under `effects:`.{hint}"
         yield from _lock_problems(block, positions, where)
-        may = ContrastBlock | RoiBlock | MapBlock | ParametricBlock | PatchingBlock
+        may = ContrastBlock | RoiBlock | MapBlock | ParametricBlock | PatchingBlock | SpecialistsBlock
         given = isinstance(block, may) and getattr(block, "features", None) is not None
         if given or chooses_earlier(block):
             yield from choice_problems(name, analysis)

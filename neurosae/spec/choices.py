@@ -8,6 +8,7 @@ from typing import Any
 from neurosae.errors import unknown
 from neurosae.spec.blocks import ADJUSTABLE, ContrastBlock, MapBlock, not_adjustable
 from neurosae.spec.effects import omnibus, sloped
+from neurosae.spec.examine_tests import SpecialistsBlock
 from neurosae.spec.words import Problem, Where, short
 
 CROSS_FITTED = ("moderated_t", "t", "mean")
@@ -113,13 +114,15 @@ def _cross_fit_problems(block: Any, inference: Any, where: Where) -> Iterator[Pr
 def _earlier_problems(name: str, analysis: Any, where: Where, *, source: str) -> Iterator[Problem]:
     block = analysis.tests[name]
     earlier = list(analysis.tests)[: list(analysis.tests).index(name)]
-    kind = [other for other in earlier if isinstance(analysis.tests[other], ContrastBlock)]
+    may = (ContrastBlock, SpecialistsBlock) if isinstance(block, SpecialistsBlock) else (ContrastBlock,)
+    kind = [other for other in earlier if isinstance(analysis.tests[other], may)]
     chooser = analysis.tests.get(source)
-    if source not in kind or not isinstance(chooser, ContrastBlock):
+    if source not in kind or not isinstance(chooser, may):
         if source in analysis.tests and source not in earlier:
             yield where, f"'{source}' is no earlier test; tests run in the order of the file, so put it above '{name}'."
         else:
-            yield where, unknown("contrast test", short(source), kind)
+            what = "contrast or specialists test" if len(may) > 1 else "contrast test"
+            yield where, unknown(what, short(source), kind)
     elif chooser.split == block.split:
         other, at = ("localizer", source) if block.split == "test" else ("test", name)
         text = f"would choose features and test them on the same items (split: {block.split}). Set `split: {other}`"

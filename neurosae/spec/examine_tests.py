@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from neurosae.spec.block import Block
+from neurosae.spec.block import Block, FeatureChoice
 from neurosae.spec.effects import omnibus
 from neurosae.spec.fields import Count, Number, Text, fail
 from neurosae.spec.sites import AnyPath
@@ -32,6 +32,9 @@ class SpecialistsBlock(Block):
     stimuli, or one number for all features."""
     pool: Pool | None = None
     """How the tokens of a text become one activation, where positions.tokens is all; left out, max."""
+    features: FeatureChoice | None = None
+    """Only these features: {from: find, top: 20}, the first of a test of specialists or a contrast on the items of the
+    other split, or {ids: {late: [12, 40]}}; left out, all that are active."""
     texts: tuple[AnyPath, ...] = ()
     """Reference text, files or folders; none: what the model writes itself."""
     n_tokens: Count | None = None

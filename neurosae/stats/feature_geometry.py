@@ -18,7 +18,7 @@ from neurosae.design.weights import compile_effect
 from neurosae.errors import DataError
 from neurosae.spec.geometry import FeatureGeometryBlock
 from neurosae.spec.load import as_record
-from neurosae.spec.results import Tested, as_results, check_results, corrected_by_maximum
+from neurosae.spec.results import Tested, check_results
 from neurosae.stats import rdm
 from neurosae.stats.feature_shares import (
     centred_model,
@@ -31,6 +31,7 @@ from neurosae.stats.feature_shares import (
     swapped,
 )
 from neurosae.stats.geometry import Place, Question, condition_weights, effect_model, places, question
+from neurosae.stats.joined import joined
 from neurosae.stats.nested_shares import Labelling, labelling, permuted
 from neurosae.stats.rdm_compare import embed
 from neurosae.stats.relabel import Relabelling, flips, signs
@@ -140,17 +141,11 @@ def _answer(asked: Question, ask: FeatureGeometryBlock, responses: Any) -> Teste
                 table, maxima = _at_place(asked, ask, place, effect=effect, way=ways[effect, place.key])
                 parts.append(table)
                 tops += [maxima] if maxima is not None else []
-    null = np.max(tops, axis=0) if tops else None
-    table = pd.concat(parts, ignore_index=True)
     lost = [{"effect": e, "site": k[0], "region": k[1], "position": k[2], "status": "untestable", "note": why,
              "p_method": "none"} for k, why in failed.items() for e in ask.effect]  # fmt: skip
-    table = pd.concat([table, pd.DataFrame(lost)], ignore_index=True) if lost else table
-    table = table.assign(test=asked.name, kind="feature_geometry", split=asked.ask.split)
-    table = as_results({name: table[name] for name in table.columns})
-    if null is not None:
-        size = table["value"].where(table["p_unc"].notna()).to_numpy(dtype=float, na_value=np.nan)
-        over = "features, effects, sites, regions and positions"
-        table = corrected_by_maximum(table, null, size, over=over, tolerance=1e-9)
+    over = "features, effects, sites, regions and positions"
+    about = {"test": asked.name, "kind": "feature_geometry", "split": asked.ask.split}
+    table, _ = joined([*parts, *lost], tops, over=over, about=about, tolerance=1e-9)
     return Tested(check_results(table), None, {})
 
 

@@ -12,19 +12,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.special
 import scipy.stats
 
-from neurosae.errors import DataError, unknown
+from neurosae.errors import DataError
 from neurosae.spec.geometry import FEW
 from neurosae.spec.results import counted_p
 from neurosae.stats import rdm
-from neurosae.stats.geometry import Key, Place, Question, condition_keys, places
+from neurosae.stats.condition_labels import Movers, movers
+from neurosae.stats.geometry import Key, Place, Question, places
 from neurosae.stats.length import LengthTest, corrected_lengths, effect_lengths
 from neurosae.stats.model_comparison import LEVEL, Bootstrapped, dual_bootstrap, model_rows
 from neurosae.stats.multiplicity import holm
 from neurosae.stats.rdm_compare import compare_rdms
-from neurosae.stats.relabel_conditions import label_null, orders
+from neurosae.stats.relabel_conditions import label_null
 from neurosae.stats.units import item_data
 
 Columns = dict[str, Any]
@@ -108,22 +108,22 @@ def label_tests(
     ask, rules, n = asked.ask, asked.inference, asked.inference.n_permutations
     tested = [name for name, model in ask.models.items() if not model.nuisance and not model.fitted]
     nuisance = [name for name, model in ask.models.items() if model.nuisance]
-    movers = {place.key: _movers(asked, place) for place in found}
-    first = next(iter(movers.values()))
+    moved = {place.key: movers(asked, place) for place in found}
+    first = next(iter(moved.values()))
     out: Tests = {}
     nulls: dict[str, dict[Key, np.ndarray]] = {name: {} for name in tested}
     for place, vectors in zip(found, models, strict=True):
-        units, blocks, expand = movers[place.key]
+        own = moved[place.key]
         for name in tested:
-            reason = _no_labels(place, vectors[name], units, blocks=blocks, alpha=rules.alpha)
-            if reason is None and not np.array_equal(blocks, first[1]):
+            reason = _no_labels(place, vectors[name], own, alpha=rules.alpha)
+            if reason is None and not np.array_equal(own.blocks, first.blocks):
                 reason = (
                     "No test: this place has other conditions than the first one, so they cannot be permuted alike."
                 )
             if reason is not None:
                 out[name, place.key] = reason
                 continue
-            drawn, rest = _drawn(blocks, expand, seed=asked.seed), [vectors[z] for z in nuisance]
+            drawn, rest = own.drawn(asked.seed), [vectors[z] for z in nuisance]
             rest = np.stack([v for v in rest if np.ptp(v) > 0]) if any(np.ptp(v) > 0 for v in rest) else None
             try:
                 null = label_null(place.data[None], vectors[name], drawn, n=n, compare=ask.compare, nuisance=rest)
@@ -137,8 +137,8 @@ def label_tests(
         out[name, key] = {
             "p_unc": float(counted_p(null, null[:1], tolerance=1e-6)[0]), "p_corr": value,
             **_family(len({m for m, _ in p}), len(p)),
-            "p_method": f"permutations{' (approximate)' if nuisance else ''}", "unit": movers[key][0],
-            "n_units": len(movers[key][1]), "n_perm": n, "p_min": 1 / n, "alternative": "greater",
+            "p_method": f"permutations{' (approximate)' if nuisance else ''}", "unit": moved[key].unit,
+            "n_units": len(moved[key].blocks), "n_perm": n, "p_min": moved[key].p_min(n), "alternative": "greater",
             "h0": "which condition is which says nothing about the geometry", "x_z": _standardized(null),
             "note": "Nuisance is regressed out of data and model, what is left of the model is permuted." if nuisance
             else "",
@@ -150,49 +150,12 @@ def _standardized(null: np.ndarray) -> float:
     return float(null[0] / null.std()) if null.std() > 1e-9 else 0.0
 
 
-def _movers(asked: Question, place: Place) -> tuple[str, np.ndarray, np.ndarray]:
-    """What is permuted, its blocks, and for every condition its unit and its place within the unit."""
-    keys = condition_keys(place, asked.ask.conditions)
-    names = asked.ask.blocks or ((place.design.strata,) if place.by_item and place.design.strata else ())
-    for name in names:
-        if name not in keys:
-            raise DataError(f"blocks: conditions say nothing of '{name}'; " + unknown("block", name, keys.columns))
-    unit = keys["item"] if place.by_item else keys["condition"]
-    code, first = pd.factorize(unit)[0], ~unit.duplicated().to_numpy()
-    inner = keys.groupby(code).cumcount().to_numpy()
-    block = (
-        keys.loc[first, list(names)].astype(str).agg("/".join, axis=1) if names else pd.Series("", index=code[first])
-    )
-    # items with other levels than the rest cannot change places with them
-    shape = pd.Series(inner).groupby(code).max().astype(str).to_numpy()
-    blocks = np.unique(np.char.add(np.char.add(block.to_numpy(dtype=str), "|"), shape), return_inverse=True)[1]  # pyright: ignore
-    return ("item" if place.by_item else "condition"), blocks, np.stack([code, inner], axis=1)
-
-
-def _drawn(blocks: np.ndarray, expand: np.ndarray, *, seed: int):
-    """(first, count) -> orders of the conditions."""
-    width = int(expand[:, 1].max()) + 1
-    table = np.full((len(blocks), width), -1)
-    table[expand[:, 0], expand[:, 1]] = np.arange(len(expand))
-
-    def drawn(first: int, count: int) -> np.ndarray:
-        return table[orders(len(blocks), first, count, blocks=blocks, seed=seed)[:, expand[:, 0]], expand[:, 1]]
-
-    return drawn
-
-
-def _no_labels(place: Place, model: np.ndarray, units: str, *, blocks: np.ndarray, alpha: float) -> str | None:
+def _no_labels(place: Place, model: np.ndarray, moved: Movers, *, alpha: float) -> str | None:
     if not (np.isfinite(place.data).all() and np.isfinite(model).all() and np.ptp(model) > 0):
         return "No test: the distances of the data or of the model are undefined or all equal."
-    if len(blocks) < FEW:
-        return (
-            f"No test: {len(blocks)} labels have too few permutations; at least {FEW} {units}s are needed, or "
-            "p_from: item_flips with a model of an effect."
-        )
-    size = float(scipy.special.gammaln(np.bincount(blocks) + 1.0).sum())  # log of the number of permutations
-    if size < -np.log(alpha):
-        return f"No test: the blocks admit {np.exp(size):.0f} permutations, too few for alpha {alpha:g}; take fewer."
-    return None
+    if (why := moved.too_few(alpha)) is None:
+        return None
+    return f"No test: {why}{', or p_from: item_flips with a model of an effect' if len(moved.blocks) < FEW else ''}."
 
 
 def _label_p(nulls: Mapping[str, Mapping[Key, np.ndarray]]) -> tuple[np.ndarray | None, dict[tuple[str, Key], float]]:

@@ -25,13 +25,15 @@ from neurosae.errors import DataError
 from neurosae.extraction.responses import design_of
 from neurosae.spec.blocks import Inference
 from neurosae.spec.geometry import SearchlightBlock
-from neurosae.spec.results import Tested, as_results, check_results, corrected_by_maximum
+from neurosae.spec.results import Tested, check_results
 from neurosae.stats.asked import Asked, named_effects, positions_in, read_block, responses_by_site, settings_of
 from neurosae.stats.communities import coactivation_communities, reference_activations
+from neurosae.stats.joined import joined
 from neurosae.stats.length import TILE, feature_lengths, relabellings_of, solid
 from neurosae.stats.relabel import Relabelling
 from neurosae.stats.units import AnnData, ItemData, item_data
 
+Key = tuple[str, str, str, int]  # effect, site, region, position
 BINS = 4  # quantiles of density, and of energy inside each, that random sets are matched in
 N_COMMUNITIES, N_TOKENS = 200, 50_000
 
@@ -175,18 +177,8 @@ def _answer(
     n_controls: int,
     seed: int,
 ) -> Tested:
-    data: dict[tuple[str, str, str, int], ItemData] = {}
-    for site, adata in sites.items():
-        design = design_of(adata)
-        for region in asked.regions:
-            for position in positions_in(adata, region):
-                for name, effect in asked.effects.items():
-                    data[name, site, region, position] = item_data(
-                        adata, design, effect, region=region, position=position, split=asked.split
-                    )
+    data, lost = _item_data(sites, asked)
     ways = relabellings_of(list(data.values()), inference.n_permutations, seed=seed, split=asked.split)
-    if len({way.n for way, _ in ways}) > 1:
-        raise DataError("these effects have different numbers of relabellings; test them in blocks of their own.")
     tables, tops = [], []
     with threadpool_limits(1, user_api="blas"):
         for (key, one), way in zip(data.items(), ways, strict=True):
@@ -194,14 +186,38 @@ def _answer(
                                       controls=(n_controls, seed))  # fmt: skip
             tables.append(table)
             tops += [maxima] if maxima is not None else []
-    table = pd.concat(tables, ignore_index=True).assign(test=asked.test, kind="searchlight", split=asked.split)
-    table = as_results({name: table[name] for name in table.columns})
-    null = np.max(tops, axis=0).astype(np.float32) if tops else None
-    if null is not None:
-        size = table["value"].where(table["status"] == "ok").to_numpy(dtype=float, na_value=np.nan)
-        over = "sets, effects, sites, regions and positions"
-        table = corrected_by_maximum(table, null, size, over=over, tolerance=1e-6)
+    over = "sets, effects, sites, regions and positions"
+    about = {"test": asked.test, "kind": "searchlight", "split": asked.split}
+    table, null = joined([*tables, *lost], tops, over=over, about=about)
     return Tested(check_results(table), null, {})
+
+
+def _item_data(sites: Mapping[str, AnnData], asked: Asked) -> tuple[dict[Key, ItemData], list[dict[str, Any]]]:
+    """Item data of every effect and place, and a row with the reason where there are none.
+
+    Raises
+    ------
+    DataError
+        Where no place has item data.
+    """
+    data: dict[Key, ItemData] = {}
+    lost = []
+    for site, adata in sites.items():
+        design = design_of(adata)
+        for region in asked.regions:
+            for position in positions_in(adata, region):
+                where = {"region": region, "position": position}
+                for name, effect in asked.effects.items():
+                    try:
+                        data[name, site, region, position] = item_data(
+                            adata, design, effect, **where, split=asked.split
+                        )
+                    except DataError as error:
+                        row = {"effect": name, "site": site, **where, "set": "all sets", "stat": "D_c"}
+                        lost.append(row | {"status": "untestable", "note": str(error), "p_method": "none"})
+    if not data:
+        raise DataError(lost[0]["note"])
+    return data, lost
 
 
 def _at_place(
@@ -209,7 +225,7 @@ def _at_place(
     way: tuple[Relabelling, np.ndarray | None],
     named: Mapping[str, Any],
     *,
-    key: tuple[str, str, str, int],
+    key: Key,
     least: int,
     controls: tuple[int, int],
 ) -> tuple[pd.DataFrame, np.ndarray | None]:

@@ -26,8 +26,9 @@ from neurosae.extraction.responses import design_of, item_cells
 from neurosae.spec.blocks import Inference
 from neurosae.spec.design import Design
 from neurosae.spec.geometry import TemporalBlock
-from neurosae.spec.results import Tested, as_results, check_results, corrected_by_maximum
+from neurosae.spec.results import Tested, check_results
 from neurosae.stats.asked import many, positions_in, responses_by_site, settings_of
+from neurosae.stats.joined import in_deviations, joined
 from neurosae.stats.relabel import Relabelling, flips, labels, permutations, signs
 from neurosae.stats.units import AnnData, item_numbers
 
@@ -205,16 +206,8 @@ def _answer(
             table, maxima = _at_place(courses, relabelling, factor=factor, pair=(two[0], two[1]), place=place)
             tables.append(table)
             tops.append(maxima)
-    same = len({len(top) for top in tops}) == 1
-    if not same:
-        raise DataError("sites or regions have other items, so their labels cannot be permuted alike; test them apart.")
-    null = np.max(tops, axis=0).astype(np.float32)
-    table = pd.concat(tables, ignore_index=True)
-    table = as_results({column: table[column] for column in table.columns})
-    value = table["value"].where(table["status"] == "ok").to_numpy(dtype=float, na_value=np.nan)
-    size = np.where(table["alternative"].eq("greater").fillna(False), value, np.abs(value))
-    over = "features, both forms, sites and regions"
-    return Tested(check_results(corrected_by_maximum(table, null, size, over=over, tolerance=1e-6)), None, {})
+    table, _ = joined(tables, tops, over="features, both forms, sites and regions")
+    return Tested(check_results(table), None, {})
 
 
 def _courses(adata: AnnData, design: Design, region: str, *, factor: str, split: str, least: int) -> _Courses:
@@ -289,9 +282,8 @@ def _at_place(
     # a feature that lacks a pair of some kind under any labels is left out under all of them: no relabelling moves that
     defined = np.isfinite(values).all(axis=1)
     values = np.where(defined[:, None], values, 0.0)  # pyright: ignore
-    spread = values.std(axis=1)
-    defined &= spread > 1e-6
-    z = (values - values.mean(axis=1, keepdims=True)) / np.where(defined, spread, 1)[:, None]
+    defined &= values.std(axis=1) > 1e-6
+    z = np.stack([in_deviations(form) for form in values])
     z[1] = np.abs(z[1])
     z[~np.broadcast_to(defined[:, None], z.shape)] = -np.inf
     unit, how = ("item", "flips" if relabelling.kind == "flip" else "permutations")

@@ -9,6 +9,7 @@ import scipy.sparse as sp
 from numpy.testing import assert_allclose
 
 from neurosae.causal.doses import natural_doses, outside_natural_range
+from neurosae.causal.material import as_dose, reference_of
 from neurosae.errors import DataError
 from neurosae.examine.activity import Activity
 
@@ -43,7 +44,7 @@ def test_natural_doses_agree_between_codes_and_summary():
 
 def test_natural_doses_refuse_a_silent_feature():
     """A feature that never fires has no natural dose; none is made up."""
-    with pytest.raises(DataError, match="feature 3 was never active on 4,000 reference tokens"):
+    with pytest.raises(DataError, match="feature 3 is never active on 4,000 reference tokens"):
         natural_doses(sp.csr_matrix(CODES), [0, 3])
 
 
@@ -53,3 +54,20 @@ def test_outside_natural_range():
     top = table["max"].to_numpy()
     flags = outside_natural_range(np.stack([0 * top, top, 10 * top, [-1, 0]]), table)
     assert flags.tolist() == [[False, False], [False, False], [True, True], [True, False]]
+
+
+def test_interventions_dose_as_natural_doses_says():
+    """p90 of a block is the q90 of `natural_doses`, negative values and rare features are left out alike."""
+    codes = CODES.copy()
+    codes[:40, 0] = -3.0
+    codes[:, 3] = 0
+    codes[:4, 3] = 1.0  # four active tokens
+    table, reference = natural_doses(sp.csr_matrix(codes), [1, 0]), reference_of(codes)
+    for word, name in (("p50", "q50"), ("p90", "q90"), ("p99", "q99")):
+        assert_allclose(as_dose(word, reference, [1, 0]), table[name])
+    assert_allclose(reference.quantile([1, 0], 1.0), table["max"])
+    assert_allclose(reference.density[[1, 0]], table["density"])
+    with pytest.raises(DataError, match="feature 3 is active on 4 of 4,000"):
+        natural_doses(sp.csr_matrix(codes), [3])
+    with pytest.raises(DataError, match="feature 3 is active on fewer than 5"):
+        as_dose("p90", reference, [3])

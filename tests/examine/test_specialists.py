@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 import scipy.stats
@@ -11,9 +12,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 import neurosae as ns
 from neurosae.errors import DataError
 from neurosae.examine.items import category_items, pooled_region
-from neurosae.examine.specialists import relabelled_codes
+from neurosae.examine.specialists import _chosen, relabelled_codes
 from neurosae.extraction.responses import design_of, row_names, take_rows
 from neurosae.spec.design import Design
+from neurosae.spec.examine_tests import SpecialistsBlock
+from neurosae.spec.results import Tested
 from neurosae.stats.lengths import relabellings
 from neurosae.stats.simulate import simulate
 from neurosae.stats.units import item_data
@@ -207,6 +210,49 @@ def test_rows_speak_for_all_features():
     assert rest.status.tolist() == ["dead", "untestable"]
     assert rest.n_features.sum() + found.feature.nunique() == 9
     assert set(found[found.feature.notna()].groupby("feature").size()) == {7}
+
+
+def test_named_features_are_a_family_of_their_own():
+    """Only these are tested, so the correction is smaller; each one that cannot be has a row with its reason."""
+    X = noise(70, 60, seed=13)
+    X[:, 7] = 0
+    X[1:, 8] = 0
+    fake = responses_to(topic_design(), X)
+    topic = topics_of(fake)
+    fake.X = sp.csr_matrix(np.where((topic == "war")[:, None] & (np.arange(60) == 4), X + 0.5, X))
+    ask: dict = {"region": "whole", "theta": 0.7, "inference": {"n_permutations": 200}, "seed": 1}
+    few = ns.specialists(fake, {"topic": "all"}, settings={"features": {"ids": [4, 7, 8]}}, **ask)
+    every = ns.specialists(fake, {"topic": "all"}, **ask)
+    tested = few[few.status == "ok"]
+    assert tested.feature.unique().tolist() == [4]
+    assert tested.n_family.unique().tolist() == [7]
+    assert tested.family.unique().tolist() == [
+        "maximum over features of named features, categories, sites and regions of this test"
+    ]
+    rest = few[few.status != "ok"]
+    assert rest[["feature", "status", "n_features"]].to_numpy().tolist() == [[7, "dead", 1], [8, "untestable", 1]]
+    both = [t[(t.feature == 4) & (t.effect == "topic: war")].iloc[0] for t in (few, every)]
+    assert both[0].value == pytest.approx(both[1].value)
+    assert both[0].p_unc == both[1].p_unc
+    assert both[0].p_corr < both[1].p_corr
+    with pytest.raises(DataError, match="names 60 at site"):
+        ns.specialists(fake, {"topic": "all"}, settings={"features": {"ids": [60]}}, **ask)
+
+
+def test_features_of_an_earlier_test_are_those_of_the_largest_z():
+    """A feature that is weak in a category (z far below 0) is no candidate; a contrast is read by its size."""
+    ask = SpecialistsBlock.model_validate({"test": "specialists", "effect": "topic", "region": ["whole"],
+                                           "features": {"from": "find", "top": 2}})  # fmt: skip
+    sites = {"late": responses_to(topic_design(), noise(70, 6, seed=1))}
+    rows = {"site": "late", "split": "localizer", "status": "ok", "feature": [0, 1, 2, 3], "value": [-9.0, 2.0, 3.0, 1]}
+    for kind, wanted in (("specialists", [1, 2]), ("contrast", [0, 2])):
+        earlier = {"find": Tested(pd.DataFrame({**rows, "kind": kind}), None, {})}
+        chosen = _chosen(ask, sites, earlier)
+        assert chosen is not None
+        assert chosen["late"].tolist() == wanted
+    same = {"find": Tested(pd.DataFrame({**rows, "kind": "specialists", "split": "test"}), None, {})}
+    with pytest.raises(DataError, match="chosen and tested on the same items"):
+        _chosen(ask, sites, same)
 
 
 def test_pooling_refuses_a_maximum_over_unequal_lengths():

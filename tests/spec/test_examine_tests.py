@@ -66,6 +66,10 @@ def test_sentences_of_a_pattern_differ_in_nothing_but_their_words():
         ("{test: specialists, effect: topic, region: whole, theta: -1}", "theta"),
         ("{test: specialists, effect: topic, region: whole, theta: 5, n_tokens: 100}", "belong to theta: reference"),
         ("{test: specialists, effect: topic, region: whole, category: topic}", "unknown key"),
+        ("{test: specialists, effect: topic, region: whole, features: {ids: {late: [3]}}}", "no features at site 'early'"),
+        ("{test: specialists, effect: topic, region: whole, features: {from: it, top: 3}}", "is no earlier test"),
+        ("{test: specialists, effect: topic, region: whole, features: {from: at, top: 3}}",
+         "unknown contrast or specialists test 'at'"),
         ("{test: specialists, effect: topic, region: whole, sites: [lat]}", "unknown site 'lat'. Did you mean 'late'"),
     ],
 )
@@ -74,6 +78,17 @@ def test_refused(load, block, said):
     with pytest.raises(SpecError, match=re.escape(said) if "|" not in said else said) as caught:
         load(block, effects="{topic: {topic: all}, two: {topic: {sea: 1, war: -1}}}")
     assert re.match(r".*mine\.yaml:\d+: tests\.it", str(caught.value))
+
+
+def test_features_come_from_specialists_of_other_items(load):
+    """Found on localizer items, asked about on test items; never both on the same."""
+    find = "{test: specialists, effect: topic, region: whole}\n  again: "
+    again = "{test: specialists, effect: topic, region: whole, features: {from: it, top: 20}}"
+    assert load(find.replace("whole", "whole, split: localizer") + again).tests["again"].features.top == 20
+    with pytest.raises(SpecError, match=r"tests\.again\.features.*on the same items"):
+        load(find + again)
+    with pytest.raises(SpecError, match="unknown contrast test 'it'"):  # a contrast chooses by no category
+        load(find.replace("whole", "whole, split: localizer") + again.replace("specialists", "contrast"))
 
 
 def test_tokens_kept_apart_are_pooled_by_the_test(load):
