@@ -44,7 +44,8 @@ Thetas = Mapping[str, np.ndarray] | float | None
 
 class Question(NamedTuple):
     """A checked block with its effect: test, block, name of the effect, the effect, settings, seed, thresholds, and
-    which features of every site are asked about, where not all are."""
+    which features of every site are asked about, where not all are.
+    """
 
     name: str
     ask: SpecialistsBlock
@@ -75,7 +76,8 @@ class Place(NamedTuple):
 
 class Scored(NamedTuple):
     """The tested columns of one place and their z (K, m), p uncorrected (K, m), maxima per relabelling (R,); and by
-    reason which columns were left out."""
+    reason which columns were left out.
+    """
 
     columns: np.ndarray
     z: np.ndarray
@@ -276,7 +278,7 @@ def _rows(
 ) -> pd.DataFrame:
     items, columns = place.items, scored.columns
     exchange, choice = items.data.exchange, asked.ask.features
-    which = "features" if choice is None else f"features of {choice.name}"
+    which = "features" if choice is None else choice.name if choice.from_ is None else f"features of {choice.name}"
     common = {
         "test": asked.name, "kind": "specialists", "site": place.site, "region": place.region, "position": 0,
         "split": asked.ask.split, "unit": exchange.unit, "n_units": items.data.n, "alternative": "greater",

@@ -219,7 +219,7 @@ def test_named_features_are_a_family_of_their_own():
     X[1:, 8] = 0
     fake = responses_to(topic_design(), X)
     topic = topics_of(fake)
-    fake.X = sp.csr_matrix(np.where((topic == "war")[:, None] & (np.arange(60) == 4), X + 0.5, X))
+    fake.X = sp.csr_matrix(np.where((topic == "war")[:, None] & (np.arange(60) == 4), X + 0.8, X))
     ask: dict = {"region": "whole", "theta": 0.7, "inference": {"n_permutations": 200}, "seed": 1}
     few = ns.specialists(fake, {"topic": "all"}, settings={"features": {"ids": [4, 7, 8]}}, **ask)
     every = ns.specialists(fake, {"topic": "all"}, **ask)
@@ -227,7 +227,7 @@ def test_named_features_are_a_family_of_their_own():
     assert tested.feature.unique().tolist() == [4]
     assert tested.n_family.unique().tolist() == [7]
     assert tested.family.unique().tolist() == [
-        "maximum over features of named features, categories, sites and regions of this test"
+        "maximum over named features, categories, sites and regions of this test"
     ]
     rest = few[few.status != "ok"]
     assert rest[["feature", "status", "n_features"]].to_numpy().tolist() == [[7, "dead", 1], [8, "untestable", 1]]
@@ -244,7 +244,8 @@ def test_features_of_an_earlier_test_are_those_of_the_largest_z():
     ask = SpecialistsBlock.model_validate({"test": "specialists", "effect": "topic", "region": ["whole"],
                                            "features": {"from": "find", "top": 2}})  # fmt: skip
     sites = {"late": responses_to(topic_design(), noise(70, 6, seed=1))}
-    rows = {"site": "late", "split": "localizer", "status": "ok", "feature": [0, 1, 2, 3], "value": [-9.0, 2.0, 3.0, 1]}
+    rows = {"site": "late", "effect": "x", "split": "localizer", "status": "ok", "feature": [0, 1, 2, 3]}
+    rows["value"] = [-9.0, 2.0, 3.0, 1.0]
     for kind, wanted in (("specialists", [1, 2]), ("contrast", [0, 2])):
         earlier = {"find": Tested(pd.DataFrame({**rows, "kind": kind}), None, {})}
         chosen = _chosen(ask, sites, earlier)

@@ -27,6 +27,9 @@ def load(tmp_path):
         changed = re.sub(r"tests:\n.*?(?=report:)", lambda _: f"tests:\n  it: {block}\n", text, flags=re.DOTALL)
         for old, new in changes.items():
             changed = re.sub(rf"(?m)^{old}:.*\n(  .*\n)*", f"{old}: {new}\n", changed)
+        if "localizer" in block:
+            stimuli = tmp_path / "stimuli/topics.yaml"
+            stimuli.write_text(stimuli.read_text(encoding="utf-8") + "partition: {localizer: 35, seed: 7}\n", "utf-8")
         path = tmp_path / "analyses/mine.yaml"
         path.write_text(changed, encoding="utf-8")
         return load_analysis(path)
@@ -66,10 +69,15 @@ def test_sentences_of_a_pattern_differ_in_nothing_but_their_words():
         ("{test: specialists, effect: topic, region: whole, theta: -1}", "theta"),
         ("{test: specialists, effect: topic, region: whole, theta: 5, n_tokens: 100}", "belong to theta: reference"),
         ("{test: specialists, effect: topic, region: whole, category: topic}", "unknown key"),
-        ("{test: specialists, effect: topic, region: whole, features: {ids: {late: [3]}}}", "no features at site 'early'"),
+        (
+            "{test: specialists, effect: topic, region: whole, features: {ids: {late: [3]}}}",
+            "no features at site 'early'",
+        ),
         ("{test: specialists, effect: topic, region: whole, features: {from: it, top: 3}}", "is no earlier test"),
-        ("{test: specialists, effect: topic, region: whole, features: {from: at, top: 3}}",
-         "unknown contrast or specialists test 'at'"),
+        (
+            "{test: specialists, effect: topic, region: whole, features: {from: at, top: 3}}",
+            "unknown contrast or specialists test 'at'",
+        ),
         ("{test: specialists, effect: topic, region: whole, sites: [lat]}", "unknown site 'lat'. Did you mean 'late'"),
     ],
 )
@@ -82,13 +90,13 @@ def test_refused(load, block, said):
 
 def test_features_come_from_specialists_of_other_items(load):
     """Found on localizer items, asked about on test items; never both on the same."""
-    find = "{test: specialists, effect: topic, region: whole}\n  again: "
+    find = "{test: specialists, effect: topic, region: whole, split: localizer}\n  again: "
     again = "{test: specialists, effect: topic, region: whole, features: {from: it, top: 20}}"
-    assert load(find.replace("whole", "whole, split: localizer") + again).tests["again"].features.top == 20
+    assert load(find + again).tests["again"].features.top == 20
     with pytest.raises(SpecError, match=r"tests\.again\.features.*on the same items"):
-        load(find + again)
+        load(find.replace(", split: localizer", "") + again)
     with pytest.raises(SpecError, match="unknown contrast test 'it'"):  # a contrast chooses by no category
-        load(find.replace("whole", "whole, split: localizer") + again.replace("specialists", "contrast"))
+        load(find + again.replace("specialists", "contrast"))
 
 
 def test_tokens_kept_apart_are_pooled_by_the_test(load):
