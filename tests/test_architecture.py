@@ -42,7 +42,7 @@ LAYERS = """
 8  examine.scores
 8  extraction.align extraction.model extraction.views stats.cvmanova stats.dense_columns stats.effects stats.gate
 8  stats.information stats.ladder stats.manova stats.moderation stats.multiplicity stats.noncentral stats.nuisance
-8  stats.pattern stats.permanova stats.rdm_compare stats.rdm_noise stats.scores
+8  stats.joined stats.pattern stats.permanova stats.rdm_compare stats.rdm_noise stats.scores
 9  causal.chosen causal.conditions causal.deltas causal.outcomes dictionary.convert dictionary.learn
 9  dictionary.overlap dictionary.stream examine.profiles extraction.shard stats.agreement stats.anova_tables
 9  stats.crossfit_kernels stats.dperp stats.glm_kernels stats.layout stats.level_kernels stats.logistic
@@ -51,23 +51,25 @@ LAYERS = """
 10 causal.plan dictionary.checkpoint dictionary.evaluate dictionary.interaction dictionary.plan dictionary.rows
 10 extraction.record stats.conjunctions stats.feature_shares stats.flips stats.glm stats.hurdle_kernels stats.paired
 10 stats.probes stats.rdm_models stats.resample stats.units
-11 causal.gradients causal.passes dictionary.architectures dictionary.pathology examine.items examine.stream
+11 causal.gradients causal.passes causal.steering dictionary.architectures dictionary.pathology examine.items examine.stream
 11 extraction.run stats.adjusted stats.battery stats.chains stats.communities stats.crossfit stats.hurdle stats.lanes
 11 stats.length stats.levels stats.mixed stats.model_comparison stats.nested_shares stats.plasmode
 11 stats.preactivations stats.projection stats.worlds
-12 causal.attribution causal.items causal.material causal.replacements causal.steering
+12 causal.attribution causal.decoding causal.items causal.material causal.replacements
 12 dictionary.alternatives dictionary.interaction_study dictionary.scorecard dictionary.train examine.activity
 12 examine.directions examine.seen examine.together stats.coded stats.crossed stats.geometry stats.integration_rows
 12 stats.integration_worlds stats.intervals stats.lengths stats.matched stats.statistics stats.subjects
 13 causal.direct causal.generation causal.inference causal.ladder causal.patching dictionary.control dictionary.load
 13 dictionary.sweep examine.concepts examine.examples examine.inversion examine.labels examine.rules
-13 examine.thresholds stats.decoding stats.family stats.feature_geometry stats.parametric_models stats.rsa_rows
-13 stats.rsa_tests stats.second_order stats.spots
-14 causal.changes causal.costs causal.joint_effects causal.prompted causal.prompting examine.tracking examine.viewer
-14 stats.asked stats.distances stats.heights stats.rows stats.rsa
+13 examine.thresholds stats.condition_labels stats.decoding stats.family stats.feature_geometry
+13 stats.parametric_models stats.rsa_rows stats.spots
+14 causal.changes causal.costs causal.joint_effects causal.prompted causal.prompting examine.tracking examine.verdicts examine.viewer
+14 stats.asked stats.distances stats.heights stats.rows stats.rsa_tests stats.second_order
 15 causal.pairs causal.removing causal.rows report.directions report.references report.stored report.style
-15 report.wording stats.contrast stats.map_rows stats.pattern_statistics stats.power stats.searchlight stats.temporal
-16 causal.beside causal.patched causal.pushes causal.removal_rows causal.tested examine.describe examine.specialists
+15 report.wording stats.contrast stats.map_rows stats.pattern_statistics stats.power stats.rsa stats.searchlight
+15 stats.temporal
+16 causal.beside causal.patched causal.population causal.pushes causal.removal_rows causal.tested examine.describe
+16 examine.specialists
 16 report.parts report.tables stats.across_subjects stats.conj stats.equivalence stats.level_trials stats.maps
 16 stats.minimum stats.pairs stats.parametric stats.sets
 17 causal.attention causal.interventions causal.joint causal.lens causal.removal causal.written report.claims

@@ -7,6 +7,7 @@ An edit that moves what it should may move everything else as well. The edits ar
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from neurosae.errors import DataError
 from neurosae.extraction.packing import length_buckets
 from neurosae.extraction.passes import LanguageModel, precision
 
+OFF_TARGET = 2_000  # tokens of reference text for the cost of every dose of a test
 LENGTH, BATCH = 128, 2048  # ids of a context; ids of a batch, whose logits are held at once
 
 
@@ -45,6 +47,11 @@ class Costs(NamedTuple):
     def perplexity_ratio(self) -> np.ndarray:
         """Perplexity under each condition over that of the unedited model."""
         return np.exp(self.surprisal - self.plain)
+
+
+def at_all_tokens(conditions: Sequence[Sequence[Edit]]) -> list[tuple[Edit, ...]]:
+    """The same edits at every token of a text, whatever region they were made for."""
+    return [tuple(replace(edit, where="all") for edit in condition) for condition in conditions]
 
 
 def neutral_costs(

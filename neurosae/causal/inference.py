@@ -18,7 +18,7 @@ from scipy import stats
 
 from neurosae.causal.items import without_rounding
 from neurosae.errors import DataError
-from neurosae.stats.crossed import MinF, min_f
+from neurosae.stats.crossed import FRAMES, MinF, crossed_reml, min_f
 from neurosae.stats.flips import flip_columns, maxima
 from neurosae.stats.paired import flip_t
 from neurosae.stats.relabel import flips
@@ -27,8 +27,8 @@ from neurosae.stats.tails import flip_p
 LEVEL = 0.95
 
 __all__ = [
-    "Equivalence", "ItemTests", "claim_p", "item_slopes", "item_tests", "no_effect", "over_items_and_features",
-    "rank_p", "without_rounding",
+    "Equivalence", "ItemTests", "Population", "claim_p", "item_slopes", "item_tests", "no_effect",
+    "over_items_and_features", "rank_p", "without_rounding",
 ]  # fmt: skip
 
 
@@ -199,17 +199,74 @@ def item_slopes(Y: np.ndarray, doses: np.ndarray) -> np.ndarray:
     return np.tensordot(Y, x, axes=(1, 0)) / (x**2).sum()
 
 
-def over_items_and_features(slopes: np.ndarray) -> MinF:
-    """Test the mean slope over items and features, both random: min-F' of slopes (n_units, n_features).
+class Population(NamedTuple):
+    """The mean slope over items and features: REML of crossed random effects, and min-F'.
 
-    The two-stage form of slope ~ 1 + (1 | item) + (1 | feature), for the claim "features like these" beside "items like
-    these".
+    estimate, se, t, dof, low, high, p : of the mean, Satterthwaite's dof, 95 % interval
+    var_item, var_feature, var_resid : variance components; 0 at the boundary, where the fit is singular
+    min_f : of the same table;  status, refused : `ok`, or why the mixed model says nothing (numbers are nan)
+    """
+
+    estimate: float
+    se: float
+    t: float
+    dof: float
+    low: float
+    high: float
+    p: float
+    var_item: float
+    var_feature: float
+    var_resid: float
+    min_f: MinF
+    status: str
+    refused: str
+
+
+def over_items_and_features(slopes: np.ndarray) -> Population:
+    """Test the mean slope over items and features, both random: slope ~ 1 + (1 | item) + (1 | feature), and min-F'.
+
+    The claim is "features like these, over items like these"; a test by items speaks of these features only.
+
+    Parameters
+    ----------
+    slopes : array of shape (n_units, n_features), complete; slopes on the dose, or changes
+
+    Raises
+    ------
+    DataError
+        Fewer than 2 features or 6 units.
+
+    Notes
+    -----
+    H0: the mean over items and features is 0. Assumed: normal effects of items and features and normal residuals. Below
+    6 features the variance over features is not known well enough, and the mixed model is refused. min-F' is the
+    two-stage form, which errs on the safe side.
 
     Examples
     --------
     >>> rng = np.random.default_rng(0)
     >>> made = rng.standard_normal((20, 1)) + rng.standard_normal((1, 8)) + rng.standard_normal((20, 8))
-    >>> bool(over_items_and_features(made).p > 0.05), bool(over_items_and_features(made + 5).p < 0.01)
-    (True, True)
+    >>> null, far = over_items_and_features(made), over_items_and_features(made + 5)
+    >>> null.p > 0.05, null.min_f.p.item() > 0.05, far.p < 0.01, far.min_f.p.item() < 0.01
+    (True, True, True, True)
+    >>> over_items_and_features(made[:, :3]).status
+    'untestable'
     """
-    return min_f(slopes)
+    Y = np.asarray(slopes, dtype=np.float64)
+    n, k = Y.shape
+    if n < 6 or k < 2:
+        raise DataError(f"{n} items x {k} features carry no claim over both; use 6 items and 2 features at least.")
+    both, nan = min_f(Y), (np.nan,) * 10
+    if k < FRAMES:
+        why = f"{k} features cannot carry a claim over features: it needs at least {FRAMES}"
+        return Population(*nan, both, "untestable", why)
+    items, features = np.repeat(np.arange(n), k), np.tile(np.arange(k), n)
+    fit = crossed_reml(Y.reshape(-1, 1), np.ones((n * k, 1)), items, frames=features, contrasts=np.ones((1, 1)))
+    if not len(fit.features) or not fit.is_bounded[0]:
+        why = "no variance is left beside items and features" if len(fit.features) else "nothing changes at all"
+        return Population(*nan, both, "degenerate", f"{why}; the mixed model says nothing")
+    estimate, se, dof = (float(value[0, 0]) for value in (fit.estimate, fit.se, fit.dof))
+    half = float(stats.t.isf((1 - LEVEL) / 2, dof)) * se
+    parts = (float(value[0]) for value in (fit.var_item, fit.var_frame, fit.var_resid))
+    p = 2 * float(stats.t.sf(abs(estimate / se), dof))
+    return Population(estimate, se, estimate / se, dof, estimate - half, estimate + half, p, *parts, both, "ok", "")

@@ -6,7 +6,7 @@ features -> places (site x region) -> modes -> conditions of target and controls
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,8 +14,9 @@ import pandas as pd
 from neurosae.causal.beside import Work, at_levels, control_table, dose_rows, dose_table, ladder_rows
 from neurosae.causal.changes import Run, condition_of, contrasted, present_cells, run_set
 from neurosae.causal.chosen import directed, reference_texts, written_texts
-from neurosae.causal.costs import neutral_costs
+from neurosae.causal.costs import OFF_TARGET, at_all_tokens, neutral_costs
 from neurosae.causal.material import as_dose, place_of, reference_of, stimuli_for
+from neurosae.causal.population import Slopes, gather, population_rows
 from neurosae.causal.rows import Claim, Settings, beside_row, claim_of, corrected, table_of
 from neurosae.errors import DataError, choose
 from neurosae.spec.causal import InterventionBlock
@@ -23,8 +24,6 @@ from neurosae.spec.design import Design
 from neurosae.spec.results import Tested, check_results
 from neurosae.stats.asked import features_from_earlier, settings_of
 from neurosae.stats.communities import reference_activations
-
-OFF_TARGET = 2_000  # tokens of reference text for the cost of every dose
 
 
 def intervene(
@@ -59,7 +58,8 @@ def intervene(
     Returns
     -------
     DataFrame
-        The results schema. `x_role` is `claim`, `dose`, `cell` or `ladder`; claims alone have a corrected p.
+        The results schema. `x_role` is `claim`, `population`, `dose`, `cell` or `ladder`; the first two have a
+        corrected p. `population`, with `per: feature` and two features or more: the mean over items and features.
         `x_p_items` and `x_p_controls` are the two p behind a claim, `x_share` the change at the highest dose over the
         clean contrast, `x_p_equivalent` the p of "no effect", `x_kl` and `x_perplexity_ratio` the cost on reference
         text.
@@ -149,39 +149,39 @@ def _tested(
 ) -> Tested:
     """Claims first, corrected together; then what is described beside them."""
     shared = Settings(test, settings.n_permutations, ask.correction, seed, ask.smallest, ask.freeze)
-    claims: list[Claim] = []
-    beside: list[dict[str, Any]] = []
-    extras: dict[str, list[pd.DataFrame]] = {"doses": [], "controls": [], "balance": []}
+    found = Found([], [], {"doses": [], "controls": [], "balance": []}, {})
     for work, features in jobs:
         for group in [features] if ask.per == "set" else [(j,) for j in features]:
             one = work if ask.per == "set" else work._replace(where=work.where | {"feature": group[0]})
+            away = np.r_[one.excluded, features]
             for mode in ask.mode:
-                made = run_set(
-                    one.place,
-                    one.reference,
-                    group,
-                    ask=ask,
-                    mode=mode,
-                    excluded=np.r_[one.excluded, features],
-                    seed=seed,
-                )
-                _one_run(one, made, ask, shared=shared, claims=claims, beside=beside, extras=extras)
-    table = table_of([*corrected(claims, shared), *beside])
-    return Tested(
-        check_results(table), None, {name: pd.concat(t, ignore_index=True) for name, t in extras.items() if t}
-    )
+                made = run_set(one.place, one.reference, group, ask=ask, mode=mode, excluded=away, seed=seed)
+                _one_run(one, made, ask, shared=shared, found=found)
+    together = population_rows(list(found.slopes.values()), shared) if ask.per == "feature" else []
+    table = table_of([*corrected(found.claims, shared), *together, *found.beside])
+    extras = {name: pd.concat(t, ignore_index=True) for name, t in found.extras.items() if t}
+    return Tested(check_results(table), None, extras)
 
 
-def _one_run(
-    work: Work, made: Run, ask: Any, *, shared: Settings, claims: list, beside: list, extras: dict[str, list]
-) -> None:
+class Found(NamedTuple):
+    """What all runs of a test gave so far: claims, rows beside them, long tables, slopes of single features."""
+
+    claims: list[Claim]
+    beside: list[dict[str, Any]]
+    extras: dict[str, list[pd.DataFrame]]
+    slopes: dict[tuple[Any, ...], Slopes]
+
+
+def _one_run(work: Work, made: Run, ask: Any, *, shared: Settings, found: Found) -> None:
     """Rows and long tables of one set in one mode."""
     costs = _costs(work, made, ask)
     last = {name: float(values[-1]) for name, values in costs.items()}
     contrasts: dict[str, Any] = {"mean": None} | dict(work.effects)
+    beside, extras = found.beside, found.extras
     for what, effect in contrasts.items():
         seen = contrasted(made, work.place, work.design, effect=effect)
-        claims.append(claim_of(seen, made, where=work.where, what=what, settings=shared, cost=last))
+        found.claims.append(claim_of(seen, made, where=work.where, what=what, settings=shared, cost=last))
+        gather(found.slopes, seen, made, where=work.where, what=what)
         beside += dose_rows(work, seen, made, what=what, shared=shared, costs=costs)
         extras["doses"].append(dose_table(work, seen, made, what=what))
         extras["controls"].append(control_table(work, seen, made, what=what))
@@ -207,15 +207,8 @@ def _costs(work: Work, made: Run, ask: Any) -> dict[str, np.ndarray]:
         return {}
     doses = [0.0] if made.mode == "ablate" else [d for d in ask.doses]
     given = [
-        tuple(
-            edit.__class__(
-                edit.hook, edit.mode, "all", dictionary=edit.dictionary, features=edit.features, dose=edit.dose
-            )
-            for edit in condition_of(
-                work.place, made.features, mode=made.mode, dose=as_dose(dose, work.reference, made.features)
-            )
-        )
+        condition_of(work.place, made.features, mode=made.mode, dose=as_dose(dose, work.reference, made.features))
         for dose in doses
     ]
-    found = neutral_costs(work.place.prompts.model, given, work.texts, n_tokens=OFF_TARGET)
+    found = neutral_costs(work.place.prompts.model, at_all_tokens(given), work.texts, n_tokens=OFF_TARGET)
     return {"kl": np.asarray(found.kl), "perplexity_ratio": np.asarray(found.perplexity_ratio)}

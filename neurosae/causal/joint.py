@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from neurosae.causal.chosen import directed, reference_texts, written_texts
+from neurosae.causal.costs import OFF_TARGET, at_all_tokens, neutral_costs
 from neurosae.causal.inference import item_tests, without_rounding
 from neurosae.causal.joint_effects import Interactions, JointFound, joint_tests, shapley_taylor
 from neurosae.causal.material import Reference, place_of, reference_of, stimuli_for
@@ -38,6 +39,7 @@ class Job(NamedTuple):
     excluded: np.ndarray
     dictionary: Any
     reference: Reference
+    texts: Sequence[str]
 
 
 def joint_clamp(
@@ -73,7 +75,7 @@ def joint_clamp(
     DataFrame
         The results schema. A claim's p is the largest of four: flips of I over items and rank among matched pairs, free
         and frozen (`x_p_items_free`, `x_p_items`, `x_p_controls_free`, `x_p_controls`). `effsize` is
-        I / (|A| + |B|), frozen.
+        I / (|A| + |B|), frozen; `x_kl` and `x_perplexity_ratio` are the cost of both sets together on reference text.
 
     Raises
     ------
@@ -98,7 +100,7 @@ def joint_clamp(
     activations = reference_activations(model, dictionary, texts, n_tokens=block.n_tokens, seed=seed)
     job = Job(
         where | {"split": block.split}, _apart({name: tuple(map(int, ids)) for name, ids in features.items()}),
-        np.asarray(excluded, dtype=int), dictionary, reference_of(activations),
+        np.asarray(excluded, dtype=int), dictionary, reference_of(activations), texts,
     )  # fmt: skip
     return _tested([job], block, (stimuli, model, design, effects), settings=settings, seed=seed).table
 
@@ -128,7 +130,7 @@ def run(
             where = {"test": test, "kind": "joint_clamp", "site": site, "region": region, "position": 0}
             excluded = np.unique(np.concatenate(away))
             jobs.append(
-                Job(where | {"split": ask.split}, _apart(sets), excluded, dictionary, reference_of(activations))
+                Job(where | {"split": ask.split}, _apart(sets), excluded, dictionary, reference_of(activations), texts)
             )
     effects = {part: spec.effects[part] for part in ask.parts}
     return _tested(jobs, ask, (study.stimuli, model, study.design, effects), settings=spec.inference, seed=spec.seed)
@@ -176,8 +178,9 @@ def _tested(
             place = place_of(chosen, model, job.dictionary, region=job.where["region"])
             at = Setting(place, job.reference, design, direction, ask.dose, ask.freeze, ask.controls, tuple(ask.match))
             shown = {"site": job.where["site"], "region": job.where["region"], "mode": direction}
+            cost = off_target(job, at) if ask.off_target else {}
             if len(job.sets) > 2:
-                rows += _shapley_rows(job, at, settings=settings, seed=seed)
+                rows += [row | cost for row in _shapley_rows(job, at, settings=settings, seed=seed)]
                 continue
             made = clamp_pair(
                 at,
@@ -186,7 +189,7 @@ def _tested(
                 excluded=job.excluded.tolist(),
                 seed=seed,  # pyright: ignore
             )
-            rows.append(_claim_row(job, at, made, settings=settings, seed=seed))
+            rows.append(_claim_row(job, at, made, settings=settings, seed=seed) | cost)
             extras["clamps"].append(clamp_means(made).assign(**shown))
             extras["balance"].append(made.balance.assign(**shown))
             extras["controls"].append(_control_table(made).assign(**shown))
@@ -196,6 +199,16 @@ def _tested(
     return Tested(
         check_results(table_of(rows)), None, {name: pd.concat(t, ignore_index=True) for name, t in extras.items() if t}
     )
+
+
+def off_target(job: Job, at: Setting) -> dict[str, float]:
+    """KL and perplexity on reference text, edited at all of its tokens: all sets together, and each of two alone."""
+    sets = list(job.sets.values())
+    chosen = [sum(sets, ()), *(sets if len(sets) == 2 else ())]
+    conditions = at_all_tokens([edit_of(at, one) for one in chosen])
+    found = neutral_costs(at.place.prompts.model, conditions, job.texts, n_tokens=OFF_TARGET)
+    alone = dict(zip(("x_kl_first", "x_kl_second"), found.kl[1:].tolist(), strict=False))
+    return {"x_kl": float(found.kl[0]), "x_perplexity_ratio": float(found.perplexity_ratio[0])} | alone
 
 
 def _claim_row(job: Job, at: Setting, made: Both, *, settings: Any, seed: int) -> dict[str, Any]:

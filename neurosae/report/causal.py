@@ -59,6 +59,38 @@ def statements(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Statemen
             test, str(row["effect"]), "found" if held else "nothing", digits(row["x_change"], 2), text,
             _detail(row, alpha), False, cautions,
         )  # fmt: skip
+    yield from _over_features(test, rows[rows["x_role"] == "population"], alpha)
+
+
+def _over_features(test: str, rows: pd.DataFrame, alpha: float) -> Iterator[Statement]:
+    """What features of a kind do, each edited alone: the mixed model over items and features."""
+    for _, row in rows.iterrows():
+        what = "the outcome" if row["x_contrast"] == "mean" else f"the contrast {row['x_contrast']} of the outcome"
+        how = f"{MODES.get(row['x_mode'], row['x_mode'])}, one feature at a time, at {row['region']} in {row['site']}"
+        beside = (
+            f"min-F' {digits(row['x_min_f'])} on 1 and {digits(row['x_min_f_dof'])} degrees of freedom, "
+            f"p {digits(row['x_p_min_f'])}. {row['note']}."
+        )
+        if row["status"] != "ok":
+            text = f"{how}: no claim about {what} over features. {row['note']}."
+            yield Statement(test, str(row["effect"]), "untested", "–", text, f"Beside it, {beside}", False, ())
+            continue
+        held = pd.notna(row["p_corr"]) and row["p_corr"] <= alpha
+        size = f"mean {'slope' if 'slope' in row['stat'] else 'change'} {digits(row['estimate'])}"
+        moved = "moves" if held else "is not shown to move"
+        text = (
+            f"{how} {moved} {what} over items like these and features like these "
+            f"({size}, {plural(row['n_features'], 'feature')})."
+        )
+        detail = (
+            f"Mixed model, items and features random: {size} [{digits(row['ci_low'])}, {digits(row['ci_high'])}], "
+            f"t {digits(row['value'])} on {digits(row['dof'])} degrees of freedom, p {digits(row['p_unc'])}"
+            + (f", corrected {digits(row['p_corr'])}" if pd.notna(row["p_corr"]) else "")
+            + f"; variances: items {digits(row['x_var_item'])}, features {digits(row['x_var_feature'])}, rest "
+            f"{digits(row['x_var_resid'])}. {beside}"
+        )
+        verdict = "found" if held else "nothing"
+        yield Statement(test, str(row["effect"]), verdict, digits(row["estimate"], 2), text, detail, False, ())
 
 
 def _amount(row: pd.Series) -> str:
@@ -90,12 +122,17 @@ def _detail(row: pd.Series, alpha: float) -> str:
         interval = f"90 % interval {digits(row['x_ci90_low'])} to {digits(row['x_ci90_high'])}"
         verdict = "smaller than what would matter" if small else "not shown to be smaller than what would matter"
         said.append(f"{verdict} ({digits(row['x_smallest'])}; {interval})")
-    if "x_kl" in row and pd.notna(row["x_kl"]):
-        said.append(
-            f"off target, on reference text edited everywhere: KL {digits(row['x_kl'])} nats per token, perplexity x "
-            f"{digits(row['x_perplexity_ratio'])}"
-        )
-    return "; ".join(said) + "."
+    return "; ".join([*said, *_cost(row)]) + "."
+
+
+def _cost(row: pd.Series) -> list[str]:
+    """What the edit costs on text that it is not about; nothing where that was not measured."""
+    if "x_kl" not in row or pd.isna(row["x_kl"]):
+        return []
+    return [
+        f"off target, on reference text edited everywhere: KL {digits(row['x_kl'])} nats per token, perplexity x "
+        f"{digits(row['x_perplexity_ratio'])}"
+    ]
 
 
 def _count(row: pd.Series) -> str:
@@ -176,6 +213,12 @@ def methods(study: Study, rows: pd.DataFrame) -> Iterator[str]:
             f"{CORRECTIONS.get(adjust, adjust)}. Doses are quantiles of the active values on reference text, and the "
             "absence of a change was tested by two one-sided tests [schuirmann1987; lakens2017]."
         )
+        if (part["x_role"] == "population").any():
+            yield (
+                f"{test}: each feature was also edited alone, and its item slopes (changes, with one dose) were fitted "
+                "by REML with crossed random effects of items and features (Satterthwaite's degrees of freedom), with "
+                "min-F' beside it [clark1973]; Holm over these rows."
+            )
 
 
 def joint_statements(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Statement]:
@@ -189,8 +232,9 @@ def joint_statements(study: Study, test: str, rows: pd.DataFrame) -> Iterator[St
             f"{digits(row['x_p_controls_free'])}); frozen {digits(row['x_estimate'])} "
             f"(items p {digits(row['x_p_items'])}, "
             f"pairs p {digits(row['x_p_controls'])}); I / (|A| + |B|) {digits(row['x_share_free'], 2)} free; "
-            f"{_count(row)} matched pairs, worst standardized difference {digits(row['x_worst_smd'], 2)}."
+            f"{_count(row)} matched pairs, worst standardized difference {digits(row['x_worst_smd'], 2)}"
         )
+        detail = "; ".join([detail, *_cost(row)]) + "."
         cautions = JOINT_LIMITS if number == 0 else ()
         if row["status"] != "ok":
             text = f"{how} at {place}, {row['set']}: no claim. {row['note']}."
@@ -248,7 +292,8 @@ def joint_methods(study: Study, rows: pd.DataFrame) -> Iterator[str]:
             f"{test}: I = L(AB) - L(A) - L(B) + L(0) of the logit difference, by clamping into texts without "
             "either part and by ablating from texts with both, with scales of normalizations free and frozen at the "
             "run without edits. A claim needs all of four: flips of I over items and its rank among matched pairs of "
-            "control sets (distance from the median), free and frozen; Holm over directions and places."
+            "control sets (distance from the median), free and frozen; Holm over directions and places. The cost off "
+            "target is that of both sets together, edited at all tokens of reference text."
         )
 
 

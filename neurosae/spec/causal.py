@@ -58,6 +58,8 @@ class _Causal(Block):
     """Reference text for natural doses, densities and the off-target cost; none: what the model writes itself."""
     n_tokens: Count = 20_000
     """Tokens of reference text for doses and densities."""
+    off_target: Bool = True
+    """Also measure KL and perplexity on reference text at the same dose."""
     correction: Literal["holm", "maxT", "none"] = "holm"
     """How p is corrected over the claims of the test; maxT: over items by the maximum, over controls by Holm, and
     doubled, as either may err; it pays where claims are many and alike."""
@@ -101,8 +103,6 @@ class InterventionBlock(_Causal):
     """Hold scales of normalizations at those of the run without edits: none, final, downstream."""
     smallest: Annotated[Number, Field(gt=0)] | None = None
     """The smallest change that would matter, in units of the outcome; left out, a tenth of its natural size."""
-    off_target: Bool = True
-    """Also measure KL and perplexity on reference text at the same dose."""
     ladder: Bool = True
     """Also run the sanity ladder: random directions, shuffled decoder, difference of means, whole stream, …"""
 

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 from scipy import stats
 
-from neurosae.causal.inference import claim_p, item_slopes, item_tests, no_effect, rank_p, without_rounding
+from neurosae.causal.inference import (
+    claim_p,
+    item_slopes,
+    item_tests,
+    no_effect,
+    over_items_and_features,
+    rank_p,
+    without_rounding,
+)
 from neurosae.causal.items import item_outcomes, unit_data
 from neurosae.design.expand import expand
 from neurosae.errors import DataError
 from neurosae.spec.design import Design
+from neurosae.stats.crossed import min_f
 from neurosae.stats.simulate import example_design
 
 
@@ -185,3 +195,52 @@ def test_what_cancels_is_an_exact_zero():
     data = unit_data(item_outcomes(change, table, design), design, {"number": {"pl": 1, "sg": -1}})
     assert (data.D == 0).all()
     assert np.isnan(item_tests(data.D, data.numbers, seed=0).p[0])
+
+
+def crossed(s, *, n=12, k=8, item=1.0, feature=1.0, shift=0.0):
+    rng = np.random.default_rng(s)
+    made = item * rng.standard_normal((n, 1)) + feature * rng.standard_normal((1, k)) + rng.standard_normal((n, k))
+    return made + shift
+
+
+def test_population_agrees_with_statsmodels():
+    """REML of crossed random effects: estimate, standard error and variances of MixedLM, computed live."""
+    import statsmodels.formula.api as smf
+
+    Y = crossed(3, shift=1.0)
+    made = over_items_and_features(Y)
+    frame = pd.DataFrame({"y": Y.ravel(), "i": np.repeat(np.arange(12), 8), "j": np.tile(np.arange(8), 12), "g": 1})
+    parts = {"i": "0 + C(i)", "j": "0 + C(j)"}
+    fit = smf.mixedlm("y ~ 1", frame, groups="g", re_formula="0", vc_formula=parts).fit(reml=True)
+    assert_allclose([made.estimate, made.se], [fit.fe_params.iloc[0], fit.bse_fe.iloc[0]], rtol=1e-3)
+    assert_allclose([made.var_item, made.var_feature, made.var_resid], [*fit.vcomp, fit.scale], rtol=2e-2)
+    assert made.p == pytest.approx(2 * stats.t.sf(abs(made.t), made.dof))
+    assert_allclose(made.min_f.p, min_f(Y).p)
+
+
+def test_population_holds_its_level_over_features():
+    """Features vary and their mean is 0: the mixed model and min-F' err in about 5 % or less, items alone in most."""
+    found = [over_items_and_features(crossed(s, feature=2.0)) for s in range(300)]
+    high = stats.binom.interval(0.999, 300, 0.05)[1]
+    assert sum(one.p <= 0.05 for one in found) <= high
+    assert sum(one.min_f.p.item() <= 0.05 for one in found) <= high
+    alone = [stats.ttest_1samp(crossed(s, feature=2.0).mean(axis=1), 0).pvalue <= 0.05 for s in range(300)]
+    assert sum(alone) > 3 * high
+
+
+def test_population_says_when_it_is_singular_or_silent():
+    """A component at 0 is an exact 0; too few features, and slopes without a residual, have no p but a reason."""
+    same = over_items_and_features(crossed(1, feature=0.0, item=3.0))
+    assert same.var_feature == 0 or same.var_feature < 0.2
+    flat = crossed(0, item=0.0, feature=0.0)
+    flat -= flat.mean(axis=0) - flat.mean()
+    assert over_items_and_features(flat).var_feature == 0
+    few = over_items_and_features(crossed(2, k=5))
+    assert (few.status, np.isnan(few.p)) == ("untestable", True)
+    assert "at least 6" in few.refused
+    assert np.isfinite(few.min_f.p)
+    exact = np.arange(12.0)[:, None] + np.arange(8.0)[None]
+    assert over_items_and_features(exact).status == "degenerate"
+    assert over_items_and_features(np.zeros((12, 8))).status == "degenerate"
+    with pytest.raises(DataError, match="2 features at least"):
+        over_items_and_features(crossed(0, k=1))

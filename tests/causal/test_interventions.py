@@ -90,6 +90,38 @@ def test_slopes_on_doses(linear):
     assert "outside the natural range" in far["note"]
 
 
+def test_features_alone_are_one_sample(linear):
+    """Eight features steered at two doses, one by one: the mean slope over items and features, in one row."""
+    normed = circuits.linear_circuit(n_items=8, n_controls=600)  # items differ behind the norm
+    features = (0, 1, 2, 3, 4, 5, 6, 7)
+    asked = {"mode": "steer", "doses": [1.0, 2.0], "per": "feature"}
+    table = edited(normed, features=features, effect="a", effects=EFFECTS, **asked)
+    rows = table[table["x_role"] == "population"].set_index("x_contrast")
+    assert list(rows.index) == ["mean", "a"]
+    single = table[(table["x_role"] == "claim") & (table["x_contrast"] == "mean")]
+    row = rows.loc["mean"]
+    assert sorted(single["feature"]) == list(features)
+    assert row["x_estimate"] == pytest.approx(single["x_estimate"].mean(), rel=1e-4)
+    assert (row["unit"], row["n_units"], row["n_features"]) == ("item and feature", 8, 8)
+    assert row["stat"] == "t of the slope"
+    assert "mean slope is 0" in row["h0"]
+    assert row["status"] == "ok"
+    assert row["dof"] < 12  # of eight features, not of 64 slopes
+    assert row["p_unc"] > 0.05  # two features of eight move the outcome
+    assert row["x_var_feature"] > row["x_var_item"]
+    assert row["p_corr"] >= row["p_unc"]
+    assert rows["n_family"].dropna().eq(rows["status"].eq("ok").sum()).all()
+    exact = edited(linear, features=features, **asked)
+    assert exact.loc[exact["x_role"] == "population", "status"].tolist() == ["degenerate"]  # all items have one slope
+    few = edited(linear, features=features[:3], **asked)
+    silent = few[few["x_role"] == "population"].iloc[0]
+    assert silent["status"] == "untestable"
+    assert "needs at least 6" in silent["note"]
+    assert np.isfinite(silent["x_p_min_f"])
+    together = edited(linear, features=features, **(asked | {"per": "set", "ladder": False, "cells": False}))
+    assert "population" not in set(together["x_role"])
+
+
 def test_an_idle_feature_is_equivalent_and_no_claim(linear):
     """A noise direction that nothing reads: no claim, and a stated bound shows that it does not matter."""
     row = edited(linear, features=(5,), mode="steer", doses=[1.0], smallest=1.0, ladder=False, cells=False).iloc[0]

@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
+from neurosae.causal.costs import OFF_TARGET, neutral_costs
+from neurosae.causal.edits import Edit
 from neurosae.causal.joint import joint_clamp
 from neurosae.dictionary.kinds import Dictionary
 from neurosae.errors import DataError, SpecError
@@ -33,7 +35,7 @@ def leaning(n=1000, seed=0):
 def clamped(circuit, *, features=None, **options):
     """Joint clamp of the two concepts at the last token."""
     given = {"parts": ["a", "b"], "effects": EFFECTS, "texts": circuit.stimuli["text"].tolist(), "n_tokens": 500,
-             "dose": 1.0, "doses": [], "controls": "directions", "direction": "clamp",
+             "dose": 1.0, "doses": [], "controls": "directions", "direction": "clamp", "off_target": False,
              "inference": {"n_permutations": 500}}  # fmt: skip
     asked = {name: value for name, value in (given | options).items() if value is not None}
     return joint_clamp(
@@ -70,6 +72,19 @@ def test_a_linear_readout_behind_a_norm_is_no_integration():
     assert "not matched" not in found["note"] or "cosine" in found["note"]
     read = causal_of(pd.DataFrame([found]), circuits.HOOK)
     assert grade_of({"code": 0.001}, causal=read) == 2
+
+
+def test_a_joint_clamp_has_a_cost_off_target(small_and):
+    """KL and perplexity of both sets at once, as `neutral_costs` gives them at all tokens; none where not asked."""
+    d, texts = leaning(), small_and.stimuli["text"].tolist()
+    rows = clamped(small_and, match=["cosine"], direction="both", off_target=True).set_index("x_mode")
+    for mode, dose in (("clamp", 1.0), ("ablate", 0.0)):
+        edits = [(Edit(d.hook, mode, "all", dictionary=d, features=j, dose=dose),) for j in ((0, 1), (0,), (1,))]
+        by_hand = neutral_costs(small_and.model, edits, texts, n_tokens=OFF_TARGET)
+        assert rows.loc[mode, ["x_kl", "x_kl_first", "x_kl_second"]].tolist() == pytest.approx(by_hand.kl.tolist())
+        assert rows.loc[mode, "x_perplexity_ratio"] == pytest.approx(by_hand.perplexity_ratio[0])
+    assert rows.loc["clamp", "x_kl"] > 0.1
+    assert "x_kl" not in clamped(small_and, match=["cosine"])
 
 
 def test_ablation_agrees_with_clamping(small_and):

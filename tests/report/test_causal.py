@@ -31,6 +31,27 @@ def test_a_claim_names_both_p_dose_cost_and_limits(study):
     assert "for this" in cautions or "these features in this model" in cautions
 
 
+def test_features_as_a_sample_are_told_apart_from_claims(study):
+    """The mixed model over items and features: mean, dof, variances, min-F'; without one, the reason and min-F'."""
+    more = {"effect": "clamp: mean, over items and features", "x_role": "population", "unit": "item and feature",
+            "dof": 7.4, "n_features": 9, "x_min_f": 5.5, "x_min_f_dof": 8.2, "x_p_min_f": 0.046, "x_var_item": 0.2,
+            "x_var_feature": 0.0, "x_var_resid": 0.7, "p_corr": 0.03, "note": "singular: the variance"}  # fmt: skip
+    _, one = statements(study_with(study, claim("mean", -0.6), claim("mean", -0.4, **more)))
+    assert one.verdict == "found"
+    assert "one feature at a time" in one.text
+    assert "over items like these and features like these (mean slope −0.400, 9 features)" in one.text
+    for words in ("on 7.40 degrees of freedom", "features 0", "min-F' 5.50 on 1 and 8.20", "p 0.0460", "singular"):
+        assert words in one.detail
+    silent = dict.fromkeys(("value", "dof", "estimate", "se", "effsize", "ci_low", "ci_high", "p_unc", "p_corr"))
+    row = claim("mean", -0.4, **(more | silent | {"status": "untestable", "note": "3 features cannot carry"}))
+    _, none = statements(study_with(study, claim("mean", -0.6), row))
+    assert none.verdict == "untested"
+    assert "3 features cannot carry" in none.text
+    assert "min-F' 5.50" in none.detail
+    text = " ".join(methods_text(study_with(study, claim("mean", -0.6), claim("mean", -0.4, **more)))[0])
+    assert "crossed random effects of items and features" in text
+
+
 def test_controls_that_do_the_same_take_the_claim(study):
     """Items alone are no claim, and the sentence says that controls do it too."""
     row = claim("mean", -0.6, p_unc=0.4, p_corr=0.4, x_p_controls=0.4)
@@ -55,7 +76,9 @@ def test_the_work_of_a_norm_is_called_so(study):
     assert one.verdict == "nothing"
     assert "are not shown to do anything but add up" in one.text
     assert "the work of the normalization" in one.text
-    (found,) = statements(study_with(study, joint("clamp")))
+    (found,) = statements(study_with(study, joint("clamp", x_kl=0.21, x_perplexity_ratio=1.3)))
+    assert "KL 0.210 nats per token, perplexity x 1.30" in found.detail
+    assert "KL" not in one.detail
     assert found.verdict == "found"
     assert "more than the sum of their single effects, by 0.800 logits with norms frozen" in found.text
     assert "grade 2" in " ".join(found.cautions)
