@@ -57,13 +57,15 @@ LAYERS = """
 11 stats.preactivations stats.projection stats.worlds
 12 causal.attribution causal.decoding causal.items causal.material causal.replacements
 12 dictionary.alternatives dictionary.interaction_study dictionary.scorecard dictionary.train examine.activity
-12 examine.directions examine.seen examine.together stats.coded stats.crossed stats.geometry stats.integration_rows
+12 examine.directions examine.levels examine.seen examine.summary examine.together stats.coded stats.crossed
+12 stats.geometry stats.integration_rows
 12 stats.integration_worlds stats.intervals stats.lengths stats.matched stats.statistics stats.subjects
 13 causal.direct causal.generation causal.inference causal.ladder causal.patching dictionary.control dictionary.load
 13 dictionary.sweep examine.concepts examine.examples examine.inversion examine.labels examine.rules
 13 examine.thresholds stats.condition_labels stats.decoding stats.family stats.feature_geometry
 13 stats.parametric_models stats.rsa_rows stats.spots
-14 causal.changes causal.costs causal.joint_effects causal.prompted causal.prompting examine.tracking examine.verdicts examine.viewer
+14 causal.changes causal.costs causal.joint_effects causal.prompted causal.prompting examine.tracking examine.verdicts
+14 examine.viewer
 14 stats.asked stats.distances stats.heights stats.rows stats.rsa_tests stats.second_order
 15 causal.pairs causal.removing causal.rows report.directions report.references report.stored report.style
 15 report.wording stats.contrast stats.map_rows stats.pattern_statistics stats.power stats.rsa stats.searchlight

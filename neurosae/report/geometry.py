@@ -160,9 +160,12 @@ def share_statements(study: Study, test: str, rows: pd.DataFrame) -> Iterator[St
             continue
         alpha = alpha_of(study)
         found = tested[is_found(tested, alpha)]
-        share = float(found["x_share"].sum()) if len(found) else 0.0
         whole = "Together they have" if len(found) != 1 else "It has"
-        made = f" {whole} {digits(share)} of the whole share (1 is all features)." if len(found) else ""
+        made = ""
+        if found["x_share"].notna().any():
+            made = f" {whole} {digits(float(found['x_share'].sum()))} of the whole share (1 is all features)."
+        elif len(found):
+            made = " Their share of the fit is undefined: over all features the fit is not above 0."
         text = f"{len(found):,} of {plural(len(tested), 'tested feature')} carry the geometry of {effect}{where(part)}."
         again = part[part["set"].fillna("").str.contains("reweighted")]
         row = again[again["value"].notna()]

@@ -26,9 +26,9 @@ class FeatureChoice(Strict):
     """Features chosen by an earlier test on other items, or named: found elsewhere, before this test."""
 
     from_: Annotated[Text | None, Field(alias="from")] = None
-    """Name of the earlier test: {from: find, top: 50}."""
+    """Name of the earlier test, which has one effect: {from: find, top: 50}."""
     top: Count | None = None
-    """How many features, by the size of the statistic."""
+    """How many features, by the size of the statistic, the largest over the regions and positions of the test."""
     ids: dict[Name, tuple[Natural, ...]] | tuple[Natural, ...] = ()
     """Indices that are known beforehand, by site: {ids: {late: [12, 40]}}; a list, where there is one site."""
 

@@ -123,6 +123,9 @@ def _earlier_problems(name: str, analysis: Any, where: Where, *, source: str) ->
         else:
             what = "contrast or specialists test" if len(may) > 1 else "contrast test"
             yield where, unknown(what, short(source), kind)
+    elif isinstance(chooser, ContrastBlock) and len(chooser.effect) > 1:
+        text = f"'{source}' tests {', '.join(chooser.effect)}, whose statistics are no one ranking of features"
+        yield where, f"{text}; choose them by a test of one effect."
     elif chooser.split == block.split:
         other, at = ("localizer", source) if block.split == "test" else ("test", name)
         text = f"would choose features and test them on the same items (split: {block.split}). Set `split: {other}`"

@@ -36,9 +36,9 @@ class GivenFeatures(Strict):
     """Features that an earlier test chose on the other split, or that are named."""
 
     from_: Annotated[Text | None, Field(alias="from")] = None
-    """Name of the earlier test: {from: find, top: 50}."""
+    """Name of the earlier test, which has one effect: {from: find, top: 50}."""
     top: Count | None = None
-    """How many features, by the size of the statistic."""
+    """How many features, by the size of the statistic, the largest over the regions and positions of the test."""
     named: dict[Name, tuple[Natural, ...]] = Field(default_factory=dict)
     """Indices by site, known beforehand: {late: [12, 40]}."""
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from neurosae.errors import DataError, NeurosaeError, choose
 from neurosae.spec.blocks import Inference
@@ -131,7 +132,16 @@ def _refuse_few(data: ItemData, inference: Inference, place: Place) -> None:
 
 
 def features_from_earlier(ask: Any, sites: Mapping[str, AnnData], earlier: Mapping[str, Tested]):
-    """Features chosen by an earlier test on other items, per site by |value|, ties by feature index; or named ones."""
+    """Features chosen by an earlier test of one effect on other items, or named ones; sorted, by site.
+
+    Of every site the `top` features by |value|, the largest that a feature has at any region and position of the
+    earlier test; ties by the index of the feature.
+
+    Raises
+    ------
+    DataError
+        An earlier test on the same items, of several effects, or without a tested feature at a site.
+    """
     choice = ask.features
     assert choice is not None
     if choice.from_ is None:
@@ -142,6 +152,7 @@ def features_from_earlier(ask: Any, sites: Mapping[str, AnnData], earlier: Mappi
             f"features would be chosen and tested on the same items (split: {ask.split}). "
             f"Set `split: localizer` on '{choice.from_}'."
         )
+    refuse_several(table, f"'{choice.from_}'")
     table = table[table["status"] == "ok"].assign(size=lambda t: -t["value"].abs()).sort_values(["size", "feature"])
     chosen = {site: table[table["site"] == site].drop_duplicates("feature").head(choice.top) for site in sites}
     for site, rows in chosen.items():
@@ -149,6 +160,19 @@ def features_from_earlier(ask: Any, sites: Mapping[str, AnnData], earlier: Mappi
             raise DataError(f"'{choice.from_}' has no tested feature at site '{site}'; run it on that site too.")
     features = {site: np.sort(rows["feature"].to_numpy(dtype=int)) for site, rows in chosen.items()}
     return features, choice.name
+
+
+def refuse_several(table: pd.DataFrame, name: str) -> None:
+    """Refuse to rank features by a contrast of several effects: the same feature would have several ranks.
+
+    The categories of a test of specialists are one effect.
+    """
+    contrasts = table[table["kind"].eq("contrast").fillna(False)]
+    if len(effects := list(contrasts["effect"].dropna().unique())) > 1:
+        raise DataError(
+            f"{name} tests {', '.join(effects)}, whose statistics are no one ranking of features; choose them by a "
+            "test of one effect."
+        )
 
 
 def named_at(choice: Any, site: str, adata: AnnData) -> np.ndarray:

@@ -37,6 +37,7 @@ from neurosae.stats.rdm_compare import embed
 from neurosae.stats.relabel import Relabelling, flips, signs
 from neurosae.stats.units import item_numbers
 
+NO_FIT = 1e-6  # of the sum of |phi|: a smaller sum of phi is what is left of terms that cancel
 RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
@@ -71,7 +72,8 @@ def feature_geometry(
     -------
     DataFrame
         The results schema, one row per feature, effect and place: `estimate` is phi (distance per feature, they add
-        up), `value` phi / q, `x_share` phi_j / sum_j phi_j, `x_left_out` the loss of fit without the feature,
+        up), `value` phi / q, `x_share` phi_j / sum_j phi_j (nan, with the reason, where that sum is not above 0),
+        `x_left_out` the loss of fit without the feature,
         `x_shapley` with `x_shapley_se` where asked for. With `reweighted` one more row per place: the fit of
         reweighted features on items that chose no weight (`value`) beside the plain one (`x_unweighted`).
 
@@ -205,10 +207,10 @@ def _at_place(
     table = pd.DataFrame({
         **where, "feature": place.adata.var["feature"].to_numpy(dtype=np.int64)[found.columns], "n_features": 1,
         "stat": "phi_over_q", "value": phi / q, "estimate": phi, "effsize": phi / q, "eftype": "phi_over_q",
-        "unit": "item", "n_units": len(found.items), "status": "ok", "note": None, "p_method": "none",
+        "unit": "item", "n_units": len(found.items), "status": "ok", "note": _why_no_share(phi), "p_method": "none",
         "h0": "none: shares are described, not tested", "p_unc": np.nan, "p_corr": np.nan, "p_adjust": None,
         "family": None, "n_family": pd.NA, "n_perm": pd.NA, "p_min": np.nan, "alternative": None,
-        "x_share": phi / phi.sum(), "x_left_out": leave_one_out(Y, m),
+        "x_share": phi / phi.sum() if _why_no_share(phi) is None else np.nan, "x_left_out": leave_one_out(Y, m),
     })  # fmt: skip
     if ask.n_shapley:
         values, se = sampled_shapley(Y, m, n_orders=ask.n_shapley, rng=np.random.default_rng([asked.seed, 11]))
@@ -218,6 +220,17 @@ def _at_place(
     if ask.reweighted:
         rows.append(_reweighted_row(asked, ask, place, where=where, model=m))
     return pd.concat([r for r in rows if len(r)], ignore_index=True), maxima
+
+
+def _why_no_share(phi: np.ndarray) -> str | None:
+    """Why phi_j / sum phi says nothing here, in words; None where it does."""
+    total = float(phi.sum())
+    if total > NO_FIT * float(np.abs(phi).sum()):
+        return None
+    return (
+        f"No x_share: phi adds up to {total:.3g} over features, which is not above 0, so there is no fit to have a "
+        "share of; phi stands."
+    )
 
 
 def _silent(place: Place, where: Mapping[str, Any]) -> pd.DataFrame:
@@ -232,7 +245,7 @@ def _tested(
 ) -> np.ndarray | None:
     """Fill in the test of a place; None, with the reason in every row, where nothing can be relabelled."""
     if isinstance(way, DataError):
-        table["note"] = f"Not tested: {way}"
+        table["note"] = " ".join(filter(None, [table["note"].iloc[0], f"Not tested: {way}"]))
         return None
     if isinstance(way, Labelling):
         parts, n, everything, exact, words = (

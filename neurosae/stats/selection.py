@@ -22,7 +22,7 @@ import pandas as pd
 from neurosae.errors import DataError, choose
 from neurosae.spec.blocks import Inference, RegionChoice, RoiBlock
 from neurosae.spec.results import Tested
-from neurosae.stats.asked import Asked, named_effects, read_block, responses_by_site, settings_of
+from neurosae.stats.asked import Asked, named_effects, read_block, refuse_several, responses_by_site, settings_of
 from neurosae.stats.communities import coactivation_communities, decoder_clusters, reference_activations
 from neurosae.stats.crossfit import Rule
 from neurosae.stats.crosstest import test_cross_fitted
@@ -190,6 +190,7 @@ def _earlier(table: Any, adata: AnnData, site: str, *, choice: RegionChoice, spl
         )
     rows = table[(table["site"] == site).to_numpy() & table["feature"].notna().to_numpy()]
     rows = rows[(rows["status"] == "ok").to_numpy()]
+    refuse_several(rows, "the earlier test")
     rows = top_rows(rows, choice)
     if not len(rows):
         raise DataError(f"the earlier test has no feature of that direction at site '{site}'; run it on that site too.")

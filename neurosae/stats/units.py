@@ -127,13 +127,15 @@ def item_data(
     Raises
     ------
     DataError
-        If some items lack cells that others have, or a group has fewer than two units.
+        If no item has a row in a cell that the effect compares, some items lack cells that others have, or a group has
+        fewer than two units.
     SpecError
         If the effect cannot be estimated, or no relabelling of whole items tests it.
     """
     given = isinstance(effect, Effect)
     made = effect if given else compile_effect(design, dict(effect))
     found = _in_design_order(item_cells(adata, design, region=region, position=position, split=split), design)
+    _check_cells(made, found.cells, where=f"region '{region}', position {position}")
     only = flips_only or given  # weights that sum to 0 in no factor have no levels to exchange
     exchange = exchangeability(design, made, items=found.items, flips_only=only)  # pyright: ignore[reportArgumentType]
     place = {name: k for k, name in enumerate(exchange.items)}
@@ -198,6 +200,17 @@ def _in_design_order(found: ItemCells, design: Design) -> ItemCells:
         row_cell=found.row_cell[rows],
         numbers=found.numbers.iloc[rows].reset_index(drop=True),
     )
+
+
+def _check_cells(effect: Effect, present: tuple[tuple[str, ...], ...], *, where: str) -> None:
+    """Refuse a contrast of which a cell has no rows at all: what is left of it is no difference."""
+    weighed: np.ndarray = np.any(effect.rows != 0, axis=0)
+    missing = [cell for cell, used in zip(effect.cells, weighed.tolist(), strict=True) if used and cell not in present]
+    if missing:
+        raise DataError(
+            f"{where}: no item has a row in cell {', '.join('/'.join(cell) for cell in missing)}, which the effect "
+            "compares; test a region or position that all cells have."
+        )
 
 
 def _check_complete(items: np.ndarray, *, region: str) -> None:

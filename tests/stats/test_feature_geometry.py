@@ -65,6 +65,21 @@ def test_swaps_agree_with_swapped_data(R):
         assert_allclose(value, model @ feature_rdms(found(moved)), atol=1e-12)
 
 
+def test_shares_of_a_fit_that_is_not_positive_are_undefined():
+    """Where phi adds up to nothing above 0, x_share is nan with the reason; phi, its test and other effects stay."""
+    fake = simulate(crossed(12), n_features=60, effects={"a": 30}, density=0.5, shift=4.0, seed=3,
+                    regions=("everything",))  # fmt: skip
+    table = feature_geometry(fake, {"a": A, "b": B}, conditions=["a", "b"], region="everything", seed=1,
+                             inference={"n_permutations": 100})  # fmt: skip
+    rows = {name: table[(table.effect == name) & table.feature.notna()] for name in "ab"}
+    assert rows["b"].estimate.sum() < 0 < rows["a"].estimate.sum()
+    assert rows["b"].x_share.isna().all()
+    assert rows["b"].note.str.contains("which is not above 0").all()
+    assert rows["b"].p_corr.notna().all()
+    assert_allclose(rows["a"].x_share.sum(), 1)
+    assert not rows["a"].note.fillna("").str.contains("x_share").any()
+
+
 def test_feature_geometry_recovers_the_features_of_a_factor():
     """Planted features of a are found for a, those of b for b, whatever the other factor does; shares add up."""
     fake = simulate(crossed(24), n_features=200, effects={"a": 15, "b": 15}, density=0.4, shift=3.0, seed=1,
@@ -114,7 +129,8 @@ def test_labels_of_nested_items_recover_the_planted_features():
     rows = table[table.status == "ok"]
     assert (rows.p_method == "permutations").all()
     assert rows.h0.str.contains("inside each b").any()
-    assert_allclose(rows.groupby("effect").x_share.sum(), 1)
+    assert_allclose(rows[rows.effect == "a"].x_share.sum(), 1)
+    assert rows[rows.effect == "b"].x_share.isna().all()  # no fit to have a share of
 
 
 def test_nested_shares_agree_with_recomputed_distances():

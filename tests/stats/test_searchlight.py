@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anndata as ad
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
@@ -104,6 +105,23 @@ def test_searchlight_between_items_controls_errors():
         wrong += bool((found.p_corr <= 0.05).any())
     low, high = stats.binom.interval(0.99, 120, 0.05)
     assert low <= wrong <= high
+
+
+def test_a_position_without_complete_items_is_a_row_with_the_reason():
+    """Cells that no item has completely at one position cost that position, never the others, and never silently."""
+    fake = simulate(example_design(10), n_features=30, density=0.5, seed=0)
+    late = fake[(fake.obs["number"] == "sg").to_numpy()].copy()
+    late.obs["position"] = 1
+    late.obs_names = [f"late {name}" for name in late.obs_names]
+    both = ad.concat([fake, late], merge="same", uns_merge="same")
+    found = searchlight(both, NUMBER, sets={"s": range(10)}, region="noun", seed=0).set_index("position")
+    assert found.loc[0, "status"] == "ok"
+    assert found.loc[0, "n_family"] == 1
+    assert found.loc[1, "status"] == "untestable"
+    assert "pl" in found.loc[1, "note"]
+    assert np.isnan(found.loc[1, "p_corr"])
+    with pytest.raises(NeurosaeError, match="pl"):
+        searchlight(late, NUMBER, sets={"s": range(10)}, region="noun", seed=0)
 
 
 def test_searchlight_refuses():

@@ -66,6 +66,18 @@ def test_what_cancels_is_not_informative():
     assert item_data(fake, example_design(6), NUMBER, region="noun").D.nnz == 0
 
 
+def test_item_data_refuses_a_contrast_of_which_a_cell_is_missing():
+    """Rows of one level alone are no contrast: their mean would differ from 0 in every active feature."""
+    design = mixed_design()
+    fake = simulate(design, n_features=20, density=0.6, seed=0)
+    half = fake[(fake.obs["number"] == "sg").to_numpy()]
+    with pytest.raises(DataError, match="position 0: no item has a row in cell pl/a, pl/b, which the effect compares"):
+        item_data(half, design, NUMBER, region="noun")
+    kinds = {"kind": {"a": 1, "b": -1}}
+    with pytest.raises(DataError, match="no item has a row in cell sg/b, pl/b"):
+        item_data(fake[(fake.obs["kind"] == "a").to_numpy()], design, kinds, region="noun")
+
+
 def test_item_data_refuses_a_group_of_one():
     """A variance between items needs two of them."""
     design = example_design(8, between=True)
