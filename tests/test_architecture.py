@@ -51,9 +51,9 @@ LAYERS = """
 10 causal.plan dictionary.checkpoint dictionary.evaluate dictionary.interaction dictionary.plan dictionary.rows
 10 extraction.record stats.conjunctions stats.feature_shares stats.flips stats.glm stats.hurdle_kernels stats.paired
 10 stats.probes stats.rdm_models stats.resample stats.units
-11 causal.gradients causal.passes causal.steering dictionary.architectures dictionary.pathology examine.items examine.stream
-11 extraction.run stats.adjusted stats.battery stats.chains stats.communities stats.crossfit stats.hurdle stats.lanes
-11 stats.length stats.levels stats.mixed stats.model_comparison stats.nested_shares stats.plasmode
+11 causal.gradients causal.passes causal.steering dictionary.architectures dictionary.pathology examine.items
+11 examine.stream extraction.run stats.adjusted stats.battery stats.chains stats.communities stats.crossfit stats.hurdle
+11 stats.lanes stats.length stats.levels stats.mixed stats.model_comparison stats.nested_shares stats.plasmode
 11 stats.preactivations stats.projection stats.worlds
 12 causal.attribution causal.decoding causal.items causal.material causal.replacements
 12 dictionary.alternatives dictionary.interaction_study dictionary.scorecard dictionary.train examine.activity
@@ -67,7 +67,8 @@ LAYERS = """
 14 causal.changes causal.costs causal.joint_effects causal.prompted causal.prompting examine.tracking examine.verdicts
 14 examine.viewer
 14 stats.asked stats.distances stats.heights stats.rows stats.rsa_tests stats.second_order
-15 causal.pairs causal.removing causal.rows report.directions report.references report.stored report.style
+15 causal.pairs causal.removing causal.rows causal.workload report.directions report.references report.stored
+15 report.style
 15 report.wording stats.contrast stats.map_rows stats.pattern_statistics stats.power stats.rsa stats.searchlight
 15 stats.temporal
 16 causal.beside causal.patched causal.population causal.pushes causal.removal_rows causal.tested examine.describe

@@ -38,6 +38,7 @@ class Run(NamedTuple):
     change : (n_stimuli, 1 + K, n_doses), target first, minus the clean run;  clean : (n_stimuli,)
     moved : largest change of a logit by the target;  controls : how they were chosen
     outside : highest dose above the largest natural activity of any of the features
+    halved : how often a batch was halved because memory ran out
     """
 
     mode: str
@@ -49,6 +50,7 @@ class Run(NamedTuple):
     moved: float
     controls: Controls
     outside: bool
+    halved: int = 0
 
     @property
     def based(self) -> int:
@@ -75,6 +77,30 @@ def condition_of(place: Place, features: Sequence[int], *, mode: str, dose: np.n
     return (Edit(place.dictionary.hook, mode, place.region, dictionary=place.dictionary, features=own, dose=dose),)
 
 
+def doses_asked(ask: Any, mode: str) -> tuple[tuple[str, ...], tuple[float | str, ...]]:
+    """Doses as written and as given, the base of the slope first where there are several.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> doses_asked(SimpleNamespace(doses=("p50", 2.0)), "clamp")
+    (('0', 'p50', '2.0'), (0.0, 'p50', 2.0))
+    """
+    if mode == "ablate":
+        return ("0",), (0.0,)
+    written, given = tuple(str(dose) for dose in ask.doses), tuple(ask.doses)
+    if len(given) < 2:
+        return written, given
+    base = AT_REST.get(mode, 0.0)
+    rest = [(w, d) for w, d in zip(written, given, strict=True) if d != base]
+    return (f"{base:g}", *(w for w, _ in rest)), (base, *(d for _, d in rest))
+
+
+def doses_run(mode: str, given: Sequence[float | str]) -> list[float | str]:
+    """The doses that need passes: a base at which nothing is edited needs none."""
+    return list(given)[1:] if len(given) > 1 and mode not in FROM_ZERO else list(given)
+
+
 def run_set(
     place: Place,
     reference: Reference,
@@ -92,12 +118,7 @@ def run_set(
     DataError
         The edit would change nothing, or there are too few candidates for controls.
     """
-    written = ("0",) if mode == "ablate" else tuple(str(dose) for dose in ask.doses)
-    given: tuple[float | str, ...] = (0.0,) if mode == "ablate" else tuple(ask.doses)
-    if len(given) > 1:
-        base = AT_REST.get(mode, 0.0)
-        rest = [(w, d) for w, d in zip(written, given, strict=True) if d != base]
-        written, given = (f"{base:g}", *(w for w, _ in rest)), (base, *(d for _, d in rest))
+    written, given = doses_asked(ask, mode)
     if mode in REMOVES and not place.codes[:, list(features)].nnz:
         raise DataError(
             f"features {_some(features)} are active at no token of '{place.region}' in the tested texts: to {mode} "
@@ -111,12 +132,14 @@ def run_set(
     controls = matched_controls(table, features, n=ask.n_controls, match=match, excluded=excluded, W_dec=W, seed=seed)
     if not as_features:
         controls = controls._replace(note=f"{controls.note}; added as directions, as long as the edit at each token")
-    change, clean, moved = _outcomes(place, reference, features, controls=controls.sets, given=given, asked=(mode, ask))
+    change, clean, (moved, halved) = _outcomes(
+        place, reference, features, controls=controls.sets, given=given, asked=(mode, ask)
+    )
     levels = np.array([as_dose(dose, reference, features).mean() for dose in given])
     top = reference.quantile(features, 1.0)
     highest = as_dose(list(given)[-1], reference, features)
     outside = mode not in ("ablate", "scale") and bool((highest > np.nan_to_num(top, nan=0.0) * (1 + 1e-6)).any())
-    return Run(mode, tuple(map(int, features)), written, levels, change, clean, moved, controls, outside)
+    return Run(mode, tuple(map(int, features)), written, levels, change, clean, moved, controls, outside, halved)
 
 
 def _some(features: Sequence[int]) -> str:
@@ -131,11 +154,11 @@ def _outcomes(
     controls: np.ndarray,
     given: Sequence[float | str],
     asked: tuple[str, Any],
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Changes (n_stimuli, 1 + K, n_doses), the clean outcome, and the largest change of a logit by the target."""
+) -> tuple[np.ndarray, np.ndarray, tuple[float, int]]:
+    """Changes (n_stimuli, 1 + K, n_doses), the clean outcome, largest change of a logit by the target, halvings."""
     mode, ask = asked
-    at_rest = len(given) > 1 and mode not in FROM_ZERO
-    run = list(given)[1:] if at_rest else list(given)
+    run = doses_run(mode, given)
+    at_rest = len(run) < len(given)
     doses = [as_dose(dose, reference, features) for dose in run]
     conditions = [condition_of(place, features, mode=mode, dose=dose) for dose in doses]
     for one in controls:
@@ -155,7 +178,7 @@ def _outcomes(
     moved = float(found.moved[:, : len(run)].max(initial=0.0))
     if not moved > 0:
         raise DataError(f"editing features {_some(features)} ({mode}) moves no logit of any text; that is no result.")
-    return change, clean, moved
+    return change, clean, (moved, int(found.record["halved"]))
 
 
 def contrasted(

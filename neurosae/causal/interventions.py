@@ -6,18 +6,21 @@ features -> places (site x region) -> modes -> conditions of target and controls
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from neurosae.causal.beside import Work, at_levels, control_table, dose_rows, dose_table, ladder_rows
-from neurosae.causal.changes import Run, condition_of, contrasted, present_cells, run_set
+from neurosae.causal.changes import Run, condition_of, contrasted, doses_asked, doses_run, present_cells, run_set
 from neurosae.causal.chosen import directed, reference_texts, written_texts
 from neurosae.causal.costs import OFF_TARGET, at_all_tokens, neutral_costs
+from neurosae.causal.ladder import RUNGS
 from neurosae.causal.material import as_dose, place_of, reference_of, stimuli_for
 from neurosae.causal.population import Slopes, gather, population_rows
 from neurosae.causal.rows import Claim, Settings, beside_row, claim_of, corrected, table_of
+from neurosae.causal.workload import announce, part_of, tokens_per_second, workload
 from neurosae.errors import DataError, choose
 from neurosae.spec.causal import InterventionBlock
 from neurosae.spec.design import Design
@@ -111,7 +114,7 @@ def run(
     """One block of `tests:` with `test: intervention`.
 
     Extras: `doses` (target and controls at every dose), `controls` (what every control set did), `balance` (how well
-    they were matched).
+    they were matched), `workload` (what the run was to cost).
     """
     spec = study.spec
     test = next((name for name, block in spec.tests.items() if block is ask), ask.test)
@@ -149,7 +152,7 @@ def _tested(
 ) -> Tested:
     """Claims first, corrected together; then what is described beside them."""
     shared = Settings(test, settings.n_permutations, ask.correction, seed, ask.smallest, ask.freeze)
-    found = Found([], [], {"doses": [], "controls": [], "balance": []}, {})
+    found = Found([], [], {"doses": [], "controls": [], "balance": [], "workload": [planned(jobs, ask, test)]}, {})
     for work, features in jobs:
         for group in [features] if ask.per == "set" else [(j,) for j in features]:
             one = work if ask.per == "set" else work._replace(where=work.where | {"feature": group[0]})
@@ -161,6 +164,25 @@ def _tested(
     table = table_of([*corrected(found.claims, shared), *together, *found.beside])
     extras = {name: pd.concat(t, ignore_index=True) for name, t in found.extras.items() if t}
     return Tested(check_results(table), None, extras)
+
+
+def planned(jobs: Sequence[tuple[Work, tuple[int, ...]]], ask: Any, test: str) -> pd.DataFrame:
+    """What a test will cost, said before it begins where it is long."""
+    parts = []
+    for work, features in jobs:
+        for mode, group in product(ask.mode, [None] if ask.per == "set" else features):
+            where = work.where | {"mode": mode} | ({} if group is None else {"feature": group})
+            n_doses = len(doses_run(mode, doses_asked(ask, mode)[1]))
+            parts.append(part_of(work.place, where, "target and controls", n_conditions=(1 + ask.n_controls) * n_doses))
+            if ask.ladder and ask.per == "set":
+                parts.append(part_of(work.place, where, "ladder", n_conditions=RUNGS + len(work.others)))
+            if ask.off_target:
+                n_costs = 1 if mode == "ablate" else len(ask.doses)
+                parts.append(parts[-1]._replace(part="off target", n_conditions=n_costs, n_texts=len(work.texts),
+                                                n_tokens=OFF_TARGET))  # fmt: skip
+    table = workload(parts, tokens_per_second(jobs[0][0].place))
+    announce(test, table)
+    return table
 
 
 class Found(NamedTuple):

@@ -6,7 +6,7 @@ interactions. `test: joint_clamp` is the causal member of the integration batter
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -18,8 +18,19 @@ from neurosae.causal.costs import OFF_TARGET, at_all_tokens, neutral_costs
 from neurosae.causal.inference import item_tests, without_rounding
 from neurosae.causal.joint_effects import Interactions, JointFound, joint_tests, shapley_taylor
 from neurosae.causal.material import Reference, place_of, reference_of, stimuli_for
-from neurosae.causal.pairs import Both, Setting, by_unit, clamp_means, clamp_pair, edit_of, outcomes_of, surface
+from neurosae.causal.pairs import (
+    Both,
+    Setting,
+    by_unit,
+    clamp_means,
+    clamp_pair,
+    edit_of,
+    n_alone,
+    outcomes_of,
+    surface,
+)
 from neurosae.causal.rows import table_of
+from neurosae.causal.workload import announce, part_of, tokens_per_second, workload
 from neurosae.errors import DataError
 from neurosae.spec.causal import JointClampBlock
 from neurosae.spec.design import Design
@@ -110,7 +121,8 @@ def run(
 ) -> Tested:
     """One block of `tests:` with `test: joint_clamp`.
 
-    Extras: `clamps` (means of the four conditions), `controls` (I of the matched pairs), `balance`, `surface`.
+    Extras: `clamps` (means of the four conditions), `controls` (I of the matched pairs), `balance`, `surface`,
+    `workload` (what the run was to cost).
     """
     spec = study.spec
     test = next((name for name, block in spec.tests.items() if block is ask), ask.test)
@@ -167,38 +179,68 @@ def _tested(
     seed: int,
 ) -> Tested:
     """Every place and direction; Holm over all claims."""
-    stimuli, model, design, effects = given
     rows: list[dict[str, Any]] = []
     extras: dict[str, list[pd.DataFrame]] = {"clamps": [], "controls": [], "balance": [], "surface": []}
-    directions = ("clamp", "ablate") if ask.direction == "both" else (ask.direction,)
-    for job in jobs:
-        for direction in directions:
-            levels = _levels(ask, effects, direction)
-            chosen = stimuli_for(stimuli, design, region=job.where["region"], split=ask.split, only=levels)
-            place = place_of(chosen, model, job.dictionary, region=job.where["region"])
-            at = Setting(place, job.reference, design, direction, ask.dose, ask.freeze, ask.controls, tuple(ask.match))
-            shown = {"site": job.where["site"], "region": job.where["region"], "mode": direction}
-            cost = off_target(job, at) if ask.off_target else {}
-            if len(job.sets) > 2:
-                rows += [row | cost for row in _shapley_rows(job, at, settings=settings, seed=seed)]
-                continue
-            made = clamp_pair(
-                at,
-                tuple(job.sets.values()),  # pyright: ignore[reportArgumentType]
-                n_controls=ask.n_controls,
-                excluded=job.excluded.tolist(),
-                seed=seed,  # pyright: ignore
-            )
-            rows.append(_claim_row(job, at, made, settings=settings, seed=seed) | cost)
-            extras["clamps"].append(clamp_means(made).assign(**shown))
-            extras["balance"].append(made.balance.assign(**shown))
-            extras["controls"].append(_control_table(made).assign(**shown))
-            if ask.doses and direction == "clamp":
-                extras["surface"].append(_surface_table(job, at, ask, settings=settings, seed=seed).assign(**shown))
+    settled = list(_settled(jobs, ask, given))
+    extras["workload"] = [planned(settled, ask)]
+    for job, at in settled:
+        shown = {"site": job.where["site"], "region": job.where["region"], "mode": at.mode}
+        cost = off_target(job, at) if ask.off_target else {}
+        if len(job.sets) > 2:
+            rows += [row | cost for row in _shapley_rows(job, at, settings=settings, seed=seed)]
+            continue
+        made = clamp_pair(
+            at,
+            tuple(job.sets.values()),  # pyright: ignore[reportArgumentType]
+            n_controls=ask.n_controls,
+            excluded=job.excluded.tolist(),
+            seed=seed,  # pyright: ignore
+        )
+        rows.append(_claim_row(job, at, made, settings=settings, seed=seed) | cost)
+        extras["clamps"].append(clamp_means(made).assign(**shown))
+        extras["balance"].append(made.balance.assign(**shown))
+        extras["controls"].append(_control_table(made).assign(**shown))
+        if ask.doses and at.mode == "clamp":
+            extras["surface"].append(_surface_table(job, at, ask, settings=settings, seed=seed).assign(**shown))
     _correct(rows, ask.correction)
     return Tested(
         check_results(table_of(rows)), None, {name: pd.concat(t, ignore_index=True) for name, t in extras.items() if t}
     )
+
+
+def _settled(
+    jobs: Sequence[Job], ask: JointClampBlock, given: tuple[Any, Any, Design, Mapping[str, Any]]
+) -> Iterator[tuple[Job, Setting]]:
+    """Every place in every direction, with the texts that it runs on."""
+    stimuli, model, design, effects = given
+    for job in jobs:
+        for direction in ("clamp", "ablate") if ask.direction == "both" else (ask.direction,):
+            levels, region = _levels(ask, effects, direction), job.where["region"]
+            chosen = stimuli_for(stimuli, design, region=region, split=ask.split, only=levels)
+            place = place_of(chosen, model, job.dictionary, region=region)
+            match = tuple(ask.match)
+            yield job, Setting(place, job.reference, design, direction, ask.dose, ask.freeze, ask.controls, match)
+
+
+def planned(settled: Sequence[tuple[Job, Setting]], ask: JointClampBlock) -> pd.DataFrame:
+    """What a test will cost, said before it begins where it is long."""
+    parts, k = [], len(ask.doses)
+    for job, at in settled:
+        where, n_sets = job.where | {"mode": at.mode}, len(job.sets)
+        if n_sets > 2:
+            runs = {"sets in all coalitions, free and frozen": 2 * (2**n_sets - 1)}
+        else:
+            runs = {"target pair, free and frozen": 6, "controls alone": n_alone(ask.n_controls),
+                    "matched pairs, free and frozen": 4 * ask.n_controls}  # fmt: skip
+            runs |= {"surface, free and frozen": 2 * (2 * k + k * k)} if k and at.mode == "clamp" else {}
+        parts += [part_of(at.place, where, name, n_conditions=n) for name, n in runs.items()]
+        if ask.off_target:
+            n_costs = 3 if n_sets == 2 else 1
+            parts.append(parts[-1]._replace(part="off target", n_conditions=n_costs, n_texts=len(job.texts),
+                                            n_tokens=OFF_TARGET))  # fmt: skip
+    table = workload(parts, tokens_per_second(settled[0][1].place))
+    announce(str(settled[0][0].where["test"]), table)
+    return table
 
 
 def off_target(job: Job, at: Setting) -> dict[str, float]:

@@ -22,6 +22,7 @@ from neurosae.causal.edits import Edit
 from neurosae.causal.material import Place, by_stimulus
 
 DRAWS = 5
+RUNGS = 2 * DRAWS + 3  # conditions of all rungs but those of other layers
 
 
 class Rung(NamedTuple):

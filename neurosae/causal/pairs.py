@@ -132,6 +132,11 @@ def clamp_pair(
     return empty._replace(controls_free=found[0], controls=found[1], balance=found[2], note=found[3])
 
 
+def n_alone(n_pairs: int) -> int:
+    """How many control sets are edited alone, so that this many pairs can be chosen."""
+    return 2 * (int(np.ceil(SPARE * n_pairs)) + PLAIN)
+
+
 def _controls(
     at: Setting,
     sets: tuple[np.ndarray, np.ndarray],
@@ -147,7 +152,7 @@ def _controls(
     match = [name for name in at.match if name == "density" or (name == "size" and as_features)]
     match += ["cosine"] if "effect" in at.match else []  # with the read-out: what a direct effect comes from
     W = at.place.dictionary.W_dec.detach().float().cpu().numpy()
-    away, m = np.r_[np.asarray(excluded, dtype=int), *sets], int(np.ceil(SPARE * n))
+    away, m = np.r_[np.asarray(excluded, dtype=int), *sets], n_alone(n) // 2 - PLAIN
     made = [
         matched_controls(table, own, n=m, match=match, excluded=away, W_dec=W, seed=seed + k)
         for k, own in enumerate(sets)

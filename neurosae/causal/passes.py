@@ -10,7 +10,8 @@ stimuli -> tokens, cells -> rows (stimulus, condition) -> batches -> logits at t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -18,17 +19,19 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from neurosae.causal.conditions import Condition, Placed
 from neurosae.causal.deltas import Cells, edited, flat
 from neurosae.causal.freezing import check_freezing, held, quiet_norms, replay
 from neurosae.causal.outcomes import Ask, Predictions, score
-from neurosae.causal.plan import Batch, Plan, causal_mask, make_batches, make_plan, parting
+from neurosae.causal.plan import Batch, Plan, causal_mask, halves, make_batches, make_plan, parting
 from neurosae.causal.prompts import unscored
 from neurosae.errors import DataError, ModelError, NeurosaeError
 from neurosae.extraction.packing import pad
 from neurosae.extraction.passes import LanguageModel, precision, read_head
 from neurosae.extraction.selftest import TOLERANCE
+from neurosae.extraction.shard import is_out_of_memory
 
 LOGITS = 1 << 23  # logits held at once: 32 MB
 LAST = ""  # what is kept of the last residual stream; no outcome is called so
@@ -44,9 +47,9 @@ class Edited(NamedTuple):
     clean : {outcome: float64 (n_stimuli,)}, without any edit
     moved : float64 (n_stimuli, n_conditions), largest |change of a logit| at the scored tokens
     record : how it was run: `freeze`, `replay` (largest relative change of a logit by replaying alone), `rows`,
-        `passes`, `shared_layers` (run once per stimulus), `unscored` {stimulus: why}, `idle` {condition: why}, and
-        `size` (n_stimuli, n_conditions), the largest change of an activation by an edit, relative to the root mean
-        square of its vector
+        `passes`, `halved` (how often a batch was halved because memory ran out), `shared_layers` (run once per
+        stimulus), `unscored` {stimulus: why}, `idle` {condition: why}, and `size` (n_stimuli, n_conditions), the
+        largest change of an activation by an edit, relative to the root mean square of its vector
     """
 
     values: dict[str, np.ndarray]
@@ -114,9 +117,9 @@ def edited_outcomes(
     clean = {name: np.full(shape[0], np.nan) for name in plan.names}
     values = {name: np.full(shape, np.nan) for name in plan.names}
     moved, size, shared = np.zeros(shape), np.zeros(shape), []
-    batches = make_batches(plan, batch_tokens)
-    for batch in batches:
-        found = _run(plan, batch)
+    passes = n_rows = n_halved = 0
+    for batch, found, halved in _each_batch(plan, make_batches(plan, batch_tokens)):
+        passes, n_rows, n_halved = passes + 1, n_rows + len(batch.stimulus), halved
         row, other = batch.stimulus, batch.condition >= 0
         for name, value in found.values.items():
             fresh = ~other & np.isnan(clean[name][row])
@@ -132,11 +135,53 @@ def edited_outcomes(
     if found_idle and (idle == "error" or not (moved > 0).any()):
         raise next(iter(found_idle.values()))
     record = {
-        "freeze": freeze, "replay": replayed, "passes": len(batches), "shared_layers": min(shared, default=0),
-        "rows": sum(len(batch.stimulus) for batch in batches), "unscored": dict(unscored(plan.prompts)), "size": size,
+        "freeze": freeze, "replay": replayed, "passes": passes, "shared_layers": min(shared, default=0),
+        "rows": n_rows, "halved": n_halved, "unscored": dict(unscored(plan.prompts)), "size": size,
         "idle": {c: str(why) for c, why in found_idle.items()},
     }  # fmt: skip
     return Edited(values, clean, moved, record)
+
+
+def _each_batch(plan: Plan, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Found, int]]:
+    """Batches with what they gave, and how often one was halved because memory ran out.
+
+    Once memory has run out, no later batch is larger than half of the one that did not fit; numbers move by rounding.
+    """
+    todo, most, halved = list(batches)[::-1], max((len(b.stimulus) for b in batches), default=0), 0
+    total = sum(int((b.condition >= 0).sum()) for b in batches)
+    with tqdm(total=total, unit="row", desc="intervene", disable=None, delay=2, mininterval=1) as bar:
+        while todo:
+            batch = todo.pop()
+            if len(batch.stimulus) <= most:
+                found = _run_if_it_fits(plan, batch)
+                if found is not None:
+                    bar.update(int((batch.condition >= 0).sum()))
+                    yield batch, found, halved
+                    continue
+                # the error is gone by now, and with it the tensors that its frames held
+                if torch.device(plan.model.device).type == "cuda":
+                    torch.cuda.empty_cache()
+                most, halved = max(2, len(batch.stimulus) // 2), halved + 1
+                if halved == 1:
+                    said = f"memory ran out at {len(batch.stimulus)} texts under edits in one pass; batches are halved"
+                    tqdm.write(said, file=sys.stderr)
+            parts = halves(batch)
+            if not parts:
+                n = int(plan.last[batch.stimulus].max()) + 1
+                raise ModelError(
+                    f"one text of {n} tokens with and without an edit does not fit into the memory of "
+                    f"{plan.model.device}; use another device, a smaller model, or dtype: bfloat16."
+                )
+            todo += parts[::-1]
+
+
+def _run_if_it_fits(plan: Plan, batch: Batch) -> Found | None:
+    try:
+        return _run(plan, batch)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    return None
 
 
 def _idle(plan: Plan, moved: np.ndarray, size: np.ndarray) -> dict[int, NeurosaeError]:

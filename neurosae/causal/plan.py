@@ -212,3 +212,29 @@ def _group_batches(plan: Plan, group: Sequence[int], batch_tokens: int) -> list[
             if not left:
                 break
     return out
+
+
+def halves(batch: Batch) -> list[Batch]:
+    """The rows of a batch as two batches, each with the rows without edits that it needs; none where it has one row.
+
+    Examples
+    --------
+    >>> whole = Batch(np.array([4, 4, 4, 7, 7]), np.array([-1, 0, 1, -1, 0]), np.array([0, 0, 0, 3, 3]))
+    >>> [(one.stimulus.tolist(), one.condition.tolist(), one.clean.tolist()) for one in halves(whole)]
+    [([4, 4], [-1, 0], [0, 0]), ([4, 4, 7, 7], [-1, 1, -1, 0], [0, 0, 2, 2])]
+    """
+    pairs = list(zip(batch.stimulus.tolist(), batch.condition.tolist(), strict=True))
+    edited = {s for s, c in pairs if c >= 0}
+    rows = [(s, c) for s, c in pairs if c >= 0 or s not in edited]
+    if len(rows) < 2:
+        return []
+    middle = len(rows) // 2
+    return [_with_clean(part) for part in (rows[:middle], rows[middle:])]
+
+
+def _with_clean(rows: Sequence[tuple[int, int]]) -> Batch:
+    out: list[tuple[int, int, int]] = []
+    for s in dict.fromkeys(s for s, _ in rows):
+        clean = len(out)
+        out += [(s, -1, clean), *((s, c, clean) for other, c in rows if other == s and c >= 0)]
+    return Batch(*(np.array(column, dtype=np.int64) for column in zip(*out, strict=True)))

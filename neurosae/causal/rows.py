@@ -115,6 +115,8 @@ def _note(seen: Contrasted, run: Run) -> str:
     said.append(run.controls.unmatched)
     if run.outside:
         said.append("the highest dose lies outside the natural range")
+    if run.halved:
+        said.append(f"memory ran out: batches were halved {run.halved} times")
     return "; ".join(filter(None, [*said, seen.data.note]))
 
 

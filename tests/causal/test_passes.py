@@ -11,7 +11,7 @@ import torch
 import transformers
 from numpy.testing import assert_allclose, assert_array_equal
 
-from neurosae.causal import plan
+from neurosae.causal import passes, plan
 from neurosae.causal.edits import Edit
 from neurosae.causal.outcomes import Activation
 from neurosae.causal.passes import edited_outcomes
@@ -413,3 +413,53 @@ def test_targets_of_several_tokens_are_not_scored():
     assert "tokens" in found.record["unscored"]["two"]
     with pytest.raises(DataError, match="needs a target"):
         edited_outcomes(stimuli[1:], model, [()])
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+
+def too_large(monkeypatch, most):
+    """Passes of more than `most` rows run out of memory."""
+    sizes, run = [], passes._run
+
+    def fails(plan, batch):
+        sizes.append(len(batch.stimulus))
+        if len(batch.stimulus) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return run(plan, batch)
+
+    monkeypatch.setattr(passes, "_run", fails)
+    return sizes
+
+
+def test_batches_are_halved_when_memory_runs_out(and_circuit, monkeypatch, capsys):
+    """The same numbers in smaller passes; said once, counted, and no later pass is as large again."""
+    d = and_circuit.dictionary
+    conditions = [(Edit(d.hook, "steer", "last", dictionary=d, features=(j,), dose=1.0),) for j in range(6)] + [()]
+    stimuli = and_circuit.stimuli.head(9)
+    whole = edited_outcomes(stimuli, and_circuit.model, conditions, outcomes=("logit_diff", "kl"), freeze="final")
+    assert whole.record["halved"] == 0
+    sizes = too_large(monkeypatch, 20)
+    made = edited_outcomes(stimuli, and_circuit.model, conditions, outcomes=("logit_diff", "kl"), freeze="final")
+    for name in ("logit_diff", "kl"):
+        assert_allclose(made.values[name], whole.values[name], atol=1e-4)
+        assert_allclose(made.clean[name], whole.clean[name], atol=1e-4)
+    assert_allclose(made.moved, whole.moved, atol=1e-4)
+    assert made.record["halved"] == sum(size > 20 for size in sizes)
+    assert made.record["passes"] == sum(size <= 20 for size in sizes)
+    failed = [size for size in sizes if size > 20]
+    assert failed == sorted(failed, reverse=True)
+    assert max(sizes[len(failed) :]) <= failed[-1] // 2 + 1
+    assert capsys.readouterr().err.count("memory ran out at") == 1
+
+
+def test_one_text_that_does_not_fit_is_refused(and_circuit, monkeypatch):
+    """No batch is smaller than a text with and without its edit; other errors are not taken for memory."""
+    d = and_circuit.dictionary
+    up = (Edit(d.hook, "steer", "last", dictionary=d, features=(0,), dose=1.0),)
+    too_large(monkeypatch, 1)
+    with pytest.raises(ModelError, match="one text of 5 tokens with and without an edit does not fit"):
+        edited_outcomes(and_circuit.stimuli.head(4), and_circuit.model, [up])
+    monkeypatch.setattr(passes, "_run", lambda plan, batch: (_ for _ in ()).throw(RuntimeError("shapes differ")))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        edited_outcomes(and_circuit.stimuli.head(4), and_circuit.model, [up])
