@@ -23,7 +23,7 @@ MODULES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in P
 # A module imports only from layers with a smaller number, also inside functions; equal numbers never import each other.
 LAYERS = """
 0  errors spec.words
-1  causal.scoring design.import_files spec.fields spec.files spec.frames spec.hooks
+1  causal.progress causal.scoring design.import_files spec.fields spec.files spec.frames spec.hooks
 2  design.import_tables spec.block spec.effects spec.load spec.results spec.sites
 3  spec.attribution spec.causal spec.design spec.examine spec.examine_tests spec.factorial spec.generation
 3  spec.geometry spec.integration spec.patching spec.planning spec.positions spec.subjects

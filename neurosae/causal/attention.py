@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from neurosae.causal.progress import with_bar
 from neurosae.causal.scored import Scored, as_responses, score_stimuli
 from neurosae.causal.tested import block_effects, run_sites
 from neurosae.errors import ModelError
@@ -100,7 +101,7 @@ def attention_shares(
     n, model = len(scored.ids), scored.model
     n_heads = int(model.bridge.cfg.n_heads)
     out = {pair: np.zeros((n, model.n_layers * n_heads)) for pair in pairs}
-    for rows in length_buckets([len(ids) for ids in scored.ids], batch_tokens):
+    for rows in with_bar(length_buckets([len(ids) for ids in scored.ids], batch_tokens), "attention"):
         ids, mask = pad([scored.ids[i] for i in rows])
         weights = {pair: _weights(scored, rows, ids.shape[1], pair=pair) for pair in pairs}
 

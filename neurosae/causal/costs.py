@@ -15,6 +15,7 @@ import torch
 
 from neurosae.causal.edits import Edit
 from neurosae.causal.generation import writer
+from neurosae.causal.progress import with_bar
 from neurosae.causal.steering import Steering, steered
 from neurosae.dictionary.texts import make_contexts, one_thread
 from neurosae.errors import DataError
@@ -91,7 +92,7 @@ def neutral_costs(
     shape = (len(texts), len(conditions))
     kl, surprisal, plain, count = np.zeros(shape), np.zeros(shape), np.zeros(len(texts)), np.zeros(len(texts))
     with one_thread(model), torch.inference_mode(), precision(model):
-        for ids, document in _batches(model, texts, n_tokens):
+        for ids, document in with_bar(_batches(model, texts, n_tokens), "off target"):
             base = _log_probabilities(model, ids, ())
             following = ids[:, model.tokens.first + 1 :, None]  # pyright: ignore[reportOptionalMemberAccess]
             np.add.at(plain, document, -base.gather(2, following).sum((1, 2)).cpu().numpy())

@@ -22,6 +22,7 @@ import torch
 
 from neurosae.causal.attribution import times_products
 from neurosae.causal.gradients import Stop, frozen_weights, logit_difference
+from neurosae.causal.progress import with_bar
 from neurosae.causal.scored import TARGET, Scored, as_responses, score_stimuli
 from neurosae.errors import DataError, ModelError
 from neurosae.extraction.packing import length_buckets, pad
@@ -121,7 +122,7 @@ def split_logit_difference(scored: Scored, hooks: Sequence[str] = (), *, batch_t
     """Parts of LD of every stimulus, and the stream at further hook points; see `direct_attribution`."""
     n, found = len(scored.ids), []
     with frozen_weights(scored.model), precision(scored.model):
-        for rows in length_buckets([len(ids) for ids in scored.ids], batch_tokens):
+        for rows in with_bar(length_buckets([len(ids) for ids in scored.ids], batch_tokens), "direct effects"):
             found.append((rows, *_batch(scored, rows, hooks)))
     order = np.argsort(np.concatenate([rows for rows, *_ in found]))
     values, logit_diff, u = (np.concatenate([part[k] for part in found])[order] for k in (2, 3, 4))

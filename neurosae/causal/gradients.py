@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from neurosae.causal.progress import with_bar
 from neurosae.causal.scored import Scored
 from neurosae.errors import ModelError
 from neurosae.extraction.packing import length_buckets, pad
@@ -103,7 +104,7 @@ def ld_gradients(
     silent = set(hooks)
     lengths = [len(ids) for ids in scored.ids]
     with frozen_weights(model), precision(model):
-        for rows in length_buckets(lengths, batch_tokens):
+        for rows in with_bar(length_buckets(lengths, batch_tokens), "gradients"):
             ids, mask = pad([scored.ids[i] for i in rows])
             added = {} if moved is None else moved(rows, ids.shape[1])
             batch = _backward(scored, rows, (ids, mask), hooks=hooks, added=added)

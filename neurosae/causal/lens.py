@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from neurosae.causal.progress import with_bar
 from neurosae.causal.scored import TARGET, Scored, as_responses, score_stimuli
 from neurosae.causal.tested import block_effects, run_sites
 from neurosae.errors import choose
@@ -85,7 +86,7 @@ def read_layers(scored: Scored, *, batch_tokens: int = 4096) -> dict[str, np.nda
     """Every measure of every stimulus and layer, {measure: float64 (n_stimuli, n_layers + 1)}."""
     model, hooks, n = scored.model, lens_hooks(scored.model), len(scored.ids)
     out = {name: np.empty((n, len(hooks))) for name in MEASURES}
-    for rows in length_buckets([len(ids) for ids in scored.ids], batch_tokens):
+    for rows in with_bar(length_buckets([len(ids) for ids in scored.ids], batch_tokens), "logit lens"):
         ids, mask = pad([scored.ids[i] for i in rows])
         streams = hooked_pass(model, ids, mask, hooks=hooks, rows=np.arange(len(rows)), cols=scored.at[rows])
         step = max(1, HELD // model.n_vocab)

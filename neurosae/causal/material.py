@@ -16,6 +16,7 @@ import torch
 
 from neurosae.causal.doses import FEWEST, active_quantiles
 from neurosae.causal.edits import MODES
+from neurosae.causal.progress import with_bar
 from neurosae.causal.prompts import Prompts, read_prompts, tokens_at
 from neurosae.dictionary.kinds import Dictionary
 from neurosae.errors import DataError
@@ -94,7 +95,7 @@ def place_of(stimuli: pd.DataFrame, model: LanguageModel, dictionary: Dictionary
     row = np.repeat(np.arange(len(cells)), [len(c) for c in cells])
     x = np.empty((len(row), dictionary.d_in), dtype=np.float32)
     starts = np.concatenate([[0], np.cumsum([len(c) for c in cells])])
-    for rows in length_buckets([len(ids) for ids in prompts.ids], BATCH):
+    for rows in with_bar(length_buckets([len(ids) for ids in prompts.ids], BATCH), "read the region"):
         ids, mask = pad([prompts.ids[i] for i in rows])
         at = np.concatenate([np.arange(int(starts[i]), int(starts[i + 1])) for i in rows])
         of = np.repeat(np.arange(len(rows)), [len(cells[i]) for i in rows])

@@ -26,6 +26,7 @@ from neurosae.causal.deltas import Cells, edited, flat
 from neurosae.causal.freezing import check_freezing, held, quiet_norms, replay
 from neurosae.causal.outcomes import Ask, Predictions, score
 from neurosae.causal.plan import Batch, Plan, causal_mask, halves, make_batches, make_plan, parting
+from neurosae.causal.progress import PATIENCE
 from neurosae.causal.prompts import unscored
 from neurosae.errors import DataError, ModelError, NeurosaeError
 from neurosae.extraction.packing import pad
@@ -149,7 +150,7 @@ def _each_batch(plan: Plan, batches: Sequence[Batch]) -> Iterator[tuple[Batch, F
     """
     todo, most, halved = list(batches)[::-1], max((len(b.stimulus) for b in batches), default=0), 0
     total = sum(int((b.condition >= 0).sum()) for b in batches)
-    with tqdm(total=total, unit="row", desc="intervene", disable=None, delay=2, mininterval=1) as bar:
+    with tqdm(total=total, unit="row", desc="intervene", disable=None, delay=PATIENCE, mininterval=1) as bar:
         while todo:
             batch = todo.pop()
             if len(batch.stimulus) <= most:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from neurosae.causal.edits import Edit
+from neurosae.causal.progress import with_bar
 from neurosae.causal.prompts import Prompts, read_prompts, tokens_at
 from neurosae.dictionary.kinds import Dictionary
 from neurosae.errors import DataError, ModelError
@@ -120,7 +121,7 @@ def _vectors(
     hooks = list(dict.fromkeys(thing.hook for thing in things))
     regions = list(tokens)
     got: dict[tuple[str, str], dict[int, np.ndarray]] = {(hook, region): {} for hook in hooks for region in regions}
-    for rows in length_buckets([len(ids) for ids in read.ids], BATCH):
+    for rows in with_bar(length_buckets([len(ids) for ids in read.ids], BATCH), "read what is patched"):
         ids, mask = pad([read.ids[i] for i in rows])
         cells = [(k, region, i, tokens[region][i]) for region in regions for k, i in enumerate(rows.tolist())]
         sizes = [len(cell[3]) for cell in cells]

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from neurosae.causal.attention import each_pattern
+from neurosae.causal.progress import with_bar
 from neurosae.errors import DataError
 from neurosae.extraction.packing import length_buckets, pad
 from neurosae.extraction.passes import LanguageModel, hooked_pass, logits_of
@@ -83,7 +84,7 @@ def read_scores(model: LanguageModel, sequences: Sequences, *, repeated: bool) -
     ids = sequences.repeated if repeated else sequences.control
     n_heads = int(model.bridge.cfg.n_heads)
     out = np.empty((len(ids), len(SCORES), model.n_layers * n_heads))
-    for rows in length_buckets([len(row) for row in ids], BATCH_TOKENS):
+    for rows in with_bar(length_buckets([len(row) for row in ids], BATCH_TOKENS), "repeated sequences"):
 
         def reduce(layer: int, pattern: torch.Tensor, *, rows: np.ndarray = rows) -> None:
             at = slice(layer * n_heads, (layer + 1) * n_heads)
@@ -125,7 +126,7 @@ def copy_losses(model: LanguageModel, sequences: Sequences) -> np.ndarray:
     The first token of a copy follows nothing that would tell it.
     """
     out = np.empty((len(sequences.repeated), 2))
-    for rows in length_buckets([len(row) for row in sequences.repeated], BATCH_TOKENS):
+    for rows in with_bar(length_buckets([len(row) for row in sequences.repeated], BATCH_TOKENS), "repeated sequences"):
         padded, _ = pad([sequences.repeated[i] for i in rows])
         for k, i in enumerate(rows):
             t = sequences.first + np.arange(1, 2 * int(sequences.lengths[i]))
@@ -177,7 +178,7 @@ def _heads_at(
 ) -> Iterator[list[torch.Tensor]]:
     """Z of all layers at some tokens of every sequence, a batch at a time: per layer (n_cells, n_heads * d_head)."""
     hooks = [f"blocks.{layer}.attn.hook_z" for layer in range(model.n_layers)]
-    for rows in length_buckets([len(row) for row in ids], BATCH_TOKENS):
+    for rows in with_bar(length_buckets([len(row) for row in ids], BATCH_TOKENS), "repeated sequences"):
         padded, mask = pad([ids[i] for i in rows])
         line = np.repeat(np.arange(len(rows)), [len(tokens[i]) for i in rows])
         found = hooked_pass(model, padded, mask, hooks=hooks, rows=line, cols=np.concatenate([tokens[i] for i in rows]))
