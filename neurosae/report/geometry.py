@@ -118,8 +118,11 @@ def second_statements(study: Study, test: str, rows: pd.DataFrame) -> Iterator[S
         f"({low['effect']}) to {digits(high['value'])}{span} ({high['effect']})."
     )
     found = tested[is_found(tested, alpha)]
-    by_cka = f"{len(found)} of {len(tested)} comparisons by CKA are above chance."
-    detail = f"{by_cka} {held(tested, alpha)}" if len(tested) else ""
+    by = listed([str(stat).replace("_", " ") for stat in distinct(tested["stat"])]) if len(tested) else ""
+    detail = f"{len(found)} of {len(tested)} comparisons by {by} are above chance. {held(tested, alpha)}" if by else ""
+    if len(rest := known[known["p_corr"].isna() & known["note"].fillna("").str.contains("No p: ")]):
+        why = str(rest["note"].iloc[0]).partition("No p: ")[2].rstrip(".")
+        detail = f"{detail} {plural(len(rest), 'comparison')} without p: {why}.".strip()
     verdict = "found" if len(found) else "exploratory" if not len(tested) else "nothing"
     yield Statement(test, "", verdict, f"{len(found)}", text, detail, _localizer(rows))
 
@@ -128,9 +131,8 @@ def draw_second(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Drawing
     """A matrix of places per measure."""
     if rows["value"].notna().any():
         words = (
-            "Agreement of the geometries of all pairs of sites, regions and positions. Dots: corrected p ≤ .05 "
-            "(CKA only; "
-            "agreements of RDMs have intervals over items in the table and no p)."
+            "Agreement of the geometries of all pairs of sites, regions and positions. Dots: corrected p ≤ .05. "
+            "RDMs of fewer than 8 conditions have intervals over items in the table and no p."
         )
         yield Drawing(
             f"{slug(test)}-agreement", "agreement", test, "Which places are alike", words, agreement(rows), wide=True
@@ -143,10 +145,19 @@ def second_methods(study: Study, rows: pd.DataFrame) -> Iterator[str]:
         part = rows[rows["test"] == test]
         yield (
             f"Second-order geometry ({test}): all pairs of places were compared by {listed(distinct(part['stat']))}. "
-            "Agreements of RDMs have percentile intervals over bootstrapped items; CKA was tested by permuting "
-            "whole items "
-            "of one place, the same permutation for all pairs, with the maximum over pairs."
+            "Agreements of RDMs have percentile intervals over bootstrapped items (where items are no conditions). "
+            f"{_permuted(part)}"
         )
+
+
+def _permuted(rows: pd.DataFrame) -> str:
+    """What was permuted for p; nothing where nothing was tested."""
+    tested = rows[rows["p_unc"].notna()]
+    kernels = tested["stat"].fillna("").str.startswith("cka")
+    what = ["the conditions" if len(tested[~kernels]) else "", "whole items (CKA)" if kernels.any() else ""]
+    if not (said := listed([one for one in what if one])):
+        return "None was tested."
+    return f"p comes from permuting {said} of the second place, alike for all pairs, with the maximum over pairs."
 
 
 def share_statements(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Statement]:

@@ -163,13 +163,17 @@ class SecondOrderBlock(Block):
     test: Literal["second_order"]
     """second_order"""
     conditions: OneOrMore
-    """Factors (and frame) whose combinations are the conditions."""
+    """Factors, frame and item, whose combinations are the conditions; with item every word is one."""
     distance: Distance = "crossnobis"
-    """Distance between the patterns of two conditions."""
+    """Distance between the patterns of two conditions; crossnobis is cross-validated over items (over frames, where
+    items are conditions)."""
     noise: Noise | None = None
     """Metric of crossnobis and mahalanobis, as in rsa."""
     measures: OneOrMore = ("rho-a", "cosine_cov", "cka", "cka_debiased")
     """How two places are compared: comparators of RDMs, and cka and cka_debiased of item x condition patterns."""
+    blocks: OneOrMore | None = None
+    """Factors or labels inside whose levels conditions are permuted; left out, the strata of the design where items are
+    conditions, else none. RDMs of 8 conditions and more have p."""
     n_bootstrap: Annotated[Count, Field(ge=50)] = 1000
     """Draws of items for the intervals of RDM measures."""
 
@@ -277,7 +281,7 @@ def geometry_problems(name: str, analysis: Any, design: Any) -> Iterator[Problem
         yield from _temporal_problems(block, analysis, design, where=where)
         return
     known, inner = (
-        [*design.factors, "frame", *(("item",) if isinstance(block, RsaBlock) else ())],
+        [*design.factors, "frame", *(("item",) if isinstance(block, RsaBlock | SecondOrderBlock) else ())],
         (*where, "conditions"),
     )
     for condition in block.conditions:
@@ -287,6 +291,8 @@ def geometry_problems(name: str, analysis: Any, design: Any) -> Iterator[Problem
     n = n_conditions(block.conditions, design)
     if n < 3:
         yield inner, f"give {n} conditions, that is {n * (n - 1) // 2} distance; add a factor, or use a contrast."
+    if isinstance(block, SecondOrderBlock):
+        yield from _block_problems(block, design, where)
     if isinstance(block, RsaBlock):
         yield from _inference_problems(block, design, where, n=n)
         yield from _model_problems(block, analysis, design, where=where)
@@ -328,10 +334,17 @@ def _inference_problems(block: RsaBlock, design: Any, where: Where, *, n: int) -
         yield (*where, "over"), f"frames are {len(design.frames)} here; a bootstrap needs at least 3 RDMs."
     if "item" in block.conditions and block.p_from == "bootstrap" and block.over == "item_folds":
         yield (*where, "over"), "item_folds divides items, but they are the conditions; use over: frames or sites."
+    yield from _block_problems(block, design, where)
+
+
+def _block_problems(block: RsaBlock | SecondOrderBlock, design: Any, where: Where) -> Iterator[Problem]:
     for name in block.blocks or ():
         known = [*design.factors, *design.labels]
         if name not in known:
             yield (*where, "blocks"), unknown("factor or label", short(name), known)
+        elif name not in block.conditions and "item" not in block.conditions:
+            text = f"'{name}' is averaged over by the conditions {', '.join(block.conditions)}; add it to `conditions`."
+            yield (*where, "blocks"), text
 
 
 def _model_problems(block: RsaBlock, analysis: Any, design: Any, *, where: Where) -> Iterator[Problem]:

@@ -23,14 +23,14 @@ class Movers:
     ----------
     unit : `condition` or `item`
     blocks : array of shape (n_units,); units change places only inside equal numbers
-    of_condition : array of shape (n_conditions,), the unit of every condition
-    within : array of shape (n_conditions,), its place among the conditions of the unit
+    of_row : array of shape (n_rows,), the unit of every row; rows are conditions, or patterns of items in conditions
+    within : array of shape (n_rows,), its place among the rows of the unit; units of one block have the same places
     held : names of the factors and labels that make the blocks
     """
 
     unit: str
     blocks: np.ndarray
-    of_condition: np.ndarray
+    of_row: np.ndarray
     within: np.ndarray
     held: tuple[str, ...] = ()
 
@@ -57,13 +57,13 @@ class Movers:
         return max(1 / n, float(np.exp(-self.log_count)))
 
     def drawn(self, seed: int) -> Callable[[int, int], np.ndarray]:
-        """(first, count) -> orders of the conditions, int (count, n_conditions); number 0 is the identity."""
+        """(first, count) -> orders of the rows, int (count, n_rows); number 0 is the identity."""
         table = np.full((len(self.blocks), int(self.within.max()) + 1), -1)
-        table[self.of_condition, self.within] = np.arange(len(self.within))
+        table[self.of_row, self.within] = np.arange(len(self.within))
 
         def draw(first: int, count: int) -> np.ndarray:
             units = orders(len(self.blocks), first, count, blocks=self.blocks, seed=seed)
-            return table[units[:, self.of_condition], self.within]
+            return table[units[:, self.of_row], self.within]
 
         return draw
 

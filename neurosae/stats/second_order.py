@@ -3,8 +3,9 @@ r"""Second-order geometry: do layers, sites, dictionaries, models or token posit
 1. The RDM of every place (`geometry`): site, region, position; sites may come from other dictionaries or other models.
 2. Two places are compared by their RDMs (conditions; rank correlation and whitened cosine) and by their kernels (item x
    condition rows; linear CKA, plain and debiased).
-3. Intervals of RDM agreement come from bootstrapped items, p of CKA from permuting whole items of one place, the same
-   permutation for all pairs, so that the maximum over pairs corrects.
+3. p comes from permuting the second place of every pair, by the same permutation for all pairs: its conditions for the
+   agreement of RDMs, its whole items for CKA. The maximum over pairs corrects. Intervals of RDM agreement come from
+   bootstrapped items.
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
+from neurosae.design.units import items_of
 from neurosae.errors import DataError, choose
 from neurosae.spec.geometry import SecondOrderBlock
 from neurosae.spec.load import as_record
 from neurosae.spec.results import Tested, as_results, check_results, counted_p
 from neurosae.stats import rdm
+from neurosae.stats.condition_labels import Movers, movers
 from neurosae.stats.geometry import Place, Question, places, question
+from neurosae.stats.joined import in_deviations, joined
 from neurosae.stats.rdm_compare import COMPARATORS, compare_rdms
+from neurosae.stats.relabel_conditions import TILE, label_null
 
 KERNELS = ("cka", "cka_debiased")
 MEASURES = ("rho-a", "cosine_cov", *KERNELS)
@@ -92,19 +97,20 @@ def second_order(
     Parameters
     ----------
     responses : {name: AnnData} of the same design; a name may be a site, another dictionary or another model
-    conditions : factors, and "frame", whose combinations are the rows of the RDMs
+    conditions : factors, "frame" and "item", whose combinations are the rows of the RDMs; with "item" every word is one
     region : one region or several
-    inference : as under `inference:`; `n_permutations` and `min_informative` are used
+    inference : as under `inference:`; `n_permutations`, `alpha` and `min_informative` are used
     settings : as in a `second_order` test: `distance`, `noise`, `measures` (rho-a, cosine_cov, cka, cka_debiased, or
-        another comparator of RDMs), `n_bootstrap` (1000), `split`, `sites`
+        another comparator of RDMs), `blocks`, `n_bootstrap` (1000), `split`, `sites`
     seed : int
 
     Returns
     -------
     DataFrame
-        The results schema, a row per pair and measure: `effect` is "first ~ second", `value` the agreement. RDM
-        measures have a 95 % percentile interval over bootstrapped items and no p; CKA has p and p_corr (maximum over
-        pairs). `x_first`, `x_second` name the two places.
+        The results schema, a row per pair and measure: `effect` is "first ~ second", `value` the agreement, `x_z` the
+        same in standard deviations of its null. `p_unc` and `p_corr` (maximum over pairs of the measure) are one-sided.
+        RDM measures have p from 8 conditions on, and a 95 % percentile interval over bootstrapped items where items are
+        no conditions; a row without p says why. `x_first`, `x_second` name the two places.
 
     Raises
     ------
@@ -113,10 +119,15 @@ def second_order(
 
     Notes
     -----
-    H0 of CKA: which item is which at one place says nothing about the other; whole items of one place are permuted
-    (among items of the same conditions). A high agreement of two RDMs of few conditions is no evidence by itself:
-    with K conditions there are K (K-1) / 2 distances, which is why it has an interval and no p. One language model is
-    one subject: intervals are over items like these, for these places.
+    H0 of RDM measures: which condition is which at one place says nothing about the geometry at the other. Conditions
+    of the second place change places inside `blocks` (with "item" whole items, inside the strata of the design unless
+    `blocks` say otherwise). H0 of CKA: the same for items, which move with all of their rows among items of the same
+    conditions and of one stratum. Both are exact for a pair if the units of a block are exchangeable. The second places
+    of all pairs move alike, so all layers of one model that stand second keep their dependence; permuting both places
+    of a pair alike would change no agreement.
+
+    All places read the same texts: agreement is of these items, what is peculiar to them included. Few conditions have
+    few permutations (4 have 24), hence 8. One language model is one subject: p and intervals are for these places.
 
     References
     ----------
@@ -138,29 +149,29 @@ def second_order(
     >>> found[["effect", "stat"]].values.tolist()[0], bool((found["value"] > 0.99).all())
     (['early ~ late', 'rho-a'], True)
     """
-    models = {"n_tokens": {"column": "n_tokens"}}
-    given = dict(settings or {})
-    block = {"test": "second_order", "region": region, "conditions": list(conditions), **given}
+    block = {"test": "second_order", "region": region, "conditions": list(conditions), **(settings or {})}
     ask = as_record(block, SecondOrderBlock, name="second_order")
-    rest = {k: v for k, v in given.items() if k in ("distance", "noise", "split", "sites")}
-    asked = question(models, conditions, region, inference=inference, settings=rest, seed=seed)
-    asked = Question("second_order", asked.ask, {}, asked.inference, seed)
-    return _answer(asked, ask, responses).table
+    return _answer(_question("second_order", ask, inference, seed=seed), ask, responses).table
 
 
 def run(responses: Any, ask: SecondOrderBlock, *, study: Any, earlier: Mapping[str, Tested], rng: Any) -> Tested:
     """Answer a `second_order` block of an analysis."""
     spec = study.spec
     name = next((name for name, block in spec.tests.items() if block is ask), "second_order")
-    rest = ask.model_dump(include={"distance", "noise", "split", "sites"}, exclude_none=True)
-    models = {"n_tokens": {"column": "n_tokens"}}
-    asked = question(models, ask.conditions, ask.region, inference=spec.inference, settings=rest, seed=spec.seed)
-    return _answer(Question(name, asked.ask, {}, spec.inference, spec.seed), ask, responses)
+    return _answer(_question(name, ask, spec.inference, seed=spec.seed), ask, responses)
+
+
+def _question(name: str, ask: SecondOrderBlock, inference: Any, *, seed: int) -> Question:
+    """The places of the block, as an RSA of the same conditions asks for them."""
+    rest = ask.model_dump(include={"distance", "noise", "blocks", "split", "sites"}, exclude_none=True)
+    settings, models = {**rest, "p_from": "condition_labels"}, {"n_tokens": {"column": "n_tokens"}}
+    made = question(models, ask.conditions, ask.region, inference=inference, settings=settings, seed=seed)
+    return Question(name, made.ask, {}, made.inference, seed)
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """Two places and what their rows have in common: rows of each, and the item of every common row."""
+    """Two places and what their rows have in common: rows of each, and item (or frame) and condition of common rows."""
 
     first: Place
     second: Place
@@ -192,7 +203,7 @@ def _pair(first: Place, second: Place) -> _Pair:
         )
     common = [key for key in keys[0] if key in keys[1]]
     items = tuple(dict.fromkeys(item for item, _ in common))
-    if len(items) < 3:
+    if len(items) < 3 and not first.by_item:
         raise DataError(
             f"{_said(first, second)} and {_said(second, first)} share {len(items)} items; at least 3 are needed."
         )
@@ -211,50 +222,111 @@ def _answer(asked: Question, ask: SecondOrderBlock, responses: Any) -> Tested:
     for measure in ask.measures:
         choose("measure", measure, dict.fromkeys((*COMPARATORS, *KERNELS), True))
     pairs = [_pair(a, b) for a, b in combinations(found, 2)]
+    tables = []
     with threadpool_limits(1, user_api="blas"):
-        rows = _rdm_rows(asked, ask, pairs)
-        kernels, null_max = _kernel_rows(asked, ask, pairs)
-    frame = pd.DataFrame([r for name in ask.measures for r in rows + kernels if r["stat"] == name])
-    table = check_results(as_results({name: frame[name] for name in frame.columns}))
-    return Tested(table, null_max, {})
+        sides = [_Sides.of(asked, ask, pair) for pair in pairs]
+        for measure in ask.measures:
+            made = [_kernel_row(asked, pair, measure) if measure in KERNELS else _rdm_row(asked, side, measure)
+                    for pair, side in zip(pairs, sides, strict=True)]  # fmt: skip
+            tops = [in_deviations(null) for _, null in made if null is not None]
+            over = f"{measure} over all pairs of places"
+            tables.append(joined([row for row, _ in made], tops, over=over, compared="x_z")[0])
+    frame = pd.concat([t.dropna(axis=1, how="all") for t in tables], ignore_index=True)
+    return Tested(check_results(as_results({name: frame[name] for name in frame.columns})), None, {})
 
 
 def _about(asked: Question, pair: _Pair, measure: str) -> dict[str, Any]:
     one, two = pair.first, pair.second
     where = {"site": one.site, "region": one.region, "position": one.position}
-    note = "" if len(pair.items) == len(one.found.items) else f"{len(pair.items)} items that both places have."
+    few = not one.by_item and len(pair.items) < len(one.found.items)
+    n_units = len({key[0] for key in one.found.conditions}) if one.by_item else len(pair.items)
     return {
         "test": asked.name, "kind": "second_order", "effect": pair.name, **where, "split": asked.ask.split,
-        "set": f"{measure} over all informative features", "stat": measure, "unit": "item", "n_units": len(pair.items),
-        "n_features": one.found.n_features, "note": note, "x_n_features_second": two.found.n_features,
+        "set": f"{measure} over all informative features", "stat": measure, "unit": "item", "n_units": n_units,
+        "n_features": one.found.n_features, "note": f"{len(pair.items)} items that both places have. " if few else "",
+        "x_n_features_second": two.found.n_features, "p_method": "none",
         "x_first": " ".join(map(str, one.key)), "x_second": " ".join(map(str, two.key)),
     }  # fmt: skip
 
 
-def _rdm_rows(asked: Question, ask: SecondOrderBlock, pairs: Sequence[_Pair]) -> list[dict[str, Any]]:
-    """Agreement of RDMs with intervals over bootstrapped items, the same draw at both places."""
-    measures = [m for m in ask.measures if m not in KERNELS]
-    rows = []
-    for pair in pairs:
+def _tested(null: np.ndarray, moved: Movers) -> dict[str, Any]:
+    """The columns of a test from agreements under permutations of the second place, the observed one first."""
+    n = len(null)
+    return {
+        "p_unc": float(counted_p(null, null[:1], tolerance=1e-6)[0]), "p_method": "permutations", "n_perm": n,
+        "p_min": moved.p_min(n), "alternative": "greater", "x_z": float(in_deviations(null)[0]),
+    }  # fmt: skip
+
+
+# --- agreement of RDMs ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """RDMs of both places on the items that they share, and of bootstrapped items, the same draw at both places."""
+
+    pair: _Pair
+    whole: tuple[np.ndarray, np.ndarray]
+    drawn: tuple[np.ndarray, np.ndarray] | None
+
+    @classmethod
+    def of(cls, asked: Question, ask: SecondOrderBlock, pair: _Pair) -> _Sides:
+        if pair.first.by_item:
+            return cls(pair, (pair.first.data, pair.second.data), None)
+        (G, f), (H, h) = (_common(place, pair.items) for place in (pair.first, pair.second))
+        kind = asked.ask.distance
+        whole = rdm.distances(G, f, kind), rdm.distances(H, h, kind)
+        if all(measure in KERNELS for measure in ask.measures):
+            return cls(pair, whole, None)
         rng = np.random.default_rng([asked.seed, 5])  # every pair draws its items alike
-        sides = [_common(place, pair.items) for place in (pair.first, pair.second)]
-        draws = rdm.item_draws(sides[0][1], ask.n_bootstrap, rng) if measures else None
-        drawn = [rdm.weighted_rdms(G, f, draws, distance=asked.ask.distance) for G, f in sides] if measures else []  # pyright: ignore
-        whole = [rdm.distances(G, f, asked.ask.distance) for G, f in sides]
-        for measure in measures:
-            value = compare_rdms(whole[0], whole[1], measure)
-            values = np.array([compare_rdms(a, b, measure) for a, b in zip(*drawn, strict=True)])
-            ok = bool(np.isfinite(value) and np.isfinite(values).all())
-            low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if ok else (np.nan, np.nan)
-            row = _about(asked, pair, measure) | {
-                "value": value, "se": values.std(ddof=1) if ok else np.nan, "ci_low": low, "ci_high": high,
-                "ci_level": LEVEL, "status": "ok" if np.isfinite(value) else "degenerate", "p_method": "none",
-                "h0": "none: an agreement of RDMs is described with its interval over items, not tested",
-            }  # fmt: skip
-            if not np.isfinite(value):
-                row["note"] = "One of the RDMs has no variation, so there is nothing to agree in."
-            rows.append(row)
-    return rows
+        draws = rdm.item_draws(f, ask.n_bootstrap, rng)
+        return cls(pair, whole, (rdm.weighted_rdms(G, f, draws, distance=kind),
+                                 rdm.weighted_rdms(H, h, draws, distance=kind)))  # fmt: skip
+
+
+def _rdm_row(asked: Question, sides: _Sides, measure: str) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Agreement of two RDMs, its interval over items, and its null under permuted conditions where there is one."""
+    value = compare_rdms(*sides.whole, measure)
+    row = _about(asked, sides.pair, measure) | {
+        "value": value, "h0": "none: an agreement of RDMs is described, not tested",
+        "status": "ok" if np.isfinite(value) else "degenerate",
+    }  # fmt: skip
+    if not np.isfinite(value):
+        return row | {"note": "One of the RDMs has no variation, so there is nothing to agree in."}, None
+    row |= _interval(sides, measure)
+    moved = movers(asked, sides.pair.first)
+    if (why := _no_permutations(asked, sides, measure, moved=moved)) is not None:
+        return row | {"note": f"{row['note']}No p: {why}."}, None
+    draw, n = moved.drawn(asked.seed), asked.inference.n_permutations
+    null = label_null(sides.whole[0][None], sides.whole[1], draw, n=n, compare=measure)[:, 0].astype(float)
+    said = "" if sides.drawn is None else "; the interval is over items"
+    return row | _tested(null, moved) | {
+        "unit": moved.unit, "n_units": len(moved.blocks),
+        "h0": f"which {moved.unit} is which at one place says nothing about the geometry at the other",
+        "note": f"{row['note']}{moved.words}, at the second place, alike for all pairs{said}.",
+    }, null  # fmt: skip
+
+
+def _interval(sides: _Sides, measure: str) -> dict[str, Any]:
+    """Percentile interval over bootstrapped items; none where items are the conditions."""
+    if sides.drawn is None:
+        return {}
+    values = np.array([compare_rdms(a, b, measure) for a, b in zip(*sides.drawn, strict=True)])
+    if not np.isfinite(values).all():
+        return {}
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return {"se": values.std(ddof=1), "ci_low": low, "ci_high": high, "ci_level": LEVEL}
+
+
+def _no_permutations(asked: Question, sides: _Sides, measure: str, *, moved: Movers) -> str | None:
+    """Why the conditions of this pair cannot be permuted, in words."""
+    if measure == "tau-a":
+        return "tau-a has no fast permutations; use rho-a for claims about ranks"
+    if not np.array_equal(moved.blocks, movers(asked, sides.pair.second).blocks):
+        return "the two places have other items in their blocks, so they cannot be permuted alike"
+    if (why := moved.too_few(asked.inference.alpha)) is None:
+        return None
+    return f"{why}; cka permutes items instead, and with conditions: [item] every word is a condition"
 
 
 def _common(place: Place, items: tuple[str, ...]) -> tuple[np.ndarray, rdm.Patterns]:
@@ -269,53 +341,46 @@ def _common(place: Place, items: tuple[str, ...]) -> tuple[np.ndarray, rdm.Patte
     return place.gram[np.ix_(rows, rows)], part
 
 
-def _kernel_rows(
-    asked: Question, ask: SecondOrderBlock, pairs: Sequence[_Pair]
-) -> tuple[list[dict[str, Any]], np.ndarray | None]:
-    """CKA of every pair, and its distribution when whole items of the second place are permuted."""
-    measures = [m for m in ask.measures if m in KERNELS]
-    if not measures:
-        return [], None
-    n, nulls, rows = asked.inference.n_permutations, {}, []
-    for measure in measures:
-        for number, pair in enumerate(pairs):  # a name may stand for several pairs: head ~ verb at every site
-            A, B = (centred_kernel(place.gram[np.ix_(r, r)], debiased=measure == "cka_debiased")
-                    for place, r in zip((pair.first, pair.second), pair.rows, strict=True))  # fmt: skip
-            orders = _item_orders(pair, n, seed=asked.seed)
-            lengths = np.sqrt((A * A).sum() * (B * B).sum())
-            if lengths > 0:
-                nulls[measure, number] = np.array([(A * B[np.ix_(o, o)]).sum() for o in orders]) / lengths
-    # pairs are compared in standard deviations of their own null: kernels of other sizes have other CKA by chance
-    scaled = {key: (v - v.mean()) / max(v.std(), 1e-12) for key, v in nulls.items()}
-    top = {m: np.max([v for (name, _), v in scaled.items() if name == m], axis=0) for m in {k for k, _ in nulls}}
-    for measure in measures:
-        for number, pair in enumerate(pairs):
-            row, null = _about(asked, pair, measure), nulls.get((measure, number))
-            if null is None:
-                why = "One of the places does not vary over its rows, so there is no kernel to compare."
-                rows.append(row | {"status": "degenerate", "note": why, "p_method": "none"})
-                continue
-            rows.append(row | {
-                "value": null[0], "p_unc": float(counted_p(null, null[:1], tolerance=1e-9)[0]),
-                "p_corr": float(counted_p(top[measure], scaled[measure, number][:1], tolerance=1e-9)[0]),
-                "p_adjust": "maxT",
-                "p_method": "permutations", "family": f"maximum of {measure} over all pairs of places of this test",
-                "n_family": len(pairs), "n_perm": n, "p_min": 1 / n, "alternative": "greater", "status": "ok",
-                "n_informative": len(pair.items),
-                "h0": "which item is which at one place says nothing about the geometry of items at the other",
-            })  # fmt: skip
-    return rows, None
+# --- CKA ------------------------------------------------------------------------------------------------------------
 
 
-def _item_orders(pair: _Pair, n: int, *, seed: int) -> np.ndarray:
-    """Row orders that permute whole items among items of the same conditions (n, n_rows), the identity first."""
-    by_item = [np.flatnonzero(pair.row_item == k) for k in range(len(pair.items))]
-    kind = [tuple(pair.row_condition[rows].tolist()) for rows in by_item]
-    groups = [[k for k in range(len(kind)) if kind[k] == one] for one in dict.fromkeys(kind)]
-    rng, out = np.random.default_rng([seed, 6]), np.empty((n, len(pair.row_item)), dtype=np.int64)
-    for b in range(n):
-        for group in groups:
-            drawn = group if b == 0 else rng.permutation(group)
-            for to, source in zip(group, drawn, strict=True):
-                out[b, by_item[to]] = by_item[source]
-    return out
+def _kernel_row(asked: Question, pair: _Pair, measure: str) -> tuple[dict[str, Any], np.ndarray | None]:
+    """CKA of two places, and its null when whole items of the second place are permuted."""
+    row, moved = _about(asked, pair, measure), _row_movers(asked, pair)
+    A, B = (centred_kernel(place.gram[np.ix_(r, r)], debiased=measure == "cka_debiased")
+            for place, r in zip((pair.first, pair.second), pair.rows, strict=True))  # fmt: skip
+    lengths = np.sqrt((A * A).sum() * (B * B).sum())
+    if not lengths > 0:
+        why = "One of the places does not vary over its rows, so there is no kernel to compare."
+        return row | {"status": "degenerate", "note": why}, None
+    draw, n, parts = moved.drawn(asked.seed), asked.inference.n_permutations, []
+    for first in range(0, n, TILE):
+        parts += [(A * B[np.ix_(o, o)]).sum() for o in draw(first, min(TILE, n - first))]
+    null = np.array(parts) / lengths
+    row |= {"value": null[0], "status": "ok", "n_informative": len(moved.blocks)}
+    if moved.p_min(n) > asked.inference.alpha:
+        said = f"{len(moved.blocks)} items allow {np.exp(moved.log_count):.0f} permutations, too few for a test"
+        return row | {"note": f"{row['note']}No p: {said}."}, None
+    return row | _tested(null, moved) | {
+        "h0": "which item is which at one place says nothing about the geometry of items at the other",
+        "note": f"{row['note']}{moved.words}, at the second place, alike for all pairs.",
+    }, null  # fmt: skip
+
+
+def _row_movers(asked: Question, pair: _Pair) -> Movers:
+    """Whole items with all of their rows, among items of the same conditions and of one stratum."""
+    if pair.first.by_item:
+        by = movers(asked, pair.first)
+        slot = by.within[pair.row_condition] * len(pair.items) + pair.row_item  # the rows of an item: its frames
+        return _moving(by.of_row[pair.row_condition], slot, [str(b) for b in by.blocks], held=by.held)
+    design = pair.first.design
+    held = (design.strata,) if design.strata else ()
+    known = items_of(design)
+    stratum = [str({**known[i].labels, **known[i].levels}[held[0]]) if held else "" for i in pair.items]
+    return _moving(pair.row_item, pair.row_condition, stratum, held=held)
+
+
+def _moving(unit: np.ndarray, slot: np.ndarray, blocks: Sequence[str], *, held: tuple[str, ...]) -> Movers:
+    """Units that change places where they have the same slots and stand in one block."""
+    kind = [f"{block}|{sorted(slot[unit == k].tolist())}" for k, block in enumerate(blocks)]
+    return Movers("item", np.unique(kind, return_inverse=True)[1], unit, slot, held)

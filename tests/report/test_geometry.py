@@ -41,8 +41,23 @@ def test_second_order_says_its_range_and_its_chance_level(study):
     assert said.text.startswith(
         "Geometries of 2 pairs of places agree by rho-a from 0.100 (a ~ c) to 0.900 [0.800, 0.950]"
     )
-    assert said.detail.startswith("1 of 1 comparisons by CKA")
+    assert said.detail.startswith("1 of 1 comparisons by cka")
     assert len(agreement(other.results).axes) == 4  # two matrices, each with its scale
+
+
+def test_second_order_says_what_was_permuted_and_why_not(study):
+    """Tested measures are named; comparisons without p give the reason of their rows."""
+    rows = {"kind": "second_order", "effect": ["a ~ b", "a ~ b"], "stat": ["corr_cov", "rho-a"], "value": [0.6, 0.5],
+            "p_unc": [0.01, np.nan], "p_corr": [0.02, np.nan],
+            "note": [None, "No p: 4 labels have too few permutations; at least 8."],
+            "x_first": ["a", "a"], "x_second": ["b", "b"]}  # fmt: skip
+    other = with_rows(study, **rows)
+    (said,) = statements(other)
+    assert "1 of 1 comparisons by corr cov are above chance" in said.detail
+    assert "1 comparison without p: 4 labels have too few permutations; at least 8." in said.detail
+    (methods,) = GEOMETRY["second_order"].methods(other, other.results)
+    assert "p comes from permuting the conditions of the second place" in methods
+    assert "whole items" not in methods
 
 
 def test_shares_sets_and_courses_are_counted(study):

@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from scipy import stats
 
 from neurosae.errors import DataError, SpecError
+from neurosae.stats.rdm_compare import compare_rdms, condensed_to_square
+from neurosae.stats.relabel_conditions import orders
+from neurosae.stats.rsa import rdms
 from neurosae.stats.second_order import cka, second_order
 from neurosae.stats.simulate import simulate
 from tests.stats.test_rsa import crossed, nested
@@ -67,6 +71,9 @@ def test_second_order_recovers_which_sites_are_alike(sites):
     assert alike.ci_low["cosine_cov"] > unlike.ci_high["cosine_cov"]
     assert (found.ci_low.dropna() <= found.value[found.ci_low.notna()]).all()
     assert found.p_unc.isna().eq(~found.stat.str.startswith("cka")).all()
+    without = found[found.p_unc.isna()]
+    assert without.note.str.contains("No p: 4 labels have too few permutations; at least 8").all()
+    assert (without.p_method == "none").all()
     assert len(found) == 3 * 4
 
 
@@ -127,6 +134,97 @@ def test_second_order_takes_nested_items_and_sites_that_lack_items(sites):
                         inference=FAST, settings=FEW, seed=1)  # fmt: skip
     assert (part.n_units == 14).all()
     assert part.note.str.contains("14 items that both places have").all()
+
+
+# ------------------------------------------------------------------ permuted conditions
+
+
+def lists(seed: int, **changes):
+    """16 words in lists; sites of other seeds share the planted categories of a and nothing else."""
+    given = {"n_features": 60, "density": 0.5, "seed": seed, "regions": ("everything",), **changes}
+    return simulate(nested(4), **given)
+
+
+WORDS = {"conditions": ["item"], "region": "everything", "inference": {"n_permutations": 99}}
+ONE = {"distance": "euclidean", "measures": ["corr_cov"]}
+
+
+def test_permuted_conditions_agree_with_a_loop():
+    """p is the share of permuted second RDMs that agree as much with the first; x_z is in its standard deviations."""
+    sites = {"one": lists(1, effects={"a": 6}), "two": lists(2, effects={"a": 6})}
+    asked = {"distance": "euclidean", "measures": ["rho-a", "cosine_cov", "corr"]}
+    found = second_order(sites, **WORDS, settings=asked, seed=5).set_index("stat")
+    first, second = (
+        rdms(one, conditions=["item"], region="everything", settings={"distance": "euclidean",
+             "p_from": "condition_labels"})["simulated", "everything", 0].dissimilarities[0]
+        for one in sites.values()
+    )  # fmt: skip
+    drawn, square = orders(16, 0, 99, blocks=np.zeros(16, dtype=int), seed=5), condensed_to_square(second)
+    upper = np.triu_indices(16, 1)
+    for measure in asked["measures"]:
+        null = np.array([compare_rdms(first, square[np.ix_(o, o)][upper], measure) for o in drawn])
+        assert_allclose(found.value[measure], null[0], rtol=1e-6)
+        assert_allclose(found.p_unc[measure], (null >= null[0] - 1e-7).mean())
+        assert_allclose(found.x_z[measure], (null[0] - null.mean()) / null.std(), rtol=1e-3)
+        assert found.p_min[measure] == 1 / 99
+        assert found.n_units[measure] == 16
+        assert found.unit[measure] == "item"
+        assert "labels of 16 items are permuted, at the second place" in found.note[measure]
+
+
+def test_permuted_conditions_recover_what_sites_share_and_blocks_take_it_out():
+    """Shared categories are found; with the labels moving inside the categories they are what H0 keeps."""
+    sites = {"one": lists(1, effects={"a": 40}), "two": lists(2, effects={"a": 40})}
+    free = second_order(sites, **WORDS, settings=ONE, seed=1).iloc[0]
+    assert free.p_corr <= 0.02
+    inside = second_order(sites, **WORDS, settings={**ONE, "blocks": ["a"]}, seed=1).iloc[0]
+    assert inside.value == free.value
+    assert inside.p_corr > 0.05
+    assert "inside equal a" in inside.note
+
+
+def test_permuting_both_places_alike_changes_nothing():
+    """Renaming the items of all sites in one way leaves every agreement as it is."""
+    sites = {name: lists(seed, effects={"a": 40}) for seed, name in enumerate(("one", "two"))}
+    names = sites["one"].obs["item"].astype(str).tolist()
+    moved = dict(zip(names, np.random.default_rng(0).permutation(names), strict=True))
+    other = {name: one.copy() for name, one in sites.items()}
+    for one in other.values():
+        one.obs["item"] = one.obs["item"].astype(str).map(moved)
+    asked = {**ONE, "measures": ["rho-a", "cka"]}
+    before, after = (second_order(s, **WORDS, settings=asked, seed=1).value for s in (sites, other))
+    assert_allclose(before, after, rtol=1e-9)
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_permuted_conditions_control_their_error_over_pairs(alike):
+    """No pair is related, or the first two are copies: corrected p of the unrelated pairs stay in their 99.9 % band."""
+    rejected = {"corr_cov": 0, "cka": 0}
+    for seed in range(40):
+        first = lists(3 * seed, n_features=30)
+        second = first.copy() if alike else lists(3 * seed + 1, n_features=30)
+        sites = {"one": first, "two": second, "three": lists(3 * seed + 2, n_features=30)}
+        found = second_order(sites, **WORDS, settings={**ONE, "measures": list(rejected)}, seed=seed)
+        unrelated = found[found.effect != "one ~ two"] if alike else found
+        for measure, rows in unrelated.groupby("stat"):
+            rejected[measure] += rows.p_corr.min() <= 0.05
+        if alike:
+            assert (found.p_corr[found.effect == "one ~ two"] <= 0.02).all()
+    assert max(rejected.values()) <= stats.binom.ppf(0.999, 40, 0.05)
+
+
+def test_a_pair_that_cannot_be_permuted_says_why():
+    """tau-a has no fast permutations; blocks of two admit too few."""
+    sites = {"one": lists(1), "two": lists(2)}
+    rows = second_order(sites, **WORDS, settings={**ONE, "measures": ["tau-a"]}, seed=1)
+    assert "use rho-a" in rows.note.iloc[0]
+    small = {name: simulate(nested(2), n_features=60, density=0.9, seed=k, regions=("everything",))
+             for k, name in enumerate(("one", "two"))}  # fmt: skip
+    settings = {**ONE, "measures": ["corr_cov", "cka"], "blocks": ["a", "b"]}
+    rows = second_order(small, **WORDS, settings=settings, seed=1).set_index("stat")
+    assert rows.p_unc.isna().all()
+    assert "the blocks admit 16 permutations" in rows.note["corr_cov"]
+    assert "8 items allow 16 permutations" in rows.note["cka"]
 
 
 def test_second_order_refuses(sites):
