@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
 import numpy as np
 
 from neurosae.design.levels import reversal
 from neurosae.errors import DataError
+from neurosae.spec.design import Design
+from neurosae.spec.frames import between
 from neurosae.stats import coded, permanova
 from neurosae.stats.relabel import labels, signs
 from neurosae.stats.spots import Found, Spot, reached_share
 
 
 def distances_explained(spot: Spot) -> Found:
-    """PERMANOVA with its comparison of dispersions."""
+    """PERMANOVA with its comparison of dispersions; what moves are labels inside items, or whole items in strata."""
     data = spot.data
     if data.codes is None:
         return _within_permanova(spot)
@@ -59,62 +65,120 @@ def _explained(F: np.ndarray, R2: float, df: int, *, spread: tuple[float, float,
     return Found(float(F[0]), F, R2, "R2", extras, (note,), dof=float(df))
 
 
-def _within_permanova(spot: Spot) -> Found:
-    r"""F of a contrast within items; unit, cells and residual make up the squared distances.
+@dataclass(frozen=True)
+class _Blocks:
+    """Patterns of units in the cells of their own group, and the contrast inside it.
 
-    With orthonormal contrasts T_qi of unit i, q = 0 the effect, SS_q = |sum_i T_qi|^2 / n. A swap turns the sign of T_0
-    and exchanges cells by R in the others, so that the sum over pairs of units needs only <T_i, T_k> and <T_i, R T_k>.
+    Attributes
+    ----------
+    Z : array of shape (n_units, n_within, m)
+    group : array of shape (n_units,)
+    weights : array of shape (n_within,), of length 1;  share : (n_units,), what a unit counts in the contrast
+    swap : array of shape (n_within,), the cell that each one changes places with
     """
-    data = spot.data
-    rows = coded.cell_rows(data, spot.columns)
-    K = len(data.cells)
-    if len(rows.X) != data.n * K:
-        raise DataError("permanova within items takes designs without factors between items; use contrast_length")
-    Z = coded.standardized(rows.X).reshape(data.n, K, -1)
-    swap = _swap(spot)
-    if swap is None:
-        raise DataError("no exchange of levels turns this contrast round; use contrast_length")
-    w = data.weights / np.linalg.norm(data.weights)
+
+    Z: np.ndarray
+    group: np.ndarray
+    weights: np.ndarray
+    share: np.ndarray
+    swap: np.ndarray
+
+
+def _within_permanova(spot: Spot) -> Found:
+    r"""F of a contrast within items: unit, cells of every group of items and residual make up the squared distances.
+
+    With orthonormal contrasts T_qi inside unit i, q = 0 the effect, n_g units in group g and h_i = u_g / n_g the share
+    of a unit in the contrast of group means,
+
+        SS = |sum_i h_i T_0i|^2 / sum_i h_i^2,   SS_residual = sum_qi |T_qi|^2 - sum_g n_g sum_q |mean_g T_q|^2.
+
+    A swap turns the sign of T_0 and exchanges cells by R in the others, inside every unit, so that sums over pairs of
+    units need only <T_i, T_k> and <T_i, R T_k>; units stay in their group.
+    """
+    made = _blocks(spot)
+    Z, w = made.Z, made.weights
+    n, K, _ = Z.shape
     rest = np.linalg.svd(np.eye(K) - np.outer(w, w) - np.full((K, K), 1 / K))[0][:, : K - 2]
     T0, T = np.einsum("c,icm->im", w, Z), np.einsum("cq,icm->iqm", rest, Z)
-    R = rest.T @ rest[swap]
+    R = rest.T @ rest[made.swap]
     A, B = np.einsum("iqm,kqm->ik", T, T), np.einsum("iqm,qr,krm->ik", T, R, T)
     G0 = T0 @ T0.T
+    same = made.group[:, None] == made.group[None]
+    same = same / same.sum(axis=1, keepdims=True)  # the projection onto the means of the groups
+    wanted = np.outer(made.share, made.share) * G0 / (made.share**2).sum()
     inside = float((Z**2).sum() - K * (Z.mean(axis=1) ** 2).sum())
-    df = (data.n - 1) * (K - 1)
+    cells, moved = float((same * (A + B)).sum()) / 2, same * (G0 + (A - B) / 2)
+    df = (n - len(np.unique(made.group))) * (K - 1)
     null = []
     for tile in spot.tiles:
         s = signs(spot.relabelling, *tile)[:, spot.place]
-        explained = np.einsum("bi,bi->b", s @ G0, s) / data.n
-        others = ((A + B).sum() + np.einsum("bi,bi->b", s @ (A - B), s)) / (2 * data.n)
-        null.append(explained / ((inside - explained - others) / df))
-    F = np.concatenate(null)
-    R2 = float(G0.sum() / data.n / (Z**2).sum())
-    flat = Z.reshape(data.n * K, -1)
-    spread = permanova.dispersions(flat @ flat.T, np.tile(np.sign(data.weights), data.n)).reshape(data.n, K)
-    side = np.sign(data.weights)
-    gap = spread[:, side > 0].mean(axis=1) - spread[:, side < 0].mean(axis=1)
+        residual = inside - cells - np.einsum("bi,bi->b", s @ moved, s)
+        null.append(np.einsum("bi,bi->b", s @ wanted, s) / (residual / df))
+    R2 = float(wanted.sum() / (Z**2).sum())
+    return _explained(np.concatenate(null), R2, df, spread=_spread_within(spot, made))
+
+
+def _spread_within(spot: Spot, made: _Blocks) -> tuple[float, float, np.ndarray]:
+    """Mean distances to the spatial medians of the + and - cells of every group, and their gap under swaps."""
+    n, K, _ = made.Z.shape
+    flat, side = made.Z.reshape(n * K, -1), np.sign(made.weights)
+    of = 3 * np.repeat(made.group, K) + np.tile(side + 1, n).astype(int)
+    spread = permanova.dispersions(flat @ flat.T, of).reshape(n, K)
+    gap = (spread[:, side > 0].mean(axis=1) - spread[:, side < 0].mean(axis=1)) * made.share
     gaps = [np.abs(signs(spot.relabelling, *tile)[:, spot.place] @ gap) for tile in spot.tiles]
-    return _explained(F, R2, df, spread=(spread[:, side > 0].mean(), spread[:, side < 0].mean(), np.concatenate(gaps)))
+    return float(spread[:, side > 0].mean()), float(spread[:, side < 0].mean()), np.concatenate(gaps)
 
 
-def _swap(spot: Spot) -> np.ndarray | None:
+def _blocks(spot: Spot) -> _Blocks:
+    """Units with the cells of their own group, in one order of the levels within items.
+
+    Raises
+    ------
+    DataError
+        Units of several groups, or weights that no exchange of levels turns round.
+    """
+    data, design = spot.data, spot.around[1]
+    rows, own = coded.cell_rows(data, spot.columns), between(design)
+    inner = [tuple(level for name, level in zip(design.factors, cell, strict=True) if name not in own)
+             for cell in data.cells]  # fmt: skip
+    outer = [tuple(level for name, level in zip(design.factors, cell, strict=True) if name in own)
+             for cell in data.cells]  # fmt: skip
+    levels, groups = list(dict.fromkeys(inner)), list(dict.fromkeys(outer))
+    place = np.array([levels.index(one) for one in inner])[rows.cell]
+    group = np.array([groups.index(one) for one in outer])[rows.cell]
+    if len(rows.X) != data.n * len(levels) or len(set(zip(rows.unit, place, strict=True))) < len(rows.X):
+        raise DataError("some units have items in several groups, which do not move apart; use contrast_length")
+    order = np.lexsort((place, rows.unit))
+    Z = coded.standardized(rows.X)[order].reshape(data.n, len(levels), -1)
+    of_unit = group[order].reshape(data.n, -1)[:, 0]
+    table = np.zeros((len(groups), len(levels)))
+    for weight, one, other in zip(data.weights, outer, inner, strict=True):
+        table[groups.index(one), levels.index(other)] = weight
+    lengths = np.linalg.norm(table, axis=1)
+    w = table[lengths.argmax()] / lengths.max()
+    swap = _swap(design, levels, w)
+    if swap is None:
+        raise DataError("no exchange of levels turns this contrast round; use contrast_length")
+    return _Blocks(Z, of_unit, w, ((table @ w) / np.bincount(of_unit, minlength=len(groups)))[of_unit], swap)
+
+
+def _swap(design: Design, levels: Sequence[tuple[str, ...]], w: np.ndarray) -> np.ndarray | None:
     """For every cell the one that it changes places with when the effect is turned round; None if there is none."""
-    design, data = spot.around[1], spot.data
-    place = {cell: k for k, cell in enumerate(data.cells)}
-    weight = dict(zip(data.effect.cells, data.effect.weights, strict=True))
-    moved = reversal(design, (), np.array([weight[cell] for cell in data.effect.cells]))
+    own = between(design)
+    names = [name for name in design.factors if name not in own]
+    every = list(product(*(design.factors[name].levels for name in names)))
+    weight = dict(zip(levels, w, strict=True))
+    moved = reversal(design, own, np.array([weight.get(cell, 0.0) for cell in every]))
     if not moved:
         return None
-    names = list(design.factors)
-
-    def partner(cell: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(
+    partner = [
+        tuple(
             moved[n][design.factors[n].levels.index(level)] if n in moved else level
             for n, level in zip(names, cell, strict=True)
         )
-
-    swap = np.array([place[partner(cell)] for cell in data.cells])
+        for cell in levels
+    ]
+    swap = np.array([levels.index(cell) for cell in partner])
     return swap if (swap[swap] == np.arange(len(swap))).all() else None
 
 

@@ -309,6 +309,89 @@ def test_permanova_of_a_spot_is_that_of_its_rows():
         assert_allclose(null[number], permanova.permanova(Z @ Z.T, terms)[-1].F, rtol=1e-9)
 
 
+def grouped(n_items, n_first, *, two=False, **changes):
+    """a (and c) within items, g between them: `n_first` items in g1, the others in g2."""
+    factors = {"a": ["a1", "a2"], "c": ["c1", "c2"], "g": {"levels": ["g1", "g2"], "varies": "between"}}
+    if not two:
+        del factors["c"]
+    items = {
+        f"i{k}": {n: {f"{f}{v}": f"{f}{v}{k}" for v in "12"} for n, f in (("x", "a"), ("y", "c")) if f in factors}
+        | {"g": "g1" if k < n_first else "g2"}
+        for k in range(n_items)
+    }
+    frame = {"f": "{x:a} {y:c}" if two else "{x:a} it"}
+    design = Design.model_validate(
+        {"schema": "neurosae/design/1", "name": "m", "factors": factors, "frames": frame, "items": items}
+    )
+    return simulate(design, **{"n_features": 40, "density": 0.5, "regions": ("x",), "seed": 0, **changes})
+
+
+WITHIN, GROUPS = {"a": {"a1": -1, "a2": 1}}, {"g": {"g1": -1, "g2": 1}}
+
+
+@pytest.mark.parametrize("two", [False, True])
+def test_permanova_within_items_of_groups_is_that_of_its_rows(two):
+    """F equals the sequential F of the effect after units and all other cell means of either group, under any swap.
+
+    The sequential F is the one that agrees with vegan; swaps inside items are its permutations with strata = item.
+    """
+    fake = grouped(13, 8, two=two, effects={"g": 10})
+    design = design_of(fake)
+    data = item_data(fake, design, WITHIN, region="x")
+    ((how, place),) = relabellings([data], 50, seed=1, split="test")
+    columns = np.flatnonzero(data.informative >= 6)
+    ask = FactorialBlock.model_validate(
+        {"test": "factorial", "region": "x", "effects": ["a"], "statistic": "permanova"}
+    )
+    spot = Spot(("s", "x", 0), data, columns, how, place, ask, 1, (fake, design, WITHIN))
+    found = distances.distances_explained(spot)
+    rows = coded.cell_rows(data, columns)
+    Z = coded.standardized(rows.X)
+    unit = (rows.unit[:, None] == np.arange(13)).astype(float)
+    cells = np.array(data.cells)
+    partner = {c: tuple({"a1": "a2", "a2": "a1"}.get(level, level) for level in c) for c in data.cells}
+    swap = np.array([data.cells.index(partner[c]) for c in data.cells])
+    w = data.weights
+    others = np.linalg.svd(w[None])[2][1:].T  # cell means without the contrast
+    for number in (0, 3, 17, 42):
+        s = signs(how, number, 1)[0][place][rows.unit]
+        cell = np.where(s < 0, swap[rows.cell], rows.cell)
+        terms = [unit, others[cell], w[cell][:, None]]
+        expected = permanova.permanova(Z @ Z.T, terms)[-1]
+        assert_allclose(found.null[number], expected.F, rtol=1e-9)
+        if number == 0:
+            assert_allclose(found.effsize, expected.R2, rtol=1e-9)
+            assert found.dof == expected.df_residual == (13 - 2) * (len(cells) // 2 - 1)
+
+
+def test_permanova_within_items_of_groups_recovers_and_controls():
+    """A planted effect within items is found beside groups; without it the error stays in band, however they differ."""
+    row = factorial(grouped(16, 10, effects={"a": 10, "g": 10}, shift=3.0), {"a": WITHIN}, region="x",
+                    statistic="permanova", inference=FEW, seed=1).iloc[0]  # fmt: skip
+    assert row["p_corr"] <= 0.02
+    assert row["p_method"] == "flips"
+    p = []
+    for seed in range(100):
+        fake = grouped(12, 8, effects={"g": 12}, shift=4.0, seed=seed)
+        found = factorial(fake, {"a": WITHIN, "g": GROUPS}, region="x", statistic="permanova", seed=seed,
+                          inference={"n_permutations": 99}).set_index("effect")  # fmt: skip
+        p.append(found["p_unc"].to_dict())
+    rejected = sum(one["a"] <= 0.05 for one in p)
+    assert rejected <= stats.binom.ppf(0.999, 100, 0.05)
+    assert sum(one["g"] <= 0.05 for one in p) >= 60
+
+
+def test_permanova_refuses_units_that_stand_in_several_groups():
+    """Items of both groups that share a form are one unit, which has no group to stay in."""
+    fake = grouped(14, 7)
+    made = design_of(fake).model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    made["unit"] = "shared_forms"
+    made["items"]["i9"]["x"] = dict(made["items"]["i0"]["x"])
+    fake = simulate(Design.model_validate(made), n_features=40, density=0.5, regions=("x",), seed=0)
+    with pytest.raises(DataError, match="some units have items in several groups"):
+        factorial(fake, {"a": WITHIN}, region="x", statistic="permanova", inference=FEW, seed=1)
+
+
 @pytest.mark.parametrize("between", [False, True])
 def test_manova_agrees_with_statsmodels(between):
     """Pillai's trace that is relabelled is the one of statsmodels, within items and between them."""
