@@ -34,8 +34,9 @@ LAYERS = """
 6  design.cautions design.check_report design.exchange design.token_checks dictionary.encode dictionary.products
 6  dictionary.pursuit dictionary.topk examine.endpoint extraction.cells extraction.passes extraction.responses
 6  extraction.source spec.analysis stats.kernels
-7  design.model_checks design.requirements dictionary.kinds dictionary.revival dictionary.settings extraction.archive
-7  extraction.boot extraction.budget extraction.collapse extraction.firing extraction.selftest extraction.shifts
+7  design.intervention_checks design.model_checks design.requirements dictionary.kinds dictionary.revival
+7  dictionary.settings extraction.archive extraction.boot extraction.budget extraction.collapse extraction.firing
+7  extraction.selftest extraction.shifts
 7  extraction.signed extraction.store spec.editor stats.mean_squares stats.pair_kernels stats.ranks
 8  causal.controls causal.doses causal.edits causal.freezing causal.prompts causal.scored design.checks
 8  dictionary.budget dictionary.decompositions dictionary.record dictionary.texts dictionary.vectors dictionary.watch

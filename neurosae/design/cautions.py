@@ -16,7 +16,10 @@ SHOWN = 5
 
 
 class Ask(NamedTuple):
-    """One effect of one test: where, on which items, against which alternative; `flips`: it never permutes levels."""
+    """One effect of one test: where, on which items, against which alternative; `flips`: it never permutes levels.
+
+    `edits`: the test changes activations at its region, and its outcome lies behind it.
+    """
 
     test: str
     effect: str
@@ -24,6 +27,7 @@ class Ask(NamedTuple):
     split: str
     alternative: str = "two-sided"
     flips: bool = False
+    edits: bool = False
 
 
 def stimulus_warnings(design: Design, stimuli: pd.DataFrame, *, tested: set[str]) -> tuple[list[str], list[str]]:
@@ -77,7 +81,7 @@ def region_warnings(
     unseen: dict[tuple[str, str], list[str]] = {}
     table: dict[tuple[Any, Any], Any] = {(row.region, row.effect): row for row in lexical.itertuples()}
     for ask in asks:
-        for region in ask.regions if ask.test else ():
+        for region in ask.regions if ask.test and not ask.edits else ():
             row = table.get((region, ask.effect))
             if row is not None and row.within and row.n and not row.seen:
                 unseen.setdefault((ask.test, str(region)), []).append(ask.effect)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import floor
 from typing import Any, cast
@@ -30,6 +31,7 @@ class CheckReport:
     forms : forms that carry a factor in several items, see `units.shared_forms`
     tokens : token counts by level, see `token_checks.token_table`; None without a tokenizer
     warnings, notes : sentences; warnings belong into every report of results
+    interventions : of every test that edits, what is exchanged, how small p can get, what a run costs
     """
 
     name: str
@@ -42,6 +44,7 @@ class CheckReport:
     tokens: pd.DataFrame | None = None
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    interventions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def exchangeability(self) -> dict[str, str]:
@@ -53,7 +56,8 @@ class CheckReport:
         """Everything as text, as `neurosae check` prints it."""
         parts = [
             _cell_lines(self),
-            _exchange_lines(self.exchange, self.alpha),
+            _exchange_lines(self.exchange[~self.exchange["test"].isin(list(self.interventions))], self.alpha),
+            [wrap(text) for text in self.interventions.values()],
             _word_lines(self.words_at),
             _confound_lines(self.confounds),
             [] if self.tokens is None else _token_lines(self.tokens),

@@ -23,6 +23,12 @@ from neurosae.design.confounds import (
 )
 from neurosae.design.exchange import exchangeability
 from neurosae.design.expand import SPLITS, expand
+from neurosae.design.intervention_checks import (
+    intervention_lines,
+    intervention_problems,
+    intervention_warnings,
+    is_edit,
+)
 from neurosae.design.model_checks import length_problem, model_facts, model_folder, model_problems
 from neurosae.design.orthogonal import choice_by_other_effect, inner_product
 from neurosae.design.requirements import grade_limits
@@ -126,13 +132,15 @@ def check_design(design: Design, stimuli: pd.DataFrame, analysis: Any = None, *,
         text for ask in asks for text in _repeated(design, stimuli, (ask, written, effects), strict=bool(analysis))
     ]
     _refuse_too_few(exchange, asks, alpha) if analysis is not None else None
+    for where, text in intervention_problems(design, stimuli, analysis):
+        raise _Refusal(tuple(map(str, where)), text)
     regions = _regions(design, analysis)
     compared = {name: effect for name, effect in effects.items() if effect.factors} or effects  # no slopes alone
     lexical = lexical_table(design, stimuli, compared, regions=region_names(design))
     inside = {name: within_items(stimuli, cell_weights(design, stimuli, effect)) for name, effect in compared.items()}
     lexical["within"] = lexical["effect"].map(inside).astype(bool)
     tokens, problems = _tokens(design, stimuli, regions, analysis=analysis, tokenizer=tokenizer)
-    reach = _reach_warnings(exchange, alpha)
+    reach = [*_reach_warnings(exchange, alpha), *intervention_warnings(analysis)]
     warnings, notes = stimulus_warnings(design, stimuli, tested=_tested_regions(asks))
     chosen = [*_choices(design, stimuli, effects, analysis=analysis), *grade_limits(design, stimuli, analysis)]
     at_regions, free = region_warnings(lexical, [ask for ask in asks if ask.effect in compared], regions=regions)
@@ -145,6 +153,7 @@ def check_design(design: Design, stimuli: pd.DataFrame, analysis: Any = None, *,
         confounds=confound_table(design, stimuli, compared, numbers=measures(stimuli, regions)),
         forms=shared_forms(design),
         tokens=tokens,
+        interventions=dict(intervention_lines(design, stimuli, analysis)),
         warnings=tuple(dict.fromkeys([*warnings, *repeated, *reach, *chosen, *at_regions, *problems])),
         notes=tuple(
             dict.fromkeys(
@@ -215,9 +224,9 @@ def _asks(design: Design, analysis: Any, effects: Mapping[str, Effect]) -> Itera
         asked = [one] if isinstance(one, str) else [*one, *(m.effect for m in models if m.effect is not None)]
         alternative = getattr(block, "alternative", None) or analysis.inference.alternative
         split = getattr(block, "split", "test")
-        yield from (
-            Ask(name, effect, known, split, alternative, block.test in ("rsa", "equivalence")) for effect in asked
-        )
+        edits = is_edit(block)
+        flips = edits or block.test in ("rsa", "equivalence")
+        yield from (Ask(name, effect, known, split, alternative, flips, edits) for effect in asked)
 
 
 def _regions(design: Design, analysis: Any) -> tuple[str, ...]:
@@ -305,7 +314,7 @@ def _repeated(
     """Cells that are one text counted once per item; an interaction with such a cell is refused."""
     ask, written, effects = given
     found = []
-    for region in ask.regions:
+    for region in (None,) if ask.edits else ask.regions:
         for cell, text, n in repeated_cells(design, stimuli, effects[ask.effect], region=region):
             where = f" up to region '{region}'" if region else ""
             sentence = f"cell '{cell}' is the same text in all {n} items{where} ('{text}'): one text counted {n} times"
@@ -341,8 +350,8 @@ def _overlaps(design: Design, stimuli: pd.DataFrame, effects: Mapping[str, Effec
     for name, block in tests.items():
         choice = getattr(block, "features", None)
         source = getattr(choice, "from_", None)
-        if source not in tests:
-            continue
+        if source not in tests or is_edit(block):
+            continue  # an edit is judged among features that are alike, not by the mean activity of the rest
         chooser = tests[source]
         for effect in effects_named(block):
             if effect not in chooser.effect:
