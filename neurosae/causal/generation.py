@@ -1,18 +1,18 @@
 """Texts that a model writes under edits, beside what it writes without them from the same random numbers.
 
-1. Prompts of equal length form a batch, so nothing is padded; each sample of a prompt is a row of its own.
+1. Texts of all conditions, prompts and samples are written side by side (`decoding`).
 2. The edits are hooks that stay during decoding. A model with a key-value cache gives a hook the whole prompt first and
    then one token at a time: which token that is, the running offset tells. Places are absolute positions in the text.
 3. The next token is drawn by inverting the cumulated distribution at a uniform number that depends on seed, prompt,
    sample and step alone: a steered text differs from the plain one only where the edit moved the distribution.
-4. A row ends where the model writes a special token, or after `n_tokens`.
+4. A text ends where the model writes a special token, or after `n_tokens`.
 
 A hook that does not fire, and an edit that changes activations but no logit, are errors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -20,14 +20,14 @@ from zlib import crc32
 import numpy as np
 import torch
 
+from neurosae.causal.decoding import Drawn, batches, rows_at_once, threads, write_batch
 from neurosae.causal.edits import Edit
-from neurosae.causal.steering import Steering, steered
-from neurosae.dictionary.texts import one_thread, special_ids
+from neurosae.dictionary.texts import one_thread
 from neurosae.errors import DataError, ModelError
 from neurosae.extraction.passes import LanguageModel, precision
 from neurosae.extraction.tokens import agreed_bos, decode, encode
 
-ROWS = 256  # texts that are written side by side
+SAME = 2e-5  # nats: log probabilities of the same text in two places of a batch differ by rounding alone
 
 
 class Sampling(NamedTuple):
@@ -171,119 +171,91 @@ def _words(edit: Edit) -> str:
 def continue_texts(
     model: LanguageModel, prompts: Sequence[str], edits: Sequence[Edit], *, sampling: Sampling, seed: int
 ) -> Written:
-    """Continue every prompt `n_samples` times under edits that act jointly; without edits, plainly.
+    """Continue every prompt `n_samples` times under edits that act jointly; without edits, plainly."""
+    return continue_conditions(model, prompts, [edits], sampling=sampling, seed=seed)[0]
 
-    A row's text depends on seed, prompt text, sample and edits alone, not on the other rows.
+
+def continue_conditions(
+    model: LanguageModel,
+    prompts: Sequence[str],
+    conditions: Sequence[Sequence[Edit]],
+    *,
+    sampling: Sampling,
+    seed: int,
+) -> list[Written]:
+    """Continue every prompt `n_samples` times under every condition, all side by side.
+
+    A text depends on seed, prompt text, sample and the edits of its condition alone, not on what else is written, up to
+    the rounding of float32: a token changes only where its random number lies that close to the next token.
+
+    Parameters
+    ----------
+    conditions : edits of one condition act jointly; () is the plain text
+
+    Raises
+    ------
+    DataError
+        A prompt is empty, or too long for the context.
     """
-    model = writer(model, edits)
+    model = writer(model, [edit for edits in conditions for edit in edits])
+    coded = _coded(model, prompts, sampling.n_tokens)
+    n_samples, n_prompts = sampling.n_samples, len(prompts)
+    uniform = np.stack([_uniform((seed, text, s), sampling.n_tokens) for text in prompts for s in range(n_samples)])
+    longest = max(len(ids) for ids in coded) + sampling.n_tokens
+    size, n_texts = rows_at_once(model, longest), len(conditions) * n_prompts * n_samples
+    found: list[Any] = [None] * n_texts
+    with threads(model, min(size, n_texts)), torch.inference_mode(), precision(model):
+        for batch, sample in batches(coded, n_conditions=len(conditions), n_samples=n_samples, size=size):
+            at = batch.owner[batch.pair] * n_samples + sample
+            drawn = write_batch(model, conditions, batch, u=uniform[at], temperature=sampling.temperature)
+            for k, one in zip(batch.condition[batch.pair] * n_prompts * n_samples + at, drawn, strict=True):
+                found[int(k)] = one
+    n = n_prompts * n_samples
+    return [_written(model, coded, found[k * n : (k + 1) * n]) for k in range(len(conditions))]
+
+
+def _coded(model: LanguageModel, prompts: Sequence[str], n_new: int) -> list[np.ndarray]:
+    """Ids of the prompts, specials in front; refused where there are none, or too many."""
     assert model.tokens is not None
     coded = [e.ids[: len(e.ids) - len(model.tokens.suffix)] for e in encode(model.tokens, list(prompts))]
     for prompt, ids in zip(prompts, coded, strict=True):
-        if len(ids) + sampling.n_tokens > model.n_ctx:
+        if len(ids) + n_new > model.n_ctx:
             raise DataError(
-                f"prompt '{prompt[:40]}' has {len(ids)} tokens, and {sampling.n_tokens} new ones exceed the "
+                f"prompt '{prompt[:40]}' has {len(ids)} tokens, and {n_new} new ones exceed the "
                 f"context of {model.name}, {model.n_ctx}; ask for fewer tokens, or shorten the prompt."
             )
         if len(ids) == 0:
             raise DataError("an empty prompt has no token to start from; give a word at least.")
-    rows = [(p, s) for p in range(len(coded)) for s in range(sampling.n_samples)]
-    out: dict[tuple[int, int], tuple[list[int], bool, list[float]]] = {}
-    moved = 0.0
-    with one_thread(model), torch.inference_mode(), precision(model):
-        for batch in _batches(rows, coded):
-            ids = torch.as_tensor(np.stack([coded[p] for p, _ in batch]))
-            u = np.stack([_uniform((seed, prompts[p], s), sampling.n_tokens) for p, s in batch])
-            hooks = Steering(edits, [p for p, _ in batch], first=model.tokens.first, n_prompt=ids.shape[1])
-            found = _write(model, ids, u, hooks=hooks, temperature=sampling.temperature)
-            moved = max(moved, hooks.moved)
-            out |= dict(zip(batch, found, strict=True))
-    new = [out[row] for row in rows]
-    written = [
-        np.concatenate([coded[p], np.array(t, dtype=np.int64)]) for (p, _), (t, _, _) in zip(rows, new, strict=True)
-    ]
-    start = np.array([len(coded[p]) for p, _ in rows])
-    texts = [_new_text(model, ids, n) for ids, n in zip(written, start, strict=True)]
-    columns = np.array(rows, dtype=np.int64).reshape(-1, 2)
-    log_prob = [np.array(found[2]) for found in new]
+    return coded
+
+
+def _written(model: LanguageModel, coded: Sequence[np.ndarray], drawn: Sequence[Drawn]) -> Written:
+    """The texts of one condition, prompt by prompt."""
+    n_samples = len(drawn) // len(coded)
+    prompt = np.repeat(np.arange(len(coded)), n_samples)
+    own = [coded[int(p)] for p in prompt]
+    ids = [np.concatenate([given, np.array(d.ids, dtype=np.int64)]) for given, d in zip(own, drawn, strict=True)]
+    start = np.array([len(given) for given in own])
     return Written(
-        columns[:, 0], columns[:, 1], written, start, texts, np.array([f[1] for f in new], dtype=bool), log_prob, moved
-    )
+        prompt, np.tile(np.arange(n_samples), len(coded)), ids, start,
+        [_new_text(model, row, n) for row, n in zip(ids, start, strict=True)],
+        np.array([d.ended for d in drawn], dtype=bool), [np.array(d.log_prob) for d in drawn],
+        max(d.moved for d in drawn),
+    )  # fmt: skip
 
 
 def writer(model: LanguageModel, edits: Sequence[Edit]) -> LanguageModel:
     """The model with the rule about BOS that the dictionaries of the edits want; refused where it cannot write."""
     if model.tokens is None or not (model.is_causal and model.has_head):
         raise ModelError(f"{model.name} does not write text: it has no tokenizer or head, or it is not causal.")
-    wanted = {str(i): e.dictionary for i, e in enumerate(edits) if e.dictionary is not None}
+    wanted = {str(id(e.dictionary)): e.dictionary for e in edits if e.dictionary is not None}
     return replace(model, tokens=agreed_bos(model.tokens, wanted))
-
-
-def _batches(rows: Sequence[tuple[int, int]], coded: Sequence[np.ndarray]) -> Iterator[list[tuple[int, int]]]:
-    """Rows whose prompts have the same number of tokens, some hundred at a time."""
-    lengths = np.array([len(coded[p]) for p, _ in rows])
-    for n in np.unique(lengths):
-        same = [row for row, length in zip(rows, lengths, strict=True) if length == n]
-        yield from (same[a : a + ROWS] for a in range(0, len(same), ROWS))
 
 
 def _uniform(row: tuple[int, str, int], n: int) -> np.ndarray:
     """Random numbers of one text, whatever else is written beside it."""
     seed, prompt, sample = row
     return np.random.default_rng([seed, crc32(prompt.encode()), sample]).random(n)
-
-
-def _write(
-    model: LanguageModel, ids: torch.Tensor, u: np.ndarray, *, hooks: Steering, temperature: float
-) -> list[tuple[list[int], bool, list[float]]]:
-    """New ids of every row, whether it ended itself, and the log probability of its new ids."""
-    ends = torch.tensor(sorted(special_ids(model)), dtype=torch.long)
-    draws, n_prompt = torch.as_tensor(u, dtype=torch.float64), ids.shape[1]
-    alive, log_prob = torch.ones(len(ids), dtype=torch.bool), []
-    with steered(model, hooks):
-        for step, logits in enumerate(_each_step(model, hooks, ids, n=draws.shape[1])):
-            total = logits.log_softmax(-1)
-            new = _draw(logits, draws[:, step], temperature)
-            log_prob.append(total.gather(1, new[:, None])[:, 0])
-            hooks.ids = torch.cat([hooks.ids, new[:, None]], dim=1)
-            alive &= ~torch.isin(new, ends)
-            if not alive.any():
-                break
-    whole = hooks.ids[:, n_prompt:]
-    stop = torch.isin(whole, ends)
-    n = torch.where(stop.any(1), stop.int().argmax(1), whole.shape[1])
-    lp = torch.stack(log_prob, dim=1)
-    return [
-        (row[: int(k)].tolist(), bool(s.any()), p[: int(k)].tolist())
-        for row, k, s, p in zip(whole, n, stop, lp, strict=True)
-    ]
-
-
-def _draw(logits: torch.Tensor, u: torch.Tensor, temperature: float) -> torch.Tensor:
-    """The most likely token, or the one at which the cumulated distribution passes u."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    total = (logits / temperature).softmax(-1).cumsum(-1)
-    return torch.searchsorted(total, (u * total[:, -1])[:, None])[:, 0].clamp(max=total.shape[1] - 1)
-
-
-def _each_step(model: LanguageModel, hooks: Steering, ids: torch.Tensor, *, n: int) -> Iterator[torch.Tensor]:
-    """Logits (rows, vocabulary) of the next token, float64 on the CPU; the caller appends the drawn ids to `hooks.ids`.
-
-    With a key-value cache the model is fed what is new, and the offset says where that stands.
-    """
-    network: Any = getattr(model.bridge, "original_model", None)
-    cached = getattr(getattr(network, "config", None), "use_cache", None) is not None
-    hooks.ids, past = ids, None
-    for _ in range(n):
-        hooks.offset = hooks.ids.shape[1] - 1 if past is not None else 0
-        fed = hooks.ids[:, hooks.offset :].to(model.device)
-        if cached:
-            out = network(input_ids=fed, past_key_values=past, use_cache=True)
-            past, logits = out.past_key_values, out.logits[:, -1]
-        else:
-            logits = model.bridge(fed, return_type="logits")[:, -1]
-        hooks.check_fired(model)
-        yield logits.double().cpu()
 
 
 def _new_text(model: LanguageModel, ids: np.ndarray, start: int) -> str:
@@ -301,8 +273,10 @@ def refuse_idle(plain: Written, written: Written, edits: Sequence[Edit]) -> None
     ------
     ModelError
     """
-    same = all(np.array_equal(a, b) for a, b in zip(plain.log_prob, written.log_prob, strict=True))
-    if written.moved > 0 and same and plain.texts == written.texts:
+    same = plain.texts == written.texts and all(
+        np.allclose(a, b, rtol=0, atol=SAME) for a, b in zip(plain.log_prob, written.log_prob, strict=True)
+    )
+    if written.moved > 0 and same:
         hooks = ", ".join(dict.fromkeys(edit.hook for edit in edits))
         raise ModelError(
             f"the edit at {hooks} moved activations by up to {written.moved:.3g} of their size, and no logit changed; "

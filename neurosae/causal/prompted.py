@@ -14,11 +14,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from neurosae.causal.decoding import batches, next_logits, rows_at_once, threads
 from neurosae.causal.edits import Edit
-from neurosae.causal.generation import Sampling, Written, continue_texts, writer
+from neurosae.causal.generation import Sampling, Written, continue_conditions, writer
 from neurosae.causal.scoring import SCORES, Lexicon, score_texts
-from neurosae.causal.steering import Steering, steered
-from neurosae.dictionary.texts import one_thread
 from neurosae.errors import DataError
 from neurosae.extraction.passes import LanguageModel, precision
 from neurosae.extraction.tokens import token_ids
@@ -91,46 +90,39 @@ def edits_of(condition: Condition | None, dictionary: Any, *, where: str) -> tup
     return (Edit(dictionary.hook, condition.mode, where, dictionary=dictionary, features=features, dose=dose),)
 
 
-def follow(model: LanguageModel, asked: Asked, edits: Sequence[Edit]) -> tuple[np.ndarray, Written | None]:
-    """Score of every prompt under edits (n_prompts,), and the texts where any were written."""
+def follow(
+    model: LanguageModel, asked: Asked, conditions: Sequence[Sequence[Edit]]
+) -> tuple[np.ndarray, list[Written | None]]:
+    """Score of every prompt under every condition (n_conditions, n_prompts), and the texts where any were written."""
     prompts = asked.prompts["prompt"].tolist()
     if asked.score not in SCORES:
-        return next_word_odds(model, prompts, edits, lexicon=asked.lexicon)[0], None
-    written = continue_texts(model, prompts, edits, sampling=asked.sampling, seed=asked.seed)
-    scores = score_texts(written.texts, asked.lexicon, asked.score)
-    total = np.bincount(written.prompt, scores, len(prompts))
-    return total / np.bincount(written.prompt, minlength=len(prompts)), written
-
-
-def by_item(values: np.ndarray, prompts: pd.DataFrame) -> pd.Series:
-    """Mean over the prompts of every item, in the order of the table."""
-    return pd.Series(values).groupby(prompts["item"].to_numpy(), sort=False).mean()
+        found = next_word_odds(model, prompts, conditions, lexicon=asked.lexicon)[0]
+        return found, [None] * len(conditions)
+    written = continue_conditions(model, prompts, conditions, sampling=asked.sampling, seed=asked.seed)
+    scores = [score_texts(w.texts, asked.lexicon, asked.score).reshape(len(prompts), -1).mean(axis=1) for w in written]
+    return np.stack(scores), list(written)
 
 
 def next_word_odds(
-    model: LanguageModel, prompts: Sequence[str], edits: Sequence[Edit], *, lexicon: Lexicon
+    model: LanguageModel, prompts: Sequence[str], conditions: Sequence[Sequence[Edit]], *, lexicon: Lexicon
 ) -> tuple[np.ndarray, list[str]]:
-    """Log of P(any + word) / P(any - word) as the next word of every prompt, and the words that cannot be scored.
+    """Log of P(any + word) / P(any - word) as the next word, by condition and prompt, and words that are not scored.
 
     Notes
     -----
     Only words that are one token after the prompts count; the others are handed back, to be named.
     """
-    model = writer(model, edits)
+    model = writer(model, [edit for edits in conditions for edit in edits])
     assert model.tokens is not None
     plus, minus, lost = _single_tokens(model, prompts[0], lexicon)
     coded = [np.array(ids) for ids in token_ids(model.tokens, list(prompts))]
     coded = [ids[: len(ids) - len(model.tokens.suffix)] for ids in coded]
-    lengths, out = np.array([len(ids) for ids in coded]), np.empty(len(prompts))
-    with one_thread(model), torch.inference_mode(), precision(model):
-        for n in np.unique(lengths):
-            rows = np.flatnonzero(lengths == n)
-            ids = torch.as_tensor(np.stack([coded[i] for i in rows])).to(model.device)
-            hooks = Steering(edits, rows, first=model.tokens.first, n_prompt=int(n))
-            with steered(model, hooks):
-                logits = model.bridge(ids, return_type="logits")[:, -1].double().cpu()
-            hooks.check_fired(model)
-            out[rows] = (logits[:, plus].logsumexp(-1) - logits[:, minus].logsumexp(-1)).numpy()
+    size, out = rows_at_once(model, max(len(ids) for ids in coded)), np.empty((len(conditions), len(prompts)))
+    with threads(model, min(size, out.size)), torch.inference_mode(), precision(model):
+        for batch, _ in batches(coded, n_conditions=len(conditions), n_samples=1, size=size):
+            logits = next_logits(model, conditions, batch).double()
+            odds = logits[:, plus].logsumexp(-1) - logits[:, minus].logsumexp(-1)
+            out[batch.condition, batch.owner] = odds.numpy()
     return out, lost
 
 

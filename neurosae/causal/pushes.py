@@ -12,7 +12,7 @@ import pandas as pd
 from neurosae.causal.controls import Controls, matched_controls
 from neurosae.causal.generation import Sampling, Written, refuse_idle
 from neurosae.causal.material import FEWEST, Reference, as_dose, reference_of
-from neurosae.causal.prompted import Asked, Condition, by_item, edits_of, follow, prompts_of
+from neurosae.causal.prompted import Asked, Condition, edits_of, follow, prompts_of
 from neurosae.causal.scoring import Lexicon
 from neurosae.errors import DataError, choose
 from neurosae.spec.generation import GenerationBlock
@@ -151,23 +151,21 @@ def measured(
 
     Control set k takes the place of the target: feature by feature the same direction, each by its own natural dose.
     """
-    model, dictionary, asked = material.model, material.dictionary, material.asked
-    base, plain = follow(model, asked, ())
-    items = by_item(base, asked.prompts)
-    scores, written = [], []
-    for push in pushes:
-        edits = edits_of(condition_of(material, chosen, ask, push=push), dictionary, where=asked.where)
-        found, texts = follow(model, asked, edits)
-        if plain is not None and texts is not None:
-            refuse_idle(plain, texts, edits)
-        scores.append(by_item(found, asked.prompts).to_numpy())
-        written.append(texts)
-    controls = np.empty((len(pushes), len(sets)))
-    for k, members in enumerate(sets):
-        dose = as_dose(ask.dose, material.reference, members)
-        for c, push in enumerate(pushes):
-            condition = pushed(push, members, chosen.signs, dose=dose, mode=ask.mode)
-            found, _ = follow(model, asked, edits_of(condition, dictionary, where=asked.where))
-            controls[c, k] = (by_item(found, asked.prompts) - items).mean()
-    names = tuple(str(name) for name in items.index)
-    return Outcome(names, items.to_numpy(), np.stack(scores, axis=1), [plain, *written], controls)
+    dictionary, asked = material.dictionary, material.asked
+    own = [condition_of(material, chosen, ask, push=push) for push in pushes]
+    doses = [as_dose(ask.dose, material.reference, members) for members in sets]
+    others = [
+        pushed(push, members, chosen.signs, dose=dose, mode=ask.mode)
+        for push in pushes
+        for members, dose in zip(sets, doses, strict=True)
+    ]
+    edits = [edits_of(condition, dictionary, where=asked.where) for condition in (None, *own, *others)]
+    found, texts = follow(material.model, asked, edits)
+    by = pd.DataFrame(found.T).groupby(asked.prompts["item"].to_numpy(), sort=False).mean()
+    plain, scores = by[0].to_numpy(), by.to_numpy()[:, 1:]
+    for moved, edit in zip(texts[1 : 1 + len(own)], edits[1:], strict=False):
+        if moved is not None and texts[0] is not None:
+            refuse_idle(texts[0], moved, edit)
+    controls = (scores[:, len(own) :] - plain[:, None]).mean(axis=0).reshape(len(pushes), len(sets))
+    names = tuple(str(name) for name in by.index)
+    return Outcome(names, plain, scores[:, : len(own)], texts[: 1 + len(own)], controls)

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from neurosae.causal.chosen import reference_texts
 from neurosae.causal.controls import Controls, matched_controls
 from neurosae.causal.costs import neutral_costs
 from neurosae.causal.edits import Edit
@@ -41,7 +42,6 @@ from neurosae.causal.removing import (
     matched_strength,
     strengths_of,
 )
-from neurosae.dictionary.texts import read_texts, sample_texts
 from neurosae.errors import choose
 from neurosae.spec.design import Design
 from neurosae.spec.generation import RemovalBlock
@@ -102,7 +102,7 @@ def run(
     spec = study.spec
     site = next(iter(ask.sites or responses))
     model, dictionaries = study.live()
-    texts = list(read_texts(ask.texts)) if ask.texts else sample_texts(model, ask.n_tokens, seed=spec.seed)
+    texts = reference_texts(study, ask, model)
     chosen = chosen_features(ask, site, earlier, alpha=spec.inference.alpha)
     live = (model, choose("site", site, dictionaries))
     effect = choose("effect", ask.effect, spec.effects)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from neurosae.causal.chosen import reference_texts
 from neurosae.causal.controls import badly_matched
 from neurosae.causal.costs import neutral_costs
 from neurosae.causal.generation import continuation_costs
@@ -38,7 +39,6 @@ from neurosae.causal.pushes import (
     measured,
 )
 from neurosae.causal.scoring import SCORES, score_texts, words_of
-from neurosae.dictionary.texts import read_texts, sample_texts
 from neurosae.errors import choose
 from neurosae.spec.design import Design
 from neurosae.spec.generation import GenerationBlock
@@ -103,7 +103,7 @@ def run(
     site = next(iter(ask.sites or responses))
     model, dictionaries = study.live()
     dictionary = choose("site", site, dictionaries)
-    texts = list(read_texts(ask.texts)) if ask.texts else sample_texts(model, ask.n_tokens, seed=spec.seed)
+    texts = reference_texts(study, ask, model)
     chosen = chosen_features(ask, site, earlier, alpha=spec.inference.alpha)
     material = material_of(study.stimuli, (model, dictionary), ask, texts=texts, seed=spec.seed)
     test = next((name for name, block in spec.tests.items() if block is ask), ask.test)
@@ -193,7 +193,7 @@ def _cautions(material: Material, stimuli: pd.DataFrame, ask: GenerationBlock) -
         n = len(listed & seen)
         said.append(f"{n} of {len(listed)} listed words stand in the texts that may have chosen the features")
     if ask.score not in SCORES:
-        lost = next_word_odds(material.model, material.asked.prompts["prompt"].tolist()[:1], (), lexicon=lexicon)[1]
+        lost = next_word_odds(material.model, material.asked.prompts["prompt"].tolist()[:1], [()], lexicon=lexicon)[1]
         said.append(f"not scored, being several tokens: {', '.join(lost)}" if lost else "")
     if ask.where != "all":
         said.append(f"costs on neutral text are those of the edit at all tokens, not at {ask.where} ones alone")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import neurosae as ns
+from neurosae.causal.decoding import batches, passed, rows_at_once
 from neurosae.causal.edits import Edit
-from neurosae.causal.generation import Sampling, continuation_costs, continue_texts, generate
+from neurosae.causal.generation import Sampling, continuation_costs, continue_conditions, continue_texts, generate
 from neurosae.causal.prompting import beside, named_edits, steered_samples
 from neurosae.dictionary.kinds import neuron_dictionary
 from neurosae.errors import DataError, ModelError
@@ -89,6 +92,82 @@ def test_generation_under_no_edit_agrees_with_plain_text(request, raw, which):
         assert same.texts == plain.texts
         assert same.moved == 0
         np.testing.assert_array_equal(np.concatenate(same.log_prob), np.concatenate(plain.log_prob))
+
+
+@pytest.mark.parametrize("which", ["toy", "cached"])
+@pytest.mark.parametrize("where", ["all", "prompt", "generated"])
+def test_clamped_text_agrees_with_passes_over_the_whole_text(request, raw, *, which, where):
+    """Clamps read the features of every token anew: what recomputing everything without a cache gives."""
+    model = request.getfixturevalue(which)
+    edit = Edit(EARLY, "clamp", where, dictionary=raw, features=(1, 20), dose=np.array([3.0, 6.0]))
+    start = token_ids(model.tokens, ["xyz"])[0]
+    written = continue_texts(model, ["xyz"], (edit,), sampling=Sampling(8, 1, 0), seed=0)
+    ids, first, n = list(start), model.tokens.first, len(start)
+    for _ in range(len(written.ids[0]) - n):
+        cells = {"all": slice(first, None), "prompt": slice(first, n), "generated": slice(n, None)}[where]
+
+        def hook(x, hook, *, cells=cells):
+            x = x.clone()
+            W = raw.W_dec[[1, 20]]
+            x[:, cells] += (torch.tensor([3.0, 6.0]) - torch.relu(x[:, cells] @ W.T)) @ W
+            return x
+
+        with torch.inference_mode(), model.bridge.hooks(fwd_hooks=[(EARLY, hook)]):
+            ids.append(int(model.bridge(torch.tensor([ids]), return_type="logits")[0, -1].argmax()))
+    assert written.ids[0].tolist() == ids
+    assert written.moved > 0
+
+
+def test_conditions_side_by_side_agree_with_one_at_a_time(cached, raw, monkeypatch):
+    """Plain, constant, clamped, scaled, a head and a vector at once, in batches that split samples: as each alone."""
+    head = Edit("blocks.1.attn.hook_z.h1", "add", "all", vector=np.full(8, 3.0))
+    clamp = Edit(EARLY, "clamp", "all", dictionary=raw, features=(3,), dose=np.array([[9.0], [0.0], [4.0]]))
+    scale = Edit(EARLY, "scale", "prompt", dictionary=raw, features=(2, 17), dose=np.array([5.0, 3.0]))
+    vector = Edit(LAST, "replace", "generated", vector=np.linspace(-3, 3, 16))
+    given = pushed(raw, [np.array([0]), np.array([4]), np.array([1, 5])])
+    conditions = [(), (pushed(raw),), (clamp, head), (scale, pushed(raw, "generated")), (vector,), (given,)]
+    ask = Sampling(6, 3, 1.0)
+    alone = [continue_texts(cached, PROMPTS, edits, sampling=ask, seed=1) for edits in conditions]
+    monkeypatch.setattr("neurosae.causal.decoding.ROWS", 7)
+    together = continue_conditions(cached, PROMPTS, conditions, sampling=ask, seed=1)
+    for one, other in zip(alone, together, strict=True):
+        assert [row.tolist() for row in one.ids] == [row.tolist() for row in other.ids]
+        assert one.moved == pytest.approx(other.moved, rel=1e-4)
+        np.testing.assert_allclose(np.concatenate(one.log_prob), np.concatenate(other.log_prob), atol=1e-4)
+        np.testing.assert_array_equal(one.sample, other.sample)
+    assert len({tuple(w.texts) for w in together}) == len(conditions)
+    assert [w.moved > 0 for w in together] == [False, True, True, True, True, True]
+
+
+def test_batches_hold_every_text_once_and_no_prompt_twice():
+    """Condition x prompt x sample, equal lengths, at most the asked number; a pair's prompt is read once per batch."""
+    coded, seen = [np.arange(n) for n in (2, 3, 2, 5)], []
+    for batch, sample in batches(coded, n_conditions=3, n_samples=2, size=5):
+        assert len(batch.pair) <= 5
+        pairs = list(zip(batch.condition.tolist(), batch.owner.tolist(), strict=True))
+        assert len(set(pairs)) == len(pairs) == len(batch.ids)
+        assert all(len(coded[p]) == batch.ids.shape[1] for p in batch.owner)
+        seen += [(*pairs[k], int(s)) for k, s in zip(batch.pair, sample, strict=True)]
+    assert sorted(seen) == [(c, p, s) for c in range(3) for p in range(4) for s in range(2)]
+
+
+def test_fewer_texts_at_once_where_they_need_more_memory(cached):
+    """Keys, values and probabilities of a wide or long model hold the number of rows down, never below one."""
+    assert rows_at_once(cached, 40) == 512
+    assert rows_at_once(cached, 10**9) == 1
+    assert 1 < rows_at_once(replace(cached, d_model=4096, n_layers=32, n_vocab=50_000), 40) < 40
+
+
+def test_drawn_tokens_agree_with_the_cumulated_distribution():
+    """Blocks first and then inside the block: the index that one cumulated sum in float64 gives."""
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.full(1000, 0.02), size=400).astype(np.float32)
+    u = rng.random(400)
+    total = p.astype(np.float64).cumsum(1)
+    wanted = [int(np.searchsorted(t, x * t[-1])) for t, x in zip(total, u, strict=True)]
+    found = passed(torch.as_tensor(p), torch.as_tensor(u)).tolist()
+    assert found == wanted
+    assert len(set(found)) > 100
 
 
 def test_generation_invariant_to_what_else_is_written(cached):

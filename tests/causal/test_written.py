@@ -75,7 +75,7 @@ def test_next_word_odds_agree_with_a_direct_pass():
     w = world()
     prompts = ["m0 then", "so f3 now then", "m5 then"]
     edit = Edit(HOOK, "clamp", "all", dictionary=w.dictionary, features=(0, 1), dose=np.array([2.0, 0.0]))
-    found = next_word_odds(w.model, prompts, (edit,), lexicon=Lexicon(("he", "so"), ("she",)))[0]
+    found = next_word_odds(w.model, prompts, [(), (edit,)], lexicon=Lexicon(("he", "so"), ("she",)))[0][1]
     W, backend = w.dictionary.W_dec[[0, 1]], w.model.tokens.backend
 
     def hook(x, hook):
