@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from neurosae.causal.controls import Controls, badly_matched, matched_controls
+from neurosae.causal.controls import Controls, badly_matched, matched_controls, remedy_for
 from neurosae.causal.edits import Edit
 from neurosae.causal.inference import item_slopes, without_rounding
 from neurosae.causal.items import UnitData, item_outcomes, unit_data
@@ -27,6 +27,7 @@ from neurosae.spec.design import Design
 
 FROM_ZERO = ("clamp", "conditional")  # modes whose dose 0 is an edit: it removes what is there
 AT_REST = {"steer": 0.0, "scale": 1.0}  # doses that leave everything as it is
+OTHERWISE = "Or use controls: directions, for which features need not be active where the edit is made."
 REMOVES = ("ablate", "scale", "conditional")  # modes that need the features to be active where they edit
 
 
@@ -129,7 +130,12 @@ def run_set(
     table = covariates(place, reference, mode=mode, dose=middle, needs_activity=as_features)
     match = [name for name in ask.match if as_features or name != "size"]
     W = place.dictionary.W_dec.detach().float().cpu().numpy()
-    controls = matched_controls(table, features, n=ask.n_controls, match=match, excluded=excluded, W_dec=W, seed=seed)
+    try:
+        controls = matched_controls(
+            table, features, n=ask.n_controls, match=match, excluded=excluded, W_dec=W, seed=seed
+        )
+    except DataError as error:
+        raise DataError(f"{error} {OTHERWISE}" if as_features else str(error)) from None
     if not as_features:
         controls = controls._replace(note=f"{controls.note}; added as directions, as long as the edit at each token")
     change, clean, (moved, halved) = _outcomes(
@@ -206,7 +212,8 @@ def present_cells(place: Place, design: Design) -> list[tuple[str, ...]]:
 
 def caution_of(run: Run) -> str:
     """Why no claim can be made from a run's controls; empty where it can."""
-    return badly_matched(run.controls.balance)
+    balance = run.controls.balance
+    return "; ".join(filter(None, [badly_matched(balance), remedy_for(balance)]))
 
 
 def delta_of(place: Place, reference: Reference, run: Run, *, ask: Any) -> np.ndarray:

@@ -165,6 +165,24 @@ def badly_matched(balance: pd.DataFrame) -> str:
     return f"controls are badly matched: {said}, above {REFUSED:g}" if said else ""
 
 
+def remedy_for(balance: pd.DataFrame) -> str:
+    """What would help where `badly_matched` says that no claim is made, for tests that take `controls` and `match`.
+
+    Examples
+    --------
+    >>> remedy_for(pd.DataFrame({"covariate": ["density", "size"], "smd": [0.02, -0.4]}))
+    'controls: directions is as long as the edit at each token, which matches size exactly'
+    """
+    bad = balance[(balance["smd"].abs() > REFUSED) & balance.get("matched", True)]["covariate"].tolist()
+    lengthy = [name for name in bad if name == "size"]
+    rest = list(dict.fromkeys("effect" if "effect" in name else name.split(" ")[0] for name in bad if name != "size"))
+    said = ["controls: directions is as long as the edit at each token, which matches size exactly"] * bool(lengthy)
+    if rest:
+        also = "with controls: directions, " if not lengthy else ""
+        said.append(f"{also}{' and '.join(rest)} may be left out of match, and the difference is shown all the same")
+    return "; ".join(said)
+
+
 def _alike(W_dec: np.ndarray, targets: np.ndarray) -> np.ndarray:
     unit = W_dec / np.maximum(np.linalg.norm(W_dec, axis=1, keepdims=True), 1e-12)
     return np.flatnonzero((np.abs(unit @ unit[targets].T) > ALIKE).any(axis=1))

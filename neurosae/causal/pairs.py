@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from neurosae.causal.controls import badly_matched, matched_controls, matched_pairs
+from neurosae.causal.controls import badly_matched, matched_controls, matched_pairs, remedy_for
 from neurosae.causal.edits import Edit
 from neurosae.causal.items import item_outcomes, unit_data
 from neurosae.causal.joint_effects import BOTH, FIRST, NONE, SECOND, interaction_of
@@ -43,7 +43,9 @@ class Both(NamedTuple):
     @property
     def caution(self) -> str:
         """Why no claim is made from these controls; empty where they are matched."""
-        return badly_matched(self.balance) if len(self.balance) else self.note
+        if not len(self.balance):
+            return self.note
+        return "; ".join(filter(None, [badly_matched(self.balance), remedy_for(self.balance)]))
 
 
 class Setting(NamedTuple):

@@ -7,7 +7,14 @@ import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 
-from neurosae.causal.controls import ALIKE, badly_matched, balance_of, matched_controls, matched_pairs
+from neurosae.causal.controls import (
+    ALIKE,
+    badly_matched,
+    balance_of,
+    matched_controls,
+    matched_pairs,
+    remedy_for,
+)
 from neurosae.causal.joint_effects import shapley_taylor
 from neurosae.errors import DataError
 
@@ -57,6 +64,25 @@ def test_badly_matched_controls_are_named():
     assert "size differs by" in badly_matched(made.balance)
     least = matched_controls(covariates, [int(covariates["size"].idxmin())], n=99, seed=0)
     assert "size differs by -" in badly_matched(least.balance)
+
+
+@pytest.mark.parametrize(
+    ("covariates", "said"),
+    [
+        (["size"], "controls: directions is as long as the edit"),
+        (["cosine"], "with controls: directions, cosine may be left out of match"),
+        (["size", "density"], "exactly; density may be left out of match"),
+        (["single effect of the first", "single effect of the second"], "effect may be left out of match"),
+        ([], ""),
+    ],
+)
+def test_a_bad_match_names_its_remedy(covariates, said):
+    """Directions for size, `match` for the rest; nothing where all is well."""
+    names = ["density", "size", "cosine", "single effect of the first", "single effect of the second"]
+    balance = pd.DataFrame({"covariate": names, "smd": [0.8 * (name in covariates) for name in names]})
+    assert said in remedy_for(balance)
+    assert bool(remedy_for(balance)) == bool(badly_matched(balance)) == bool(covariates)
+    assert remedy_for(balance.assign(matched=False)) == ""
 
 
 def test_what_answers_or_points_like_a_target_is_no_control():

@@ -177,9 +177,16 @@ def test_badly_matched_controls_leave_no_claim(linear):
     row = edited(linear, match=["density", "cosine"], ladder=False, cells=False).iloc[0]
     assert row["status"] == "untestable"
     assert "cosine differs by" in row["note"]
+    assert "cosine may be left out of match" in row["note"]
     assert pd.isna(row["p_unc"])
     assert row["x_p_items"] <= 0.01
     assert row["x_estimate"] == pytest.approx(-2.0, abs=0.1)
+
+
+def test_features_without_equals_are_told_of_directions(linear):
+    """Few features are active at the edited tokens: the refusal names the remedy."""
+    with pytest.raises(DataError, match=r"features are left as controls.*use controls: directions"):
+        edited(linear, features=(0,), controls="features", n_controls=590)
 
 
 def test_directions_are_as_long_as_the_edit(place):

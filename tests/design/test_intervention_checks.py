@@ -53,7 +53,8 @@ def test_interventions_say_what_both_p_can_reach(tmp_path):
     report = checked(tmp_path, line)
     said = report.interventions["x"]
     for words in ("24 test items", "sign-flipped", "p over items can reach 1.2e-07", "99 matched control sets",
-                  "matched on density, size, cosine", "reach 0.01", "Holm over 3 claims: the smallest can reach 0.03",
+                  "matched on density, size, cosine", "reach 0.01",
+                  "Holm over 3 claims: the smallest can reach 0.03",
                   "100 conditions x 192 texts = 19,200 rows", "exchangeable within items"):  # fmt: skip
         assert words in said
     assert " ".join(said.split()) in " ".join(report.text().split())
