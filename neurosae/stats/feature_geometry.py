@@ -32,7 +32,7 @@ from neurosae.stats.feature_shares import (
 )
 from neurosae.stats.geometry import Place, Question, condition_weights, effect_model, places, question
 from neurosae.stats.joined import joined
-from neurosae.stats.nested_shares import Labelling, labelling, permuted
+from neurosae.stats.nested_shares import Labelling, item_groups, labelling, permuted
 from neurosae.stats.rdm_compare import embed
 from neurosae.stats.relabel import Relabelling, flips, signs
 from neurosae.stats.units import item_numbers
@@ -86,10 +86,11 @@ def feature_geometry(
     -----
     H0: for every item, the labels of the effect's factor are exchangeable, jointly for all features. For an effect of
     one factor its labels are swapped, exact; for an interaction the sign of the item's contrast is flipped and the
-    rest is kept, which needs symmetric contrasts ("approximate"). Where every item is in one condition, labels are
-    permuted over items, inside strata and the levels of other factors. Where items are in several conditions but not in
-    all, or the weights have no mirror image, shares are described and not tested. Leave-one-out and Shapley values
-    depend on which other features there are, and are never tested.
+    rest is kept, which needs symmetric contrasts ("approximate"). An item of a group (a factor between items) is
+    swapped among the conditions of its group. For an effect of factors between items labels are permuted over whole
+    items, all their conditions with them, inside strata and the levels of other such factors. Where an effect compares
+    levels within items between groups, or its weights have no mirror image, shares are described and not tested.
+    Leave-one-out and Shapley values depend on which other features there are, and are never tested.
 
     References
     ----------
@@ -184,8 +185,8 @@ def _ways(
 
 
 def _way(asked: Question, place: Place, effect: str, *, flipped: Relabelling, draw: bool) -> Way:
-    if place.found.nested:
-        made = compile_effect(place.design, dict(asked.effects[effect]))
+    made = compile_effect(place.design, dict(asked.effects[effect]))
+    if any(place.design.factors[name].varies == "between" for name in made.factors):
         n, split = asked.inference.n_permutations, asked.ask.split
         return labelling(place.design, made, place.found, n=n, draw=draw, split=split, seed=asked.seed)
     R, exact, words = _swap(asked, place, effect)
@@ -285,9 +286,13 @@ def _swap(asked: Question, place: Place, effect: str) -> tuple[np.ndarray, bool,
             words = f"the levels of {factor} are exchangeable within every item, jointly for all features"
             return np.eye(len(c))[order], True, words
         raise DataError(f"the weights of '{effect}' have no mirror image over the levels of {factor}.")
-    unit = c / np.sqrt(c @ c)
+    R = np.eye(len(c))
+    for group in item_groups(place.found)[0] if place.found.nested else [np.arange(len(c))]:
+        part = np.zeros(len(c))
+        part[group] = c[group]  # an item has the conditions of its group
+        R -= 2 * np.outer(part, part) / max(part @ part, 1e-300)
     words = f"every item's contrast {made.words} is symmetric, jointly for all features"
-    return np.eye(len(c)) - 2 * np.outer(unit, unit), False, words
+    return R, False, words
 
 
 def _reweighted_row(

@@ -4,9 +4,11 @@ Squared distances add over features, D = sum_j D_j, so with the centred model M~
 
     phi_j = <M~, D_j>,   sum_j phi_j = <M~, D>,
 
-which is the Shapley value of feature j for the covariance criterion. With L the Laplacian of M~ over conditions,
+which is the Shapley value of feature j for the covariance criterion. With u_ij the pattern of item i over the K
+conditions, 0 where it is in none, N_kl the number of pairs of different items in conditions k and l, and L the
+Laplacian of M~ with every entry divided by N_kl,
 
-    phi_j = 1/(n (n-1)) (S_j' L S_j - sum_i u_ij' L u_ij),   S_j = sum_i u_ij   (K conditions).
+    phi_j = 1/m (S_j' L S_j - sum_i u_ij' L u_ij),   S_j = sum_i u_ij.
 
 A swap R of labels inside item i leaves the even part (I + R)/2 u and turns the sign of the odd part, so that phi under
 any swaps s is a constant plus sum_r lam_r ((sum_i s_i z_irj)^2 - sum_i z_irj^2), z along the eigenvectors of odd L.
@@ -41,13 +43,42 @@ def feature_rdms(found: Patterns, weights: np.ndarray | None = None) -> np.ndarr
     same = (sums**2 - own) / (counts**2 - own_counts)[:, None]
     i, j = np.triu_indices(K, 1)
     cross, pairs = sums[i] * sums[j], counts[i] * counts[j]
-    if not found.nested:
-        order = np.lexsort((found.condition, found.item))
-        U = X[order].reshape(len(found.items), K, -1)
+    if len(found.item) > len(found.items):  # an item's product with itself in another condition is left out
+        U, inside = by_item(found), membership(found)
         v = np.ones(len(found.items)) if weights is None else weights
         cross = cross - np.einsum("i,ikm,ikm->km", v**2, U[:, i], U[:, j], optimize=True)
-        pairs = pairs - (v**2).sum()
+        pairs = pairs - np.einsum("i,ik,ik->k", v**2, inside[:, i], inside[:, j])
     return (same[i] + same[j] - 2 * cross / pairs[:, None]) / X.shape[1]
+
+
+def by_item(found: Patterns) -> np.ndarray:
+    """Patterns of every item over the conditions (n_items, K, m), 0 where it is in none."""
+    U = np.zeros((len(found.items), len(found.conditions), found.n_features))
+    U[found.item, found.condition] = found.X.toarray()
+    return U
+
+
+def membership(found: Patterns) -> np.ndarray:
+    """Whether an item is in a condition, 1 or 0 (n_items, K)."""
+    inside = np.zeros((len(found.items), len(found.conditions)))
+    inside[found.item, found.condition] = 1.0
+    return inside
+
+
+def coefficients(model: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """L of the module docstring (K, K): the model's Laplacian over the numbers of pairs of different items.
+
+    Examples
+    --------
+    >>> coefficients(np.array([1.0]), np.array([[1.0, 1.0], [1.0, 1.0]])).tolist()  # two items in both conditions
+    [[0.5, -0.5], [-0.5, 0.5]]
+    """
+    K = inside.shape[1]
+    W = np.zeros((K, K))
+    W[np.triu_indices(K, 1)] = model
+    W = W + W.T
+    pairs = np.outer(inside.sum(axis=0), inside.sum(axis=0)) - inside.T @ inside
+    return (np.diag(W.sum(axis=1)) - W) / pairs
 
 
 def centred_model(model: np.ndarray) -> np.ndarray:
@@ -89,25 +120,20 @@ def swapped(found: Patterns, model: np.ndarray, R: np.ndarray) -> Swapped:
 
     Parameters
     ----------
-    found : patterns of items that are in all conditions
+    found : patterns of items, each in all conditions or in those of its group
     model : condensed, centred
     R : array (K, K), symmetric, R R = I: the swap of one item's pattern over conditions
 
     Raises
     ------
     DataError
-        Where items are nested in conditions: nothing can be swapped inside an item.
+        Where the swap would move an item into a condition that it is not in.
     """
-    if found.nested:
-        raise DataError("items are nested in conditions, so no labels can be swapped inside an item.")
-    K, n = len(found.conditions), len(found.items)
-    W = np.zeros((K, K))
-    W[np.triu_indices(K, 1)] = model
-    W = W + W.T
-    L = np.diag(W.sum(axis=1)) - W
-    order = np.lexsort((found.condition, found.item))
-    U = found.X.toarray()[order].reshape(n, K, -1)
-    scale = n * (n - 1) * U.shape[2]
+    U, inside = by_item(found), membership(found)
+    K, scale = len(found.conditions), U.shape[2]
+    if ((inside[:, :, None] != inside[:, None, :]) & (np.abs(R) > 1e-12)[None]).any():
+        raise DataError("some items are not in all conditions that would be swapped, so nothing can be swapped there.")
+    L = coefficients(model, inside)
     even, odd = (np.eye(K) + R) / 2, (np.eye(K) - R) / 2
     S = U.sum(axis=0)
     own = np.einsum("ikm,kl,ilm->m", U, L, U, optimize=True)
