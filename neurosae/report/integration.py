@@ -53,7 +53,7 @@ def _statement(study: Study, test: str, rows: pd.DataFrame, *, first: bool) -> S
     pair = listed(_parts(study, test))
     why = _why((grade, evidence), by, alpha=alpha_of(study))
     text = f"Integration of {pair} at {place}: grade {grade} of 3, {GRADES[grade]}. {why}"
-    parts = (_code_words(by), _gate_words(by), _conj_words(by), _read_words(by), _design(by, rows))
+    parts = (_code_words(by), _gate_words(by), _conj_words(by), _causal_words(by), _read_words(by), _design(by, rows))
     detail = " ".join(said for said in parts if said)
     cautions = (*LIMITS, EXPLORATORY) if first else ()
     verdict = "found" if grade >= 2 else "nothing"
@@ -88,7 +88,8 @@ def _why(grades: tuple[int, int], by: Mapping[str, pd.Series], *, alpha: float) 
             weaker = "" if closer else " (a dependence on context, not a stronger binding)"
             how = "more" if closer else "less"
             ways.append(f"the two sets are coupled {how} closely in the phrase than in the list{weaker}")
-        return f"Co-activation is rejected: {listed(ways)}."
+        used = "; and both sets act on the outcome jointly, not as the sum of their effects alone" if grade == 3 else ""
+        return f"Co-activation is rejected: {listed(ways)}{used}."
     if grade == 1:
         return (
             "Features answer to the pair otherwise than to the sum of its parts; a threshold, a normalization or a "
@@ -105,8 +106,11 @@ def _code_words(by: Mapping[str, pd.Series]) -> str:
         return ""
     if pd.isna(plane["value"]):
         return f"Code: not testable ({plane['note']})."
-    share = f"emergent share {digits(plane['effsize'])} ({digits(plane['x_loo_low'])} to {digits(plane['x_loo_high'])} "
-    said = f"Code: {share}without any one item), D-perp p {digits(plane['p_unc'])}"
+    said = "the parts have no effect of their own, so there is no emergent share"
+    if pd.notna(low := plane.get("x_loo_low")):  # no place may have one, as in a network with random weights
+        without = f"{digits(low)} to {digits(plane['x_loo_high'])} without any one item"
+        said = f"emergent share {digits(plane['effsize'])} ({without})"
+    said = f"Code: {said}, D-perp p {digits(plane['p_unc'])}"
     if control is not None and pd.notna(control["value"]):
         said += f", list control p {digits(control['p_unc'])}"
     return said + (f", corrected p {digits(code['p_corr'])}." if code is not None else ".")
@@ -130,6 +134,17 @@ def _conj_words(by: Mapping[str, pd.Series]) -> str:
     return f"Activations: {plural(n, 'feature')} of {digits(int(conj['n_features']))} superadditive or subadditive."
 
 
+def _causal_words(by: Mapping[str, pd.Series]) -> str:
+    """The causal read-out, which counts beside grade 2 alone."""
+    row = by.get("causal")
+    if row is None:
+        return ""
+    if row["status"] != "ok":
+        return f"{str(row['note'])[:1].upper()}{str(row['note'])[1:]}."
+    size = f"I {digits(row['value'], 2)} logits, " if pd.notna(row["value"]) else ""
+    return f"Causal read-out ({row['set']}): {size}corrected p {digits(row['p_corr'])} ({row['note']})."
+
+
 def _read_words(by: Mapping[str, pd.Series]) -> str:
     """The exploratory members in a sentence."""
     last, both = by.get("read: link"), [row for name, row in by.items() if name.startswith("synergy: ")]
@@ -147,7 +162,13 @@ def _design(by: Mapping[str, pd.Series], rows: pd.DataFrame) -> str:
     missing = note.partition("missing: ")[2].partition(";")[0]
     said = f"Design: lacks {missing}." if missing else "Design: every requirement is met."
     more = " No causal read-out was made, so grade 3 is out of reach." if "no causal read-out" in note else ""
-    return f"{said}{more} {plural(n_units(rows), 'item')}; Holm over code and gate at all places."
+    more = " The causal read-out does not count, so grade 3 is out of reach." if "does not count" in note else more
+    return f"{said}{more} {plural(n_units(_by_item(rows)), 'item')}; Holm over code and gate at all places."
+
+
+def _by_item(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows that count items; synergy counts stimuli."""
+    return rows[rows["unit"].eq("item") & ~rows["effect"].eq("causal")]
 
 
 def draw_integration(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Drawing]:
@@ -156,7 +177,7 @@ def draw_integration(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Dr
     pair = (parts[0], parts[1])
     asked = section(study.analysis, "tests", test, "context")
     contexts = {"control": str(asked.get("control", "list")), "composed": str(asked.get("composed", "phrase"))}
-    source = f"Drawn from {plural(n_units(rows), 'test item')}; features were chosen on other items."
+    source = f"Drawn from {plural(n_units(_by_item(rows)), 'test item')}; features were chosen on other items."
     lacks = study.extras.get((test, "requirements"))
     if lacks is not None and len(lacks):
         one = lacks[lacks[WHERE].eq(lacks[WHERE].iloc[0]).all(axis=1)]
@@ -210,7 +231,7 @@ def integration_methods(study: Study, rows: pd.DataFrame) -> Iterator[str]:
     """Null hypotheses, statistics and corrections of the members."""
     for test, part in rows.groupby("test", sort=False):
         asked = section(study.analysis, "tests", str(test))
-        n_perm, n = int(part["n_perm"].max()), n_units(part)
+        n_perm, n = int(part["n_perm"].max()), n_units(_by_item(part))
         context = section(asked, "context")
         named = f" in {context.get('composed')} and {context.get('control')} contexts" if context else ""
         yield (
@@ -228,6 +249,13 @@ def integration_methods(study: Study, rows: pd.DataFrame) -> Iterator[str]:
                 f"Fisher's z, {gain} taken out, under swaps of the contexts within items [mclaren2012]."
             )
         yield "Code and gate at all places were corrected by Holm's method [holm1979]."
+        if part["effect"].eq("causal").any():
+            yield (
+                "Grade 3 also asks the joint clamp at the same region and site: both directions are run, each that has "
+                "matched controls must show a joint effect beyond the sum of the single ones, over items and among "
+                "matched pairs, free and with every normalization frozen, of one sign; the largest p counts, Holm over "
+                "places."
+            )
         if part["x_role"].eq("exploratory").any():
             yield (
                 "Exploratory measures: synergy against surrogates whose target adds the two sources "

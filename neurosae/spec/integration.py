@@ -74,8 +74,8 @@ class IntegrationBlock(Block):
     n_surrogates: Count = 999
     """Additive surrogates of the measures of synergy."""
     causal: Text | None = None
-    """Name of an earlier `test: joint_clamp` of the same parts: the causal read-out, without which the grade is 2 at
-    most."""
+    """Name of an earlier `test: joint_clamp` of the same parts, regions and sites, in both directions: the causal
+    read-out, without which the grade is 2 at most."""
 
     @field_validator("members", "gain", "measures")
     @classmethod
@@ -142,10 +142,34 @@ def _causal_problems(name: str, analysis: Any) -> Iterator[Problem]:
         text = f"'{block.causal}' is no earlier test; put it above '{name}'." if late else None
         yield where, text or unknown("joint_clamp test", short(block.causal), known)
         return
-    parts = analysis.tests[block.causal].parts
-    if set(parts) != set(block.parts):
-        said = " and ".join(parts) or "no parts"
+    clamp = analysis.tests[block.causal]
+    if set(clamp.parts) != set(block.parts):
+        said = " and ".join(clamp.parts) or "no parts"
         yield where, f"'{block.causal}' clamps {said}, but the parts here are {' and '.join(block.parts)}."
+    for text in _never_counts(block, clamp):
+        yield where, f"'{block.causal}' {text}"
+
+
+def _never_counts(block: IntegrationBlock, clamp: Any) -> Iterator[str]:
+    """Why a joint clamp could not raise the grade, whatever came out of it."""
+    if clamp.direction != "both":
+        yield f"runs one direction, {clamp.direction}; grade 3 rests on both, set direction: both."
+    if clamp.freeze != "downstream":
+        yield "freezes the last normalization alone; set freeze: downstream."
+    if left := sorted({"density", "size", "effect", "cosine"} - set(clamp.match)):
+        yield f"does not match its pairs on {' and '.join(left)}; leave match: out, or add it."
+    if len(clamp.features) != 2:
+        yield f"has {len(clamp.features)} sets, which is exploratory; name two."
+    if away := [region for region in block.region if region not in clamp.region]:
+        yield f"edits {', '.join(clamp.region)}, but a grade is asked at {', '.join(away)}; edit there too."
+    if clamp.sites is not None and (block.sites is None or set(block.sites) - set(clamp.sites)):
+        yield f"runs at {', '.join(clamp.sites)} alone; name the same sites here."
+    for name, choice in clamp.features.items():
+        if choice.from_ is not None and choice.direction != "plus":
+            yield f"clamps features of '{name}' that answer to the other level too; add direction: plus."
+    context = block.context
+    if context is not None and clamp.only.get(context.factor) != context.composed:
+        yield f"also edits texts that compose nothing; add only: {{{context.factor}: {context.composed}}}."
 
 
 def integration_design_problems(name: str, analysis: Any, design: Any) -> Iterator[Problem]:

@@ -9,14 +9,14 @@ p), `gate` (coupling that depends on the context). Holm's method over {code, gat
 | 0 | co-activation | nothing below |
 | 1 | conjunctive selectivity | superadditive activations, which a threshold or a normalization produces too |
 | 2 | representational integration | code or gate, Holm |
-| 3 | functional integration | grade 2 and the causal read-out |
+| 3 | functional integration | grade 2 and the causal read-out, p = max |
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -39,34 +39,89 @@ class Causal(NamedTuple):
     """The causal read-out: p over items and among matched control pairs, with the normalization frozen.
 
     It is made by interventions (joint against single clamps) and handed in; grade 3 is never given without it.
+
+    Attributes
+    ----------
+    p_items, p_controls : the largest of either kind, free and frozen, in the directions that can be judged
+    frozen : whether every normalization behind the edit was held; if not, joint effects differ by themselves
+    reason : why it cannot count, whatever its p; empty where it can
+    p_corr : p of this place, corrected over all places of the joint clamp; nan where it was one place
+    value : I in logits, normalization frozen, of the direction in which it is smaller;  n_units : items behind it
+    directions : those that could be judged;  silent : why the others could not;  n_places : of the correction
     """
 
     p_items: float
     p_controls: float
     frozen: bool
+    reason: str = ""
+    p_corr: float = np.nan
+    value: float = np.nan
+    n_units: int = 0
+    directions: tuple[str, ...] = ()
+    silent: str = ""
+    n_places: int = 1
+
+    @property
+    def unusable(self) -> str:
+        """Why it cannot count; empty where it can."""
+        return self.reason or ("" if self.frozen else "normalizations behind the edit were not frozen")
 
     @property
     def p(self) -> float:
-        """Both must hold; 1 where the normalization was not frozen, which alone makes joint effects differ."""
-        return max(self.p_items, self.p_controls) if self.frozen else 1.0
+        """All must hold; 1 where it cannot count."""
+        return 1.0 if self.unusable else float(np.nanmax([self.p_items, self.p_controls, self.p_corr]))
 
 
-def causal_of(table: pd.DataFrame, site: str) -> Causal | None:
-    """The causal read-out of a site from the rows of a joint clamp: its best direction, corrected over all of them.
+DIRECTIONS = ("clamp", "ablate")
+
+
+def causal_of(table: pd.DataFrame) -> dict[tuple[str, str], Causal]:
+    """The causal read-out of every site and region, from the rows of a joint clamp.
+
+    A conjunction that the model uses appears where its parts are clamped into a text that has neither, and disappears
+    where they are ablated from one that has both. Both directions must be run, and each that can be judged must hold,
+    with I of one sign: p is the larger (intersection-union, which needs no correction), then Holm over places. A
+    direction without matched controls is no evidence for or against; which one counted is said. Ablating one part of a
+    pure AND takes all of it away, and no other feature does that, so there the clamp is often the only one that counts.
 
     Examples
     --------
-    >>> rows = {"site": "late", "x_role": "claim", "status": "ok", "x_p_items": [0.001, 0.4], "x_p_items_free": 0.001,
-    ...     "p_corr": [0.02, 0.4]}
-    >>> causal_of(pd.DataFrame(rows), "late").p, causal_of(pd.DataFrame(rows), "early")
-    (0.02, None)
+    >>> rows = {"site": "late", "region": "probe", "x_role": "claim", "status": "ok", "x_mode": ["clamp", "ablate"],
+    ...     "x_freeze": "downstream", "x_p_items": [0.001, 0.004], "x_p_items_free": 0.001, "x_p_controls": 0.01,
+    ...     "x_p_controls_free": [0.01, 0.02], "x_estimate": 0.3, "x_estimate_free": 0.4, "n_units": 48, "note": ""}
+    >>> causal_of(pd.DataFrame(rows))["late", "probe"].p
+    0.02
     """
-    rows = table[(table["site"] == site) & (table["x_role"] == "claim") & table["status"].eq("ok")]
-    rows = rows[rows["p_corr"].notna()]
-    if not len(rows):
-        return None
-    best: Any = rows.loc[rows["p_corr"].astype(float).idxmin()]
-    return Causal(float(max(best["x_p_items"], best["x_p_items_free"])), float(best["p_corr"]), frozen=True)
+    claims = table[table["x_role"] == "claim"]
+    places = claims.groupby(["site", "region"], sort=False, observed=True)
+    found = {(str(site), str(region)): _of_directions(rows) for (site, region), rows in places}
+    corrected = holm(np.array([one.p for one in found.values()])) if found else []
+    return {
+        place: one._replace(p_corr=float(p), n_places=len(found))
+        for (place, one), p in zip(found.items(), corrected, strict=True)
+    }
+
+
+def _of_directions(rows: pd.DataFrame) -> Causal:
+    """The largest p of the directions that can be judged, or why none counts."""
+    by = {str(row["x_mode"]): row for _, row in rows.iterrows()}
+    if missing := [direction for direction in DIRECTIONS if direction not in by]:
+        return Causal(1.0, 1.0, True, f"the direction {missing[0]} was not run")
+    silent = [f"{d}: {by[d]['note']}" for d in DIRECTIONS if by[d]["status"] != "ok"]
+    if len(silent) == len(DIRECTIONS):
+        return Causal(1.0, 1.0, True, f"no direction can be judged; {'; '.join(silent)}")
+    used = rows[rows["x_mode"].isin(DIRECTIONS) & rows["status"].eq("ok")]
+    size = used[["x_estimate", "x_estimate_free"]].to_numpy(dtype=float)
+    items, controls = (
+        float(used[[f"x_p_{name}", f"x_p_{name}_free"]].to_numpy(dtype=float).max()) for name in ("items", "controls")
+    )
+    one_sign = (size > 0).all() or (size < 0).all()
+    reason = "" if one_sign else "I has not one sign in both directions, free and frozen"
+    value = size[np.abs(size[:, 0]).argmin(), 0]
+    return Causal(
+        items, controls, frozen=bool((used["x_freeze"] == "downstream").all()), reason=reason, value=float(value),
+        n_units=int(used["n_units"].min()), directions=tuple(used["x_mode"].astype(str)), silent="; ".join(silent),
+    )  # fmt: skip
 
 
 class Superadditive(NamedTuple):

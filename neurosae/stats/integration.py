@@ -56,7 +56,7 @@ class Ask(NamedTuple):
     sets: Mapping[str, Sets]
     dictionaries: Mapping[str, Any]
     settings: Inference
-    causal: Causal | Mapping[str, Causal | None] | None
+    causal: Causal | Mapping[Any, Causal] | None
 
 
 def integration(
@@ -83,7 +83,8 @@ def integration(
     features : {part: indices}, or {site: {part: indices}}, chosen on other items; gate, synergy and read need them
     dictionaries : {site: dictionary}; simulated responses need none
     options : keys of the block `test: integration` (`context`, `members`, `over`, `gain`, `target`, `measures`,
-        `n_surrogates`), `inference` (its keys) and `causal` (a `Causal`, or one by site, made by interventions)
+        `n_surrogates`), `inference` (its keys) and `causal` (a `Causal`, or one by site or (site, region), made by
+        interventions)
     seed : int
 
     Returns
@@ -147,7 +148,7 @@ def run(
     dictionaries = {} if _simulated(sites) else study.live()[1]
     effects = {part: spec.effects[part] for part in ask.parts}
     sets = {site: from_localizer(ask, site, adata, earlier=earlier) for site, adata in sites.items() if ask.features}
-    read = None if ask.causal is None else {site: causal_of(earlier[ask.causal].table, site) for site in sites}
+    read = None if ask.causal is None else causal_of(earlier[ask.causal].table)
     asked = Ask(test, ask, effects, sets, dictionaries, spec.inference, read)
     return _run(sites, asked, seed=spec.seed)
 

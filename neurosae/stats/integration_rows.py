@@ -24,6 +24,7 @@ H0 = {
     "gate": "once the recorded gain is taken out, phrase and list are exchangeable: both couple the parts alike",
     "synergy": "the target is a logistic function of the sum of a function of either source",
     "read": "given the additive base, the residuals of the target are exchangeable between items",
+    "causal": "in one direction at least, the effects of both sets add up, or fail to no more than matched pairs",
     "responds": "the set does not answer to its own part on the test items",
 }
 MEASURES = {"broja": "BROJA", "interaction_information": "interaction information"}
@@ -86,7 +87,7 @@ def rows_of_battery(
     *,
     block: IntegrationBlock,
     alpha: float,
-    causal: Causal | Mapping[str, Causal | None] | None = None,
+    causal: Causal | Mapping[Any, Causal] | None = None,
 ) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
     """All rows of a test, and the long tables: scores, coupling, conj, requirements."""
     rows = [row for spot in spots for row in _rows(spot, adjusted, block=block, alpha=alpha, causal=causal)]
@@ -112,7 +113,16 @@ def _rows(
 ) -> list[dict[str, Any]]:
     rows = [*_responds(found, block), *_conj(found)]
     rows += [*_code(found), *_joined(found, adjusted), *_exploratory(found)]
-    return [*rows, _grade(found, adjusted, alpha=alpha, causal=causal)]
+    read = _read_of(causal, found.where)
+    rows += [] if read is None else [_causal(found, read, name=block.causal)]
+    return [*rows, _grade(found, adjusted, alpha=alpha, causal=read)]
+
+
+def _read_of(causal: Causal | Mapping[Any, Causal] | None, where: Spot) -> Causal | None:
+    """The causal read-out of a place: of the same site and region, or of the whole site where it was handed in so."""
+    if causal is None or isinstance(causal, Causal):
+        return causal
+    return causal.get((where.site, where.region), causal.get(where.site))
 
 
 def _base(found: Found, effect: str, role: str, *, n_features: int | None = None) -> dict[str, Any]:
@@ -238,6 +248,7 @@ def _exploratory(found: Found) -> list[dict[str, Any]]:
         rows.append(_silent(found, "synergy", "exploratory", reason=made))
     for one in made if isinstance(made, list) else ():
         numbers = _numbers(found, "bits", one.value, p=one.p, n_perm=len(one.null) + 1)
+        numbers |= {"unit": "stimulus", "n_units": 4 * found.n_units, "n_informative": 4 * found.n_units}
         numbers |= {"p_method": "additive surrogates", "effsize": one.above, "eftype": "bits above surrogate"}
         note = f"{EXPLORATORY}; additive surrogates have {one.surrogate:.3f} bits; stimuli count as independent"
         rows.append(
@@ -254,18 +265,41 @@ def _exploratory(found: Found) -> list[dict[str, Any]]:
 def _rungs(found: Found, read: Any, n: int) -> list[dict[str, Any]]:
     rows = []
     for rung in read.p:
-        numbers = _numbers(found, "share of residual", read.score[rung], p=read.p[rung]) | {"p_method": "permutations"}
+        numbers = _numbers(found, "e'QQ'e / e'e", read.score[rung], p=read.p[rung]) | {"p_method": "permutations"}
         size = {"effsize": read.delta_r2, "eftype": "delta R2 (cross-validated)"}
         note = f"{EXPLORATORY}; all rungs are shown, uncorrected; {read.n_products} products"
         rows.append(_base(found, f"read: {rung}", "exploratory", n_features=n) | numbers | size | {"note": note})
     return rows
 
 
-def _grade(found: Found, adjusted: Mapping[tuple[Spot, str], float], *, alpha: float, causal: Any) -> dict[str, Any]:
-    causal = causal.get(found.where.site) if isinstance(causal, dict) else causal
+def _causal(found: Found, read: Causal, *, name: str | None) -> dict[str, Any]:
+    """The causal read-out in a row of its own, with what it is made of, or why it does not count."""
+    base = _base(found, "causal", "grade 3", n_features=sum(found.sizes[1:]))
+    base |= {"unit": "item", "n_units": read.n_units or found.n_units, "set": name or "given by the caller"}
+    base |= {"n_informative": base["n_units"], "alternative": "two-sided"}
+    if read.unusable:
+        return base | {"status": "untestable", "note": f"causal read-out does not count: {read.unusable}"}
+    p = max(read.p_items, read.p_controls)
+    known = {"stat": "I", "value": read.value} if np.isfinite(read.value) else {"stat": "largest p", "value": p}
+    numbers = known | {"p_unc": p, "p_corr": read.p}
+    numbers |= {
+        "p_method": "flips and rank",
+        "p_adjust": "holm",
+        "family": "places of the joint clamp",
+        "n_family": read.n_places,
+    }
+    note = f"{' and '.join(read.directions) or 'read-out'}: over items p {read.p_items:.3g}, among matched pairs "
+    note += f"{read.p_controls:.3g}; the larger counts" + f"; not judged: {read.silent}" * bool(read.silent)
+    return base | numbers | {"note": note}
+
+
+def _grade(
+    found: Found, adjusted: Mapping[tuple[Spot, str], float], *, alpha: float, causal: Causal | None
+) -> dict[str, Any]:
     p = {name: adjusted[found.where, name] for name in found.p}
     conj = np.nan if found.conj is None else float(found.conj.table["p_corr"].min())
-    reached, cap = grade_of(p, conj=conj, causal=causal, alpha=alpha), grade_cap(list(found.lacks), causal=bool(causal))
+    unusable = "no causal read-out" if causal is None else causal.unusable
+    reached, cap = grade_of(p, conj=conj, causal=causal, alpha=alpha), grade_cap(list(found.lacks), causal=not unusable)
     grade = min(reached, cap)
     missing = [one.name for one in found.lacks if not one.met]
     said = f"grade {grade} of 3, {GRADES[grade]}"
@@ -273,7 +307,12 @@ def _grade(found: Found, adjusted: Mapping[tuple[Spot, str], float], *, alpha: f
     silent = [d_z <= 0 or p > alpha for d_z, p in found.results.get("responds", ())]
     said += "; a set does not answer to its own part on the test items" if any(silent) else ""
     said += f"; missing: {', '.join(missing)}" if missing else ""
-    said += "; no causal read-out, so at most 2" if causal is None else f"; causal read-out p {causal.p:.3g}"
+    if causal is None:
+        said += "; no causal read-out, so at most 2"
+    else:
+        said += (
+            "; the causal read-out does not count, so at most 2" if unusable else f"; causal read-out p {causal.p:.3g}"
+        )
     columns = {"stat": "grade", "value": float(grade), "x_grade": grade, "x_grade_evidence": reached, "x_cap": cap}
     return _base(found, "grade", "grade") | columns | {"note": said, "h0": None, "alternative": None}
 

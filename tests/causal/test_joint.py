@@ -13,7 +13,7 @@ from neurosae.causal.joint import joint_clamp
 from neurosae.dictionary.kinds import Dictionary
 from neurosae.errors import DataError, SpecError
 from neurosae.spec.causal import JointClampBlock
-from neurosae.stats.battery import Causal, causal_of, grade_of
+from neurosae.stats.battery import causal_of, grade_of
 from tests.causal import circuits
 
 EFFECTS = {name: {name: {"present": 1, "absent": -1}} for name in ("a", "b")}
@@ -70,7 +70,7 @@ def test_a_linear_readout_behind_a_norm_is_no_integration():
     assert found["p_unc"] == 1.0
     assert "add up exactly" in found["note"]
     assert "not matched" not in found["note"] or "cosine" in found["note"]
-    read = causal_of(pd.DataFrame([found]), circuits.HOOK)
+    read = causal_of(pd.DataFrame([dict(found), dict(found) | {"x_mode": "ablate"}]))[circuits.HOOK, "last"]
     assert grade_of({"code": 0.001}, causal=read) == 2
 
 
@@ -93,6 +93,8 @@ def test_ablation_agrees_with_clamping(small_and):
     assert both.loc["ablate", "estimate"] == pytest.approx(both.loc["clamp", "estimate"], abs=0.05)
     assert "single" not in both.loc["ablate", "note"]
     assert (both["p_corr"] <= 0.02).all()
+    read = causal_of(both.reset_index())[circuits.HOOK, "last"]
+    assert (read.directions, grade_of({"code": 0.001}, causal=read)) == (("clamp", "ablate"), 3)
 
 
 def test_unmatched_pairs_make_no_claim(small_and):
@@ -172,18 +174,6 @@ def test_probabilities_are_refused():
         JointClampBlock.model_validate(given | {"match": ["norm"]})
     with pytest.raises(Exception, match="itself a maximum"):
         JointClampBlock.model_validate(given | {"correction": "maxT"})
-
-
-def test_grade_3_needs_grade_2_and_both_p():
-    """The read-out lifts grade 2 alone, and only where items and pairs both hold."""
-    rows = {"site": "late", "x_role": "claim", "status": "ok", "x_p_items": 0.001, "x_p_items_free": 0.001}
-    good = causal_of(pd.DataFrame([rows | {"p_corr": 0.01}]), "late")
-    bad = causal_of(pd.DataFrame([rows | {"p_corr": 0.3}]), "late")
-    assert grade_of({"code": 0.01}, causal=good) == 3
-    assert grade_of({"code": 0.01}, causal=bad) == 2
-    assert grade_of({"code": 0.2}, causal=good) == 0
-    assert causal_of(pd.DataFrame([rows | {"status": "untestable", "p_corr": np.nan}]), "late") is None
-    assert Causal(0.01, 0.01, frozen=False).p == 1
 
 
 def test_levels_that_do_not_exist_are_refused(small_and):
