@@ -123,6 +123,14 @@ def boot_toy(settings: dict[str, Any], device: torch.device) -> Any:
     return TransformerBridge.boot_native(settings, device=device)
 
 
+def fuse_activations(bridge: Any) -> None:
+    """Compute the tanh form of GELU in one pass over memory instead of eight; the same function, equal to rounding."""
+    for module in bridge.modules():
+        for name, child in list(module.named_children()):
+            if type(child).__name__ == "NewGELUActivation":
+                setattr(module, name, torch.nn.GELU(approximate="tanh"))
+
+
 def state_hash(bridge: Any) -> str:
     """SHA-256 over names and values of all weights."""
     digest = hashlib.sha256()

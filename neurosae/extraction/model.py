@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 
 from neurosae.errors import ModelError, choose
-from neurosae.extraction.boot import boot_folder, boot_objects, boot_toy, quiet, state_hash
+from neurosae.extraction.boot import boot_folder, boot_objects, boot_toy, fuse_activations, quiet, state_hash
 from neurosae.extraction.passes import DTYPES, LanguageModel, hooked_pass, logits_of
 from neurosae.extraction.selftest import batch_invariance, probe, trie_problem
 from neurosae.extraction.sites import canonical_hooks
@@ -93,6 +93,7 @@ def _finished(
     complete = facts.pop("complete", True)
     numbers = {"d_model": cfg.d_model, "n_layers": cfg.n_layers, "n_ctx": cfg.n_ctx, "n_vocab": cfg.d_vocab}
     bridge.eval()
+    fuse_activations(bridge)
     draft = LanguageModel(
         bridge=bridge, tokens=tokens, name=facts["name"], **numbers, is_causal=False, has_head=False,
         device=device, dtype=dtype, hooks=canonical_hooks(bridge.hook_dict), provenance={},

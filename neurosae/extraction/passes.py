@@ -8,7 +8,8 @@ float32: reduced precision is the autocast of the forward pass, the same on a CP
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from neurosae.extraction.tokens import Tokenizer
 from neurosae.extraction.trie import MAX_NODES
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LAYER = re.compile(r"blocks\.(\d+)\.")
 Whole = Sequence[int] | np.ndarray | torch.Tensor
 
 
@@ -127,11 +129,58 @@ def hooked_pass(
 
     pairs = [(split_head(name)[0], keep(name)) for name in dict.fromkeys(hooks)]
     settings = _settings(model, mask, positions)
-    with torch.inference_mode(), precision(model), contextlib.suppress(_Stop):
+    short = _fewer_rows(model, hooks, (row, col))
+    with torch.inference_mode(), precision(model), short, contextlib.suppress(_Stop):
         model.bridge.run_with_hooks(tokens, fwd_hooks=pairs, return_type=None, **settings)
     if silent := [name for name in hooks if name not in got]:
         raise ModelError(f"hook points never fired: {', '.join(silent)}; this model does not compute them.")
     return got
+
+
+def _fewer_rows(
+    model: LanguageModel, hooks: Sequence[str], cells: tuple[torch.Tensor, torch.Tensor]
+) -> contextlib.AbstractContextManager[Any]:
+    """Run the MLP of the last block that is needed on the wanted cells alone.
+
+    Nothing reads its other rows: the pass ends at that block's residual stream, or at the normalization behind it, and
+    an MLP works token by token.
+    """
+    layers = [(int(found[1]), name) for name in hooks if (found := LAYER.match(name))]
+    last = max((layer for layer, name in layers if name.endswith("hook_resid_post")), default=-1)
+    deeper = [n for n in hooks if not (found := LAYER.match(n)) or int(found[1]) > last]
+    inside = any(layer == last and "mlp" in name for layer, name in layers)
+    if last < 0 or inside or any(not name.endswith("hook_scale") for name in deeper):
+        return contextlib.nullcontext()
+    blocks = getattr(model.bridge, "blocks", None)
+    mlp = getattr(blocks[last], "mlp", None) if blocks is not None else None
+    whole = getattr(mlp, "original_component", None)
+    if whole is None or getattr(mlp, "name", None) is None:
+        return contextlib.nullcontext()
+    return _of_wanted(whole, cells)
+
+
+@contextlib.contextmanager
+def _of_wanted(mlp: torch.nn.Module, cells: tuple[torch.Tensor, torch.Tensor]) -> Iterator[None]:
+    """An MLP that gives zeros except at the cells."""
+    forward, own = mlp.forward, mlp.__dict__.get("forward")
+
+    def of_wanted(x: torch.Tensor, *more: Any, **named: Any) -> Any:
+        if more or named or x.dim() != 3 or 2 * len(cells[0]) > x.shape[0] * x.shape[1]:
+            return forward(x, *more, **named)
+        some = forward(x[cells][None])
+        if not isinstance(some, torch.Tensor):  # a mixture of experts, which gives more than its output
+            return forward(x)
+        out = some.new_zeros((*x.shape[:2], some.shape[-1]))
+        out[cells] = some[0]
+        return out
+
+    mlp.forward = of_wanted
+    try:
+        yield
+    finally:
+        del mlp.forward
+        if own is not None:
+            mlp.forward = own
 
 
 def _settings(model: LanguageModel, mask: Whole, positions: Whole | None) -> dict[str, torch.Tensor]:

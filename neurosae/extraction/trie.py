@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-MAX_NODES = 384  # attention costs the square of it
+MAX_NODES = 256  # attention costs the square of it; what is lost is one common beginning per group
 Ids = Sequence[int] | np.ndarray
 
 

@@ -90,6 +90,29 @@ def test_hooked_pass_stops_after_the_last_hook(toy_model):
     assert computed == [0, 1]
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_last_mlp_runs_on_wanted_tokens_alone(checkpoint, family):
+    """Equal to the whole pass; where a hook point of that MLP is read, or most tokens are, it sees all of them."""
+    model = load_model(checkpoint(family), device="cpu")
+    ids, mask = pad(token_ids(model.tokens, [TEXTS[0], TEXTS[1]]))
+    seen, last = [], model.n_layers - 1
+    mlp = model.bridge.blocks[last].mlp.original_component
+    gelu = next(child for name, child in mlp.named_children() if name.startswith("act"))
+    handle = gelu.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[0] * given[0].shape[1]))
+    rows, cols = np.nonzero(mask)
+    try:
+        few = hooked_pass(model, ids, mask, hooks=[model.last_hook], rows=[0, 1], cols=[2, 1])[model.last_hook]
+        inside = [model.last_hook, f"blocks.{last}.hook_mlp_out"]
+        hooked_pass(model, ids, mask, hooks=inside, rows=[0, 1], cols=[2, 1])
+        most = hooked_pass(model, ids, mask, hooks=[model.last_hook], rows=rows, cols=cols)[model.last_hook]
+    finally:
+        handle.remove()
+    at = [int(np.flatnonzero((rows == r) & (cols == c))[0]) for r, c in ((0, 2), (1, 1))]
+    torch.testing.assert_close(few, most[at], rtol=1e-6, atol=1e-6)
+    assert seen == [2, ids.size, ids.size]
+    assert "forward" not in vars(mlp)
+
+
 def test_hooked_pass_refuses_a_silent_hook(toy_model, monkeypatch):
     """A hook point that exists but never fires is an error."""
     deaf = SimpleNamespace(run_with_hooks=lambda ids, **_: None)

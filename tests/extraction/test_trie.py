@@ -192,7 +192,7 @@ def test_out_of_memory_on_an_accelerator_halves_the_trie(toy_stimuli, toy_model,
 def test_trie_is_never_longer_than_the_context(toy_model):
     """Models with a table of positions take no row beyond it."""
     assert toy_model.max_nodes == toy_model.n_ctx == 96
-    assert dataclasses.replace(toy_model, n_ctx=4096).max_nodes == 384
+    assert dataclasses.replace(toy_model, n_ctx=4096).max_nodes == 256
 
 
 def test_load_model_refuses_an_unknown_packing(toy_settings):
