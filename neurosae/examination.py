@@ -20,9 +20,11 @@ from neurosae.examine.endpoint import Endpoint
 from neurosae.examine.examples import Show, distributions, examples_of
 from neurosae.examine.inversion import invert_feature
 from neurosae.examine.labels import label_features, read_labels
+from neurosae.examine.levels import level_means
 from neurosae.examine.rules import rules_of
 from neurosae.examine.seen import Seen, text_maxima, watch
 from neurosae.examine.tracking import track_feature
+from neurosae.examine.verdicts import judge_strings
 from neurosae.examine.viewer import viewer_page
 from neurosae.extraction.tokens import agreed_bos
 from neurosae.provenance import table_hash, versions
@@ -33,8 +35,9 @@ from neurosae.spec.results import ranked
 from neurosae.stages import Study, inputs_hash, keep_inputs, read_json, say, write_json, write_table
 
 FOLDER = "examine"
-TABLES = ("features", "examples", "distributions", "pooled", "tokens", "neighbours", "rules", "labels", "inversions",
-          "counterparts")  # fmt: skip
+FORMAT = 2  # of the tables: what was made in another one is made again
+TABLES = ("features", "examples", "distributions", "pooled", "levels", "tokens", "neighbours", "rules", "labels",
+          "inversions", "counterparts")  # fmt: skip
 SILENT = {"zero": 8, "hard": 4}  # examples for a judge, beside random active ones
 JUDGED = 12  # random active examples, of which the labeller may have seen some
 OWN, OTHER = "study", "text"  # where examples come from
@@ -53,9 +56,10 @@ def examine_study(study: Study, *, changes: Mapping[str, Any] | None = None) -> 
     -------
     {name: DataFrame}
         `features` (a row for each), `examples`, `distributions`, `pooled` (largest activation in every text of the
-        study), `tokens` (promoted and suppressed), `neighbours`, `rules`, `labels`, `inversions`, `counterparts`; those
-        that were not asked for are absent. Also written to `results/<study>/examine/` as .parquet and .csv, beside
-        `viewer.html`.
+        study), `levels` (mean and density of these at every level of every factor, with bands over items), `tokens`
+        (promoted and suppressed), `neighbours`, `rules`, `labels`, `inversions` (with a verdict whether each found
+        string counts), `counterparts`; those that were not asked for are absent. Also written to
+        `results/<study>/examine/` as .parquet and .csv, beside `viewer.html`.
 
     Raises
     ------
@@ -154,7 +158,13 @@ def _key(study: Study, ask: ExamineBlock, chosen: Mapping[str, Sequence[int]]) -
     for place in map(Path, ask.texts):
         found = sorted(place.rglob("*")) if place.is_dir() else [place]
         states += [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in found if f.is_file()]
-    parts = {"version": versions()["neurosae"], "ask": ask.model_dump(mode="json"), "chosen": chosen, "files": files}
+    parts = {
+        "version": versions()["neurosae"],
+        "format": FORMAT,
+        "ask": ask.model_dump(mode="json"),
+        "chosen": chosen,
+        "files": files,
+    }
     return content_hash(
         parts | {"texts": states, "seed": study.spec.seed}, inputs_hash(study), table_hash(study.stimuli)
     )
@@ -218,19 +228,23 @@ def _made(
             settings = {**ask.rules.model_dump(), "seed": study.spec.seed}
             found = rules_of(one, texts, tokenizer, levels=levels, groups=items, settings=settings)
             parts["rules"].append(found.assign(source=name))
-            if name == OWN:
-                parts["pooled"].append(_pooled(one, names, levels))
+            if levels is not None and items is not None:
+                pooled = _pooled(one, names, levels)
+                parts["pooled"].append(pooled)
+                parts["levels"] += _level_means(pooled, levels, items, seed=study.spec.seed)
     for site, features in chosen.items():
         parts["features"].append(_features(site, dictionaries[site], features))
         _directions(parts, model, (site, dictionaries[site]), features=features, ask=ask)
     if ask.track:
         text = sources.get(OTHER, next(iter(sources.values())))[0]
-        parts["counterparts"] += [
-            track_feature(model, dictionaries, text, site=site, feature=feature, sites=ask.track, n_tokens=ask.n_tokens)
+        parts["counterparts"] = [
+            _counterparts(model, dictionaries, text, at=(site, feature), ask=ask)
             for site, features in chosen.items()
             for feature in features
         ]
     tables = {name: pd.concat(found, ignore_index=True) for name, found in parts.items() if found}
+    if ask.invert:
+        tables["inversions"] = _inversions(study, ask, chosen, tables=tables, seen=seen)
     _label(study, ask, tables, seen=seen, sources=sources, tokenizer=tokenizer)
     texts = {name: (one[0], one[1]) for name, one in sources.items()}
     page = viewer_page(study.spec.name, tables, seen, texts=texts, tokenizer=tokenizer, most=SHOWN_TEXTS)
@@ -245,6 +259,15 @@ def _pooled(one: Seen, names: Sequence[str], levels: pd.DataFrame | None) -> pd.
         table = pd.DataFrame({"site": one.site, "feature": feature, "stimulus": names, "value": values[:, column]})
         tables.append(table if levels is None else pd.concat([table, levels.astype(str)], axis=1))
     return pd.concat(tables, ignore_index=True)
+
+
+def _level_means(pooled: pd.DataFrame, levels: pd.DataFrame, items: Sequence[Any], *, seed: int) -> list[pd.DataFrame]:
+    """Tuning of every feature of one site to every factor, by its largest activation in every text."""
+    return [
+        level_means(rows["value"].to_numpy(), levels, items, seed=seed).assign(site=site, feature=feature)
+        for (site, feature), rows in pooled.groupby(["site", "feature"], sort=False)
+        if len(levels.columns)
+    ]
 
 
 def _features(site: str, dictionary: Any, features: Sequence[int]) -> pd.DataFrame:
@@ -271,9 +294,39 @@ def _directions(
         parts["tokens"].append(pd.DataFrame({"feature": list(features), "site": site, "note": str(error)}))
     if ask.neighbours:
         parts["neighbours"].append(nearest_features(dictionary, features, n=ask.neighbours).assign(site=site))
-    if ask.invert:
-        found = [invert_feature(model, dictionary, f, n_tokens=ask.invert).tail(1).assign(feature=f) for f in features]
-        parts["inversions"].append(pd.concat(found, ignore_index=True).assign(site=site))
+
+
+def _counterparts(
+    model: Any, dictionaries: Any, text: Sequence[str], *, at: tuple[str, int], ask: ExamineBlock
+) -> pd.DataFrame:
+    site, feature = at
+    others = [name for name in ask.track or () if name != site]
+    if not others:
+        note = "no counterpart: examine.track names no other site."
+        return pd.DataFrame({"site": [site], "feature": [feature], "other": [site], "note": [note]})
+    return track_feature(model, dictionaries, text, site=site, feature=feature, sites=others, n_tokens=ask.n_tokens)
+
+
+def _inversions(
+    study: Study, ask: ExamineBlock, chosen: Mapping[str, Sequence[int]], *, tables: Mapping[str, pd.DataFrame],
+    seen: Mapping[str, Mapping[str, Seen]],
+) -> pd.DataFrame:  # fmt: skip
+    """A string that drives each feature, beside real examples, and whether the feature's rule predicts it."""
+    model, dictionaries = study.live()
+    made = []
+    for site, features in chosen.items():
+        found = [
+            invert_feature(model, dictionaries[site], f, n_tokens=ask.invert).tail(1).assign(feature=f)
+            for f in features
+        ]
+        own = {name: table[table["site"].eq(site)] for name, table in tables.items() if name in ("rules", "examples")}
+        judged = judge_strings(
+            model, dictionaries[site], pd.concat(found, ignore_index=True), rules=own["rules"],
+            examples=own["examples"], seen={name: one[site] for name, one in seen.items()},
+            alpha=study.spec.inference.alpha,
+        )  # fmt: skip
+        made.append(judged.assign(site=site))
+    return pd.concat(made, ignore_index=True)
 
 
 def _label(
@@ -305,40 +358,3 @@ def _name(features: pd.DataFrame, labels: pd.Series, source: str) -> None:
     for row, key in enumerate(zip(features["site"], features["feature"], strict=True)):
         if key in labels.index:
             features.loc[features.index[row], ["label", "label_source"]] = [labels.loc[key], source]
-
-
-# ------------------------------------------------------------------ for the terminal
-
-
-def summarize_examined(tables: Mapping[str, pd.DataFrame]) -> str:
-    """A few lines per feature: how often it fires, its best rule, promoted tokens, the strongest example."""
-    lines = []
-    for _, row in tables["features"].iterrows():
-        lines += _summary(tables, str(row["site"]), int(row["feature"]), label=row["label"])
-    return "\n".join(lines)
-
-
-def _summary(tables: Mapping[str, pd.DataFrame], site: str, feature: int, *, label: Any) -> list[str]:
-    def mine(name: str) -> pd.DataFrame:
-        table = tables.get(name, pd.DataFrame(columns=["site", "feature"]))
-        return table[table["site"].eq(site) & table["feature"].eq(feature)]
-
-    every = mine("distributions")
-    every = every[every["factor"].isna()]
-    fires = [f"{row['source']}: {row['density']:.3g} of {row['n_tokens']:,} tokens, largest {row['largest']:.3g}"
-             for _, row in every.iterrows()]  # fmt: skip
-    lines = [f"{site}/{feature}  {label or 'no label'}", *(f"  {line}" for line in fires)]
-    for _, rule in mine("rules").groupby("source", sort=False).head(1).iterrows():
-        text = rule["note"] if pd.isna(rule["auroc"]) else (
-            f"{rule['rule']} (AUROC {rule['auroc']:.2f} held out, p {rule['p_corr']:.2g} over all rules)"
-        )  # fmt: skip
-        lines.append(f"  rule on {rule['source']}: {text}")
-    tokens = mine("tokens")
-    if "side" in tokens:
-        up = tokens[tokens["side"].eq("promoted")]["token"].head(6)
-        lines.append("  promotes " + " ".join(repr(str(t)) for t in up))
-    for _, shown in mine("examples").query("kind == 'top'").head(3).iterrows():
-        pieces = [p.replace("\n", " ") for p in shown["pieces"]]
-        pieces[int(shown["at"])] = f"«{pieces[int(shown['at'])]}»"
-        lines.append(f"  {shown['value']:7.3g}  {''.join(pieces)}   [{shown['name']}]")
-    return lines

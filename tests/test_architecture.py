@@ -28,13 +28,14 @@ LAYERS = """
 3  spec.attribution spec.causal spec.design spec.examine spec.examine_tests spec.factorial spec.generation
 3  spec.geometry spec.integration spec.patching spec.planning spec.positions spec.subjects
 4  design.importers design.regions design.units design.weights extraction.slow_tokens extraction.trie spec.blocks
+4  spec.geometry_checks
 5  design.confounds design.expand design.levels design.orthogonal design.regressors extraction.packing
 5  extraction.sites extraction.tokens spec.choices spec.circuits spec.interventions spec.maps spec.parametric
 5  spec.patching_checks
 6  design.cautions design.check_report design.exchange design.token_checks dictionary.encode dictionary.products
 6  dictionary.pursuit dictionary.topk examine.endpoint extraction.cells extraction.passes extraction.responses
 6  extraction.source spec.analysis stats.kernels
-7  design.intervention_checks design.model_checks design.requirements dictionary.kinds dictionary.revival
+7  causal.entries design.intervention_checks design.model_checks design.requirements dictionary.kinds dictionary.revival
 7  dictionary.settings extraction.archive extraction.boot extraction.budget extraction.collapse extraction.firing
 7  extraction.selftest extraction.shifts
 7  extraction.signed extraction.store spec.editor stats.mean_squares stats.pair_kernels stats.ranks
@@ -67,7 +68,7 @@ LAYERS = """
 13 stats.parametric_models stats.rsa_rows stats.spots
 14 causal.changes causal.costs causal.joint_effects causal.prompted causal.prompting examine.tracking examine.verdicts
 14 examine.viewer
-14 stats.asked stats.distances stats.heights stats.rows stats.rsa_tests stats.second_order
+14 report.compact stats.asked stats.distances stats.heights stats.rows stats.rsa_tests stats.second_order
 15 causal.pairs causal.removing causal.rows causal.workload report.directions report.references report.stored
 15 report.style
 15 report.wording stats.contrast stats.map_rows stats.pattern_statistics stats.power stats.rsa stats.searchlight

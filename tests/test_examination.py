@@ -18,7 +18,8 @@ import pytest
 import neurosae as ns
 from neurosae import examination
 from neurosae.errors import DataError, SpecError
-from neurosae.examination import examine_study, parse_features, summarize_examined
+from neurosae.examination import examine_study, parse_features
+from neurosae.examine.summary import summarize_examined
 from neurosae.examine.viewer import LARGEST, viewer_page
 from tests.examine.test_labels import Server, judged
 from tests.report.test_html import EVIL, Page

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from neurosae.errors import DataError
+from neurosae.examine.levels import level_names
 from neurosae.examine.seen import Seen, cut_text, watch
 from neurosae.extraction.tokens import Tokenizer, agreed_bos
 
@@ -175,7 +176,7 @@ def _chosen(
         yield "top", row, made(row, rank)
     for factor in factors.columns:
         level = factors[factor].astype(str).to_numpy()[seen.text[best]]
-        for name in _levels(factors[factor]):
+        for name in level_names(factors[factor]):
             for rank, row in enumerate(_once(best[level == name], beginnings)[: show.per_level].tolist(), 1):
                 yield "level", row, made(row, rank, factor=str(factor), level=name)
     if len(rows):
@@ -211,13 +212,6 @@ def _pools(
         silent = np.setdiff1d(np.arange(len(seen.text)), rows)
         yield "zero", silent, show.zero
         yield "hard", silent[np.isin(seen.ids[silent], seen.ids[rows])], show.hard
-
-
-def _levels(column: pd.Series) -> list[str]:
-    """Levels in the order of the design, else as they come."""
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        return [str(level) for level in column.cat.categories]
-    return [str(level) for level in column.drop_duplicates()]
 
 
 def _window(
@@ -269,5 +263,5 @@ def _groups(levels: pd.DataFrame | None) -> Iterator[tuple[str | None, str | Non
     yield None, None, None
     for factor in () if levels is None else levels.columns:
         column = levels[factor].astype(str).to_numpy()  # type: ignore[index]
-        for level in _levels(levels[factor]):  # type: ignore[index]
+        for level in level_names(levels[factor]):  # type: ignore[index]
             yield str(factor), level, column == level

@@ -158,6 +158,9 @@ def invert_feature(
     draw = np.random.default_rng(options["seed"])
     usual = np.setdiff1d(np.arange(min(model.n_vocab, tokens.backend.get_vocab_size())), _special(tokens))
     ids = [*before, *draw.choice(usual, n_tokens).tolist()]
+    if options["penalty"] and (not model.has_head or len(ids) < 2):
+        why = "there is no token before it" if model.has_head else f"{model.name} has no head"
+        raise DataError(f"penalty is {options['penalty']}, but the string has no surprisal: {why}; leave penalty out.")
     if len(ids) > model.n_ctx:
         raise DataError(f"{len(ids)} tokens are longer than the context of {model.name}, {model.n_ctx}; use fewer.")
     target = Target(model, dictionary, j, len(ids) - 1)
@@ -235,6 +238,24 @@ def _surprisal(target: Target, ids: Sequence[int], tried: np.ndarray, *, place: 
         own = logp.gather(2, torch.as_tensor(batch[:, first:], device=logp.device)[..., None])[..., 0]
         out.append((-own.mean(dim=1) / np.log(2)).double().cpu().numpy())
     return np.concatenate(out)
+
+
+def surprisal_at(model: LanguageModel, dictionary: Any, ids: Sequence[int], *, n: int) -> float:
+    """Mean surprisal in bits of the last n tokens of a text, given all before them; specials are put in front.
+
+    Parameters
+    ----------
+    model, dictionary : as given to `invert_feature`
+    ids : token ids of the text, without specials
+    n : tokens from the end; fewer where the text is shorter. NaN where there is none that anything stands before
+    """
+    tokens: Any = agreed_bos(model.tokens, {"": dictionary})
+    whole = [*tokens.prefix, *ids]
+    first = max(len(tokens.prefix), len(whole) - n, 1)
+    if first >= len(whole):
+        return float("nan")
+    target = Target(model, dictionary, 0, len(whole) - 1)
+    return float(_surprisal(target, whole, np.array([whole[-1]]), place=len(whole) - 1, first=first)[0])
 
 
 def _shortlist(target: Target, ids: Sequence[int], *, place: int, usual: np.ndarray, n: int) -> np.ndarray:

@@ -20,6 +20,7 @@ from scipy import stats
 
 from neurosae.errors import DataError
 from neurosae.examine.endpoint import Endpoint, ask, is_kept
+from neurosae.examine.summary import marked
 
 SHOWN = ("top", "quantile")  # kinds of examples that a labeller sees
 JUDGED = ("random", "zero", "hard")  # kinds that a judge scores: none of them was the labeller led by
@@ -98,8 +99,9 @@ def label_features(
         One row per feature: `site feature label status labeller date`, and with a judge `auroc` (its scores tell active
         from silent examples), `rho` (Spearman of score and activation over active ones), `mean_active mean_silent`,
         `mean_other` (the label of another feature on the same active examples), `n_active n_silent`, `deciles` (mean
-        score in tenths of the active range, from the weakest) and `judge_status`. A malformed answer is a missing
-        label with its status; it is not asked again.
+        score in tenths of the active range, from the weakest), `deciles_n` (how many examples each mean is of),
+        `deciles_other` (of the label of another feature), `judge_status` and `other_status`. A malformed answer is a
+        missing label with its status; it is not asked again.
 
     Raises
     ------
@@ -157,19 +159,6 @@ def _shown(rows: pd.DataFrame) -> list[Example]:
     return [Example(marked(r), int(s)) for (_, r), s in zip(rows.iterrows(), strengths, strict=True)]
 
 
-def marked(row: Any) -> str:
-    """The text of an example with its token marked.
-
-    Examples
-    --------
-    >>> marked({"pieces": ["a", " red", " box"], "at": 1})
-    'a «red» box'
-    """
-    pieces, at = list(row["pieces"]), int(row["at"])
-    blank = pieces[at][: len(pieces[at]) - len(pieces[at].lstrip())]
-    return "".join([*pieces[:at], f"{blank}«{pieces[at][len(blank) :]}»", *pieces[at + 1 :]])
-
-
 def _label(given: list[Example], labeller: Labeller | Endpoint) -> dict[str, Any]:
     if not given:
         return {"label": None, "status": "no active example", "labeller": None, "date": None}
@@ -218,7 +207,8 @@ def _judged(rows: pd.DataFrame, *, seed: int) -> pd.DataFrame:
 def _scores(asked: pd.DataFrame, judge: Judge | Endpoint, *, label: str | None, other: str | None) -> dict[str, Any]:
     blank = dict.fromkeys(("auroc", "rho", "mean_active", "mean_silent", "mean_other"), np.nan)
     active = asked["value"].to_numpy(dtype=float) > 0
-    counts = {"n_active": int(active.sum()), "n_silent": int((~active).sum()), "deciles": [np.nan] * 10}
+    counts = {"n_active": int(active.sum()), "n_silent": int((~active).sum()), "deciles": [np.nan] * 10,
+              "deciles_n": [0] * 10, "deciles_other": [np.nan] * 10, "other_status": "not asked"}  # fmt: skip
     if not label or not len(asked):
         return {**blank, **counts, "judge_status": "no label" if not label else "no example to judge"}
     given, status = _given(label, asked["shown"].tolist(), judge)
@@ -232,17 +222,31 @@ def _scores(asked: pd.DataFrame, judge: Judge | Endpoint, *, label: str | None, 
     varied = len(a) > 2 and np.ptp(a) > 0 and np.ptp(value[known & active]) > 0
     spearman: Any = stats.spearmanr(a, value[known & active]) if varied else None
     rho = float(spearman.statistic) if varied else np.nan
-    control, control_status = ([], "ok")
+    fits, other_status = np.full(len(value), np.nan), "no other label"
     if other and active.any():
-        control, control_status = _given(other, asked["shown"][active].tolist(), judge)
-    fits = [s for s in control if s is not None] if control_status == "ok" else []
+        control, other_status = _given(other, asked["shown"][active].tolist(), judge)
+        fits[active] = [np.nan if s is None else s for s in control] if other_status == "ok" else np.nan
+    tenths = [active & (_tenth(value) == k) for k in range(10)]
+    curves = {
+        "deciles": [_mean(score[here]) for here in tenths],
+        "deciles_n": [int((known & here).sum()) for here in tenths],
+        "deciles_other": [_mean(fits[here]) for here in tenths],
+    }
+    means = {"mean_active": _mean(a), "mean_silent": _mean(b), "mean_other": _mean(fits)}
+    states = {"judge_status": "ok", "other_status": other_status}
+    return {**blank, **counts, **curves, "auroc": auroc, "rho": rho, **means, **states}
+
+
+def _mean(scores: np.ndarray) -> float:
+    """Mean of the scores that are known; NaN without any."""
+    known = scores[~np.isnan(scores)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def _tenth(value: np.ndarray) -> np.ndarray:
+    """Which tenth of the range from 0 to the largest an activation lies in, 0 to 9."""
     top = value.max()
-    tenth = np.clip(np.ceil(10 * value / top) - 1, 0, 9).astype(int) if top > 0 else np.zeros(len(value), dtype=int)
-    deciles = [float(score[known & active & (tenth == k)].mean()) if (known & active & (tenth == k)).any() else np.nan
-               for k in range(10)]  # fmt: skip
-    means = {"mean_active": a.mean() if len(a) else np.nan, "mean_silent": b.mean() if len(b) else np.nan}
-    rest = {"mean_other": float(np.mean(fits)) if fits else np.nan, "deciles": deciles, "judge_status": "ok"}
-    return {**blank, **counts, "auroc": auroc, "rho": rho, **means, **rest}
+    return np.clip(np.ceil(10 * value / top) - 1, 0, 9).astype(int) if top > 0 else np.zeros(len(value), dtype=int)
 
 
 def _given(label: str, texts: list[str], judge: Judge | Endpoint) -> tuple[Sequence[int | None], str]:

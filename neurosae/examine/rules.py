@@ -7,6 +7,7 @@ tried is paid for.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -24,14 +25,16 @@ CLASSES = {
     "ends in s": r".*s", "ends in ed": r".*ed", "ends in ing": r".*ing", "ends in ly": r".*ly",
 }  # fmt: skip
 """Expressions that the word of a token must match as a whole."""
+READ = ("token", "word", "previous", "first", "last")
+"""What a rule can read of a token."""
 
 
 class Rule(NamedTuple):
-    """A statement about tokens: kind, what it says in words, and on which rows of a token table it is true."""
+    """A statement about tokens: kind, what it says in words, and the same as `rule_holds` reads it."""
 
     kind: str
     words: str
-    true: np.ndarray
+    says: Mapping[str, Any]
 
 
 def token_table(seen: Seen, texts: Sequence[str], tokenizer: Tokenizer) -> pd.DataFrame:
@@ -40,14 +43,28 @@ def token_table(seen: Seen, texts: Sequence[str], tokenizer: Tokenizer) -> pd.Da
     `token` is without its blank and in lower case, `word` what stands between blanks around it (punctuation apart),
     `previous` the token before it, empty at the start of a text.
     """
-    rows: dict[str, list[Any]] = {"token": [], "word": [], "previous": []}
-    for number in map(int, np.unique(seen.text)):
-        pieces = cut_text(tokenizer, texts[number])[: int((seen.text == number).sum())]
-        rows["token"] += (plain := [piece.strip().lower() for piece in pieces])
-        rows["previous"] += ["", *plain[:-1]]
-        rows["word"] += _words(pieces)
-    last = np.append(np.diff(seen.text) != 0, True)
-    return pd.DataFrame({"text": seen.text, **rows, "first": seen.token_index == 0, "last": last})
+    rows: dict[str, list[Any]] = {name: [] for name in READ}
+    for number, n in zip(*np.unique(seen.text, return_counts=True), strict=True):
+        for name, values in _pieces(cut_text(tokenizer, texts[int(number)])[:n]).items():
+            rows[name] += values
+    return pd.DataFrame({"text": seen.text, **rows})
+
+
+def piece_table(pieces: Sequence[str]) -> pd.DataFrame:
+    """The same of one text that is cut into pieces already, without its number.
+
+    Examples
+    --------
+    >>> piece_table(["The", " old", " boat", "s", "."])[["token", "word", "previous"]].values.tolist()[2:]
+    [['boat', 'boats', 'old'], ['s', 'boats', 'boat'], ['.', '.', 's']]
+    """
+    return pd.DataFrame(_pieces(pieces))
+
+
+def _pieces(pieces: Sequence[str]) -> dict[str, list[Any]]:
+    plain, n = [piece.strip().lower() for piece in pieces], len(pieces)
+    ends = [i == 0 for i in range(n)], [i == n - 1 for i in range(n)]
+    return dict(zip(READ, (plain, _words(pieces), ["", *plain][:n], *ends), strict=True))
 
 
 def _words(pieces: Sequence[str]) -> list[str]:
@@ -91,9 +108,10 @@ def detect_rule(
     Returns
     -------
     DataFrame
-        One row per rule, best first: `site feature kind rule auroc auroc_hard sensitivity specificity n_true n_active
-        n_tokens n_units p_corr note`. `auroc_hard` is that among tokens which the feature fires on at least once, so
-        that the token alone does not help (missing where there are none); p_corr holds over all rules tried.
+        One row per rule, best first: `site feature kind rule says auroc auroc_hard sensitivity specificity n_true
+        n_active n_tokens n_units p_corr note`. `auroc_hard` is that among tokens which the feature fires on at least
+        once, so that the token alone does not help (missing where there are none); p_corr holds over all rules tried;
+        `says` is the rule as JSON, for `rule_holds`.
 
     Notes
     -----
@@ -160,16 +178,29 @@ def rules_of(
     for feature in seen.features.tolist():
         active = np.zeros(len(tokens), dtype=bool)
         active[seen.column(feature)[0]] = True
-        if not active[held].any() or active[held].all() or not active[~held].any():
-            note = "is not active, or always active, in one half of the texts; no rule can be scored."
-            tables.append(pd.DataFrame([{"feature": feature, "n_active": int(active.sum()), "note": note}]))
+        if note := _not_scored(active, held):
+            row = {"feature": feature, "n_active": int(active.sum()), "n_tokens": len(active), "note": note}
+            tables.append(pd.DataFrame([row]))
             continue
         rules = list(_proposed(tokens, active & ~held, ~held, levels=levels, settings=asked))
-        tables.append(_scored(rules, active, held, unit=unit, ids=seen.ids, settings=asked).assign(feature=feature))
+        true = np.stack([rule_holds(rule.says, tokens, levels)[held] for rule in rules])
+        table = _scored(rules, true, active[held], unit=unit[held], ids=seen.ids[held], settings=asked)
+        tables.append(table.assign(feature=feature))
     made = pd.concat(tables, ignore_index=True).assign(site=seen.site)
-    order_ = ["site", "feature", "kind", "rule", "auroc", "auroc_hard", "sensitivity", "specificity", "n_true",
+    order_ = ["site", "feature", "kind", "rule", "says", "auroc", "auroc_hard", "sensitivity", "specificity", "n_true",
               "n_active", "n_tokens", "n_units", "p_corr", "note"]  # fmt: skip
     return made.reindex(columns=order_)
+
+
+def _not_scored(active: np.ndarray, held: np.ndarray) -> str | None:
+    """Why no rule can be scored: a feature that is silent, or never silent, in one half of the texts."""
+    if not active.any():
+        return "is active on no token; no rule can be scored."
+    if active.all():
+        return "is active on every token; there is nothing for a rule to tell apart."
+    if not active[held].any() or not active[~held].any():
+        return "is active in one half of the texts alone; no rule can be scored."
+    return "is active on every token of the half that scores; no rule can be scored." if active[held].all() else None
 
 
 def _proposed(
@@ -177,28 +208,56 @@ def _proposed(
     settings: Mapping[str, Any],
 ) -> Iterator[Rule]:  # fmt: skip
     """Rules in the order in which ties are broken: the plain ones first."""
-    word, lower = tokens["word"].to_numpy(dtype=str), tokens["word"].str.lower()
     for name, members in settings["words"].items():
-        inside = {str(member).lower() for member in members}
-        true = lower.isin(inside) | tokens["token"].isin(inside)
-        yield Rule("your words", f"the word is one of {name}", true.to_numpy())
+        says = {"columns": ["word", "token"], "among": sorted({str(member).lower() for member in members})}
+        yield Rule("your words", f"the word is one of {name}", says)
     for name, pattern in settings["patterns"].items():
-        yield Rule("your pattern", f"the word matches {name}", _matches(word, pattern))
+        yield Rule("your pattern", f"the word matches {name}", {"columns": ["word"], "matches": pattern})
     for column, kind, said in (("token", "words", "the token is"), ("previous", "previous", "the token before it is")):
         best = _enriched(tokens[column].to_numpy(dtype=str), active, train)
         for size in [n for n in SIZES if n == 1 or n <= len(best)]:
             if len(best) >= size:
                 names = ", ".join(f"'{name}'" if name else "nothing" for name in best[:size])
                 of = "" if size == 1 else "one of "
-                yield Rule(kind, f"{said} {of}{names}", tokens[column].isin(best[:size]).to_numpy())
+                yield Rule(kind, f"{said} {of}{names}", {"columns": [column], "among": best[:size]})
     for name, pattern in CLASSES.items():
-        yield Rule("characters", f"the word {name}", _matches(word, pattern))
-    yield Rule("position", "the first token of the text", tokens["first"].to_numpy())
-    yield Rule("position", "the last token of the text", tokens["last"].to_numpy())
+        yield Rule("characters", f"the word {name}", {"columns": ["word"], "matches": pattern})
+    yield Rule("position", "the first token of the text", {"columns": ["first"]})
+    yield Rule("position", "the last token of the text", {"columns": ["last"]})
     for factor in () if levels is None else levels.columns:
-        column = levels[factor].astype(str).to_numpy()[tokens["text"]]  # type: ignore[index]
-        for level in pd.unique(column):
-            yield Rule("level", f"the text is {factor}: {level}", column == level)
+        for level in pd.unique(levels[factor].astype(str)):  # type: ignore[index]
+            yield Rule("level", f"the text is {factor}: {level}", {"factor": str(factor), "level": str(level)})
+
+
+def rule_holds(says: Mapping[str, Any], tokens: pd.DataFrame, levels: pd.DataFrame | None = None) -> np.ndarray:
+    """On which rows of a token table a rule is true.
+
+    Parameters
+    ----------
+    says : what the rule reads: `columns`, true where one of them is (in lower case) `among` some words, `matches` an
+        expression as a whole, or is true; or `factor` and `level` of the text
+    tokens : of `token_table`, or of `piece_table` for rules that do not speak of levels
+    levels : one row per text, one column per factor
+
+    Examples
+    --------
+    >>> tokens = piece_table(["The", " boat", "s"])
+    >>> rule_holds({"columns": ["word"], "matches": ".*s"}, tokens).tolist()
+    [False, True, True]
+    """
+    if "factor" in says:
+        if levels is None or says["factor"] not in levels:
+            raise DataError(f"the rule speaks of the factor '{says['factor']}', which these texts do not have.")
+        return (levels[says["factor"]].astype(str).to_numpy() == says["level"])[tokens["text"].to_numpy()]
+    made = np.zeros(len(tokens), dtype=bool)
+    for name in says["columns"]:
+        column = tokens[name]
+        if "among" in says:
+            made |= column.str.lower().isin(says["among"]).to_numpy()
+        else:
+            words = column.to_numpy()
+            made |= _matches(words.astype(str), says["matches"]) if "matches" in says else words.astype(bool)
+    return made
 
 
 def _matches(words: np.ndarray, pattern: str) -> np.ndarray:
@@ -217,18 +276,19 @@ def _enriched(names: np.ndarray, active: np.ndarray, train: np.ndarray) -> list[
 
 
 def _scored(
-    rules: Sequence[Rule], active: np.ndarray, held: np.ndarray, *, unit: np.ndarray, ids: np.ndarray,
+    rules: Sequence[Rule], true: np.ndarray, a: np.ndarray, *, unit: np.ndarray, ids: np.ndarray,
     settings: Mapping[str, Any],
 ) -> pd.DataFrame:  # fmt: skip
-    R = np.stack([rule.true[held] for rule in rules]).astype(np.float64)
-    a, group, token = active[held], pd.factorize(unit[held])[0], ids[held]
-    hard = np.isin(token, token[a])
+    """Scores on the tokens of the half that scores, true (n_rules, n_tokens) and active (n_tokens,)."""
+    R, group = true.astype(np.float64), pd.factorize(unit)[0]
+    hard = np.isin(ids, ids[a])
     p, n_units = _p_over_rules(R, a, group, settings=settings)
     sensitivity, specificity = R[:, a].mean(axis=1), 1 - R[:, ~a].mean(axis=1)
     either = (hard & a).any() and (hard & ~a).any()
     harder = (R[:, hard & a].mean(axis=1) + 1 - R[:, hard & ~a].mean(axis=1)) / 2 if either else np.nan
     table = pd.DataFrame({
         "kind": [rule.kind for rule in rules], "rule": [rule.words for rule in rules],
+        "says": [json.dumps(rule.says, ensure_ascii=False) for rule in rules],
         "auroc": (sensitivity + specificity) / 2, "auroc_hard": harder, "sensitivity": sensitivity,
         "specificity": specificity, "n_true": R.sum(axis=1).astype(int), "n_active": int(a.sum()),
         "n_tokens": len(a), "n_units": n_units, "p_corr": p, "note": None,

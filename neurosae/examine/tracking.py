@@ -17,7 +17,7 @@ import scipy.sparse as sp
 import torch
 
 from neurosae.causal.gradients import Stop, frozen_weights
-from neurosae.errors import DataError, choose
+from neurosae.errors import DataError, ModelError, choose
 from neurosae.examine.directions import checked
 from neurosae.examine.stream import Tokens, stream_text
 from neurosae.extraction.packing import pad
@@ -59,8 +59,9 @@ def track_feature(
     DataFrame
         `site feature other counterpart cosine correlation edge n_edge by note`: for every other site the features with
         the largest decoder cosine (`by` cosine) and correlation of activations (`by` correlation). The cosine is
-        missing where the two hook points are not of one width; the edge where the other site is not later, or the
-        feature never fires.
+        missing where the two hook points are not of one width; the correlation where one of the two features never
+        fires or never changes; the edge where the other site is not later, or the feature never fires. A site without
+        any candidate has one row, without counterpart, that says why.
 
     Notes
     -----
@@ -83,13 +84,17 @@ def track_feature(
     for name in others:
         choose("site", name, dictionaries)
     if not others:
-        raise DataError(f"there is no site but '{site}'; counterparts need another one.")
+        raise DataError(f"no site but '{site}' itself is looked at; counterparts need another one, sites=['other'].")
     wanted = {name: dictionaries[name] for name in (site, *others)}
     correlation, contexts = _correlations(model, wanted, texts, site=site, feature=j, n_tokens=n_tokens)
     tables = []
     for name in others:
         cosine = _cosines(own, dictionaries[name], j)
         rows = _candidates(cosine, correlation[name])
+        if not rows:
+            note = "no candidate: the hook points are not of one width, and the feature does not vary on these texts."
+            tables.append(pd.DataFrame([{"site": site, "feature": j, "other": name, "n_edge": 0, "note": note}]))
+            continue
         later = _depth(dictionaries[name].hook) > _depth(own.hook)
         edges, note = np.full(len(rows), np.nan), None
         if not later:
@@ -104,7 +109,8 @@ def track_feature(
             "cosine": np.nan if cosine is None else cosine[ids], "correlation": correlation[name][ids],
             "edge": edges, "n_edge": len(contexts) if later else 0, "by": [by for _, by in rows], "note": note,
         }))  # fmt: skip
-    return pd.concat(tables, ignore_index=True)
+    order = ["site", "feature", "other", "counterpart", "cosine", "correlation", "edge", "n_edge", "by", "note"]
+    return pd.concat(tables, ignore_index=True).reindex(columns=order).astype({"counterpart": "Int64"})
 
 
 def _depth(hook: str) -> float:
@@ -150,7 +156,7 @@ def _correlations(
     made = {}
     for name, (both, own, square) in sums.items():
         size = np.sqrt(np.maximum(var, 0) * np.maximum(square - own**2 / n, 0))
-        made[name] = np.where(size > 1e-12, (both - state["sum"] * own / n) / np.where(size > 0, size, 1), 0.0)
+        made[name] = np.where(size > 1e-12, (both - state["sum"] * own / n) / np.where(size > 0, size, 1), np.nan)
     return made, _contexts(model, wanted, texts, active=active)
 
 
@@ -185,8 +191,8 @@ def _candidates(cosine: np.ndarray | None, correlation: np.ndarray) -> list[tupl
     for by, values in (("cosine", cosine), ("correlation", correlation)):
         if values is None:
             continue
-        best = np.argsort(-values, kind="stable")[:CANDIDATES]
-        for k in best.tolist():
+        best = np.argsort(-values, kind="stable")[:CANDIDATES]  # what is not known comes last
+        for k in best[np.isfinite(values[best])].tolist():
             rows.setdefault(k, by)
     return list(rows.items())
 
@@ -217,10 +223,12 @@ def _edges(
         with contextlib.suppress(Stop):
             pairs = [(own.hook, catch), (other.hook, keep)]
             model.bridge.run_with_hooks(batch, fwd_hooks=pairs, return_type=None, attention_mask=seen)
+        if "y" not in caught:
+            raise ModelError(f"{other.hook} never fired after {own.hook}, so nothing is handed on between them.")
         y = caught["y"][place, at].float().flatten(1)
         for k in others:
             z = other.preactivations(y, [k]).sum()
             (gradient,) = torch.autograd.grad(z, caught["x"], retain_graph=True)
-            step = (gradient[place, at].float().flatten(1) * own.W_dec[j]).sum(dim=1)
+            step = (gradient[place, at].float().flatten(1) * own.W_dec[j].to(model.device)).sum(dim=1)
             out.append(float((value * step).mean()))
     return np.array(out)

@@ -20,14 +20,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from neurosae.report.figures_cards import SOURCES, feature_card
+from neurosae.examine.summary import driven_by
+from neurosae.examine.summary import readable as shown
+from neurosae.report.figures_cards import PANELS, ROWS, SOURCES, feature_card, label_deciles, tuning_levels
 from neurosae.report.parts import Drawing
 from neurosae.report.stored import Study, section
 from neurosae.report.wording import digits, listed, slug
 
 FOLDER = "examine"
 SHADES = 9
-ODD = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+CARDS = 20  # of a report whose analysis says nothing else
 KINDS = (
     ("top", "Strongest", True),
     ("level", "Strongest of every level", True),
@@ -35,6 +37,12 @@ KINDS = (
     ("random", "Random active tokens", False),
 )
 """Kinds of examples: key, heading, whether they are open at first."""
+DRAWN = ("distributions", "pooled", "levels", "labels")
+DECILES = (
+    "Mean score of the judge, who does not see activations, on examples that the label was not made from, by tenth of "
+    "the active range; beside it silent tokens, and the label of another feature on the same examples. Small numbers: "
+    "how many examples. A label that does not rise, or does not beat the other one, says nothing of this feature."
+)
 CAVEATS = (
     "What is shown here describes; nothing in this section is tested, and a feature is not what its strongest examples "
     "share. A rule is the best of many that were tried, scored on texts that it was not made from; its p holds over "
@@ -59,20 +67,51 @@ def _record(folder: Path) -> Mapping[str, Any]:
 
 
 def draw_cards(study: Study) -> Iterator[Drawing]:
-    """One figure per examined feature."""
+    """What each examined feature with a card does: distribution and cells, levels of factors, scores of its label."""
     tables = examined(study)
     if "features" not in tables:
         return
-    for _, row in tables["features"].iterrows():
+    for _, row in carded(study, tables["features"]).iterrows():
         site, feature = str(row["site"]), int(row["feature"])
-        spread, pooled = (_of(tables, name, site=site, feature=feature) for name in ("distributions", "pooled"))
+        mine = {name: _of(tables, name, site=site, feature=feature) for name in DRAWN}
+        name = f"{slug(site)}-{feature}"
         caption = (
             "Left: activations of the active tokens, each source scaled to itself. Right: a point per text of the "
             "study, its largest activation; the bar is the mean over all texts of the cell, the number the share of "
             "texts where the feature is active at all."
         )
-        name = f"{slug(site)}-{feature}-card"
-        yield Drawing(name, "card", "", f"How {site}/{feature} fires", caption, feature_card(spread, pooled), wide=True)
+        figure = feature_card(mine["distributions"], mine["pooled"])
+        yield Drawing(f"{name}-card", "card", "", f"How {site}/{feature} fires", caption, figure, wide=True)
+        if len(mine["levels"]):
+            title = f"Tuning of {site}/{feature}"
+            yield Drawing(f"{name}-tuning", "tuning", "", title, _tuning_words(mine["levels"]),
+                          tuning_levels(mine["levels"]), wide=True)  # fmt: skip
+        for _, label in mine["labels"].iterrows():
+            if "deciles_n" in label and np.isfinite(np.asarray(label["deciles"], dtype=float)).any():
+                title = f"Does the label of {site}/{feature} fit?"
+                yield Drawing(f"{name}-deciles", "deciles", "", title, DECILES, label_deciles(label))
+
+
+def _tuning_words(levels: pd.DataFrame) -> str:
+    """The caption of the figure of levels: what a point is, and what is left out."""
+    sizes = levels.groupby("factor", sort=False).size()
+    left = []
+    if len(sizes) > PANELS:
+        left.append(f"{len(sizes) - PANELS} further factors")
+    left += [f"{n - ROWS} levels of {factor}" for factor, n in sizes.iloc[:PANELS].items() if n > ROWS]
+    words = (
+        "Largest activation of a text, averaged inside items and then over items, at every level of every factor, with "
+        "95 % intervals from draws of whole items; below, the share of texts where the feature is active, and the "
+        "number of items. The intervals are of each level alone and describe; they are no test of a difference."
+    )
+    return words + (f" Not drawn: {listed(left)}; they are in examine/levels.csv." if left else "")
+
+
+def carded(study: Study, features: pd.DataFrame) -> pd.DataFrame:
+    """The features that have a card: the first of every site in turn, in the order of the table."""
+    most = section(study.analysis, "report").get("cards", CARDS)
+    turn = features.groupby("site", sort=False).cumcount()
+    return features.loc[turn.sort_values(kind="stable").index[: int(most)].sort_values()]
 
 
 def feature_cards(study: Study, figures: list[dict[str, Any]]) -> dict[str, Any]:
@@ -80,11 +119,17 @@ def feature_cards(study: Study, figures: list[dict[str, Any]]) -> dict[str, Any]
     tables = examined(study)
     if "features" not in tables:
         return {}
-    drawn = {figure["name"]: figure for figure in figures if figure["kind"] == "card"}
-    cards = [_card(tables, row, drawn) for _, row in tables["features"].iterrows()]
+    drawn = {figure["name"]: figure for figure in figures if figure["kind"] in ("card", "tuning", "deciles")}
+    features = tables["features"]
+    cards = [_card(tables, row, drawn) for _, row in carded(study, features).iterrows()]
     record = _record(Path(study.folder) / FOLDER)
     chosen = str(record.get("chosen_by") or "")
     notes = list(CAVEATS)
+    if len(cards) < len(features):
+        notes.append(
+            f"{len(features) - len(cards):,} of {len(features):,} examined features have no card here (report.cards: "
+            f"{len(cards)}, the first of every site in turn); the tables in examine/ and the viewer hold them all."
+        )
     if chosen and chosen != "named":
         notes.append(
             f"The features were chosen by {chosen}: that they differ between conditions in the same texts restates the "
@@ -132,10 +177,13 @@ def _card(tables: Mapping[str, pd.DataFrame], row: pd.Series, drawn: Mapping[str
         "rules": _rules(mine("rules")),
         "counterparts": _counterparts(mine("counterparts")),
         "inversions": [
-            {"text": shown(str(r["text"])), "words": _inversion(r)} for _, r in mine("inversions").iterrows()
+            {"text": shown(str(r["text"])), "words": shown(driven_by(r)), "rule": _text(r["rule"])}
+            for _, r in mine("inversions").iterrows()
         ],
         "examples": list(_examples(mine("examples"), mine("distributions"))),
-        "figure": drawn.get(f"{slug(site)}-{feature}-card"),
+        "figures": [
+            drawn[name] for kind in ("card", "tuning", "deciles") if (name := f"{slug(site)}-{feature}-{kind}") in drawn
+        ],
     }
 
 
@@ -147,17 +195,6 @@ def _link(value: Any) -> str:
     """A link only where it leads to a page over https."""
     text = "" if value is None or pd.isna(value) else str(value)
     return text if re.fullmatch(r"https://[\w.\-]+/[\w.\-~%/]*", text) else ""
-
-
-def shown(piece: str) -> str:
-    r"""Text as it may stand in a page: line breaks and tabs as signs, controls and direction marks written out.
-
-    Examples
-    --------
-    >>> shown("a\n\u202eb")
-    'a⏎‹202e›b'
-    """
-    return ODD.sub(lambda found: f"‹{ord(found[0]):x}›", piece.replace("\n", "⏎").replace("\t", "⇥"))
 
 
 def _facts(row: pd.Series, spread: pd.DataFrame, labels: pd.DataFrame) -> list[tuple[str, str]]:
@@ -225,16 +262,14 @@ def _rules(table: pd.DataFrame) -> list[dict[str, str]]:
 
 
 def _counterparts(table: pd.DataFrame) -> list[dict[str, str]]:
+    """A row for each; where there is none, the site and why."""
     return [
         {"name": f"{r['other']}/{int(r['counterpart'])}", "cosine": digits(r["cosine"]),
          "correlation": digits(r["correlation"]), "edge": digits(r["edge"])}
+        if pd.notna(r["counterpart"])
+        else {"name": f"{r['other']}: {_text(r['note'])}", "cosine": "–", "correlation": "–", "edge": "–"}
         for _, r in table.iterrows()
     ]  # fmt: skip
-
-
-def _inversion(r: pd.Series) -> str:
-    bits = "" if pd.isna(r["surprisal"]) else f", surprisal {digits(r['surprisal'])} bits per token"
-    return f"pre-activation {digits(r['z'])}{bits}"
 
 
 def _examples(table: pd.DataFrame, spread: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -264,5 +299,5 @@ def _example(row: pd.Series, largest: float) -> dict[str, Any]:
         note = f"{row['factor']}: {row['level']}"
     else:
         note = f"quantile {digits(row['quantile'], 2)}" if row["kind"] == "quantile" else ""
-    words = listed([word for word in (shown(note), same) if word])
+    words = "; ".join(word for word in (shown(note), same) if word)
     return {"value": digits(row["value"]), "pieces": pieces, "cite": shown(str(row["name"])), "note": words}

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from neurosae.report.figures_attribution import attention_regions, components, head_grid, lens, screen
-from neurosae.report.figures_cards import feature_card
+from neurosae.report.figures_cards import feature_card, label_deciles, tuning_levels
 from neurosae.report.figures_causal import clamp_lines, control_histogram, dose_response, dose_surface, ladder_bars
 from neurosae.report.figures_courses import courses
 from neurosae.report.figures_examine import category_bars, landscape, leaders, text_map
@@ -52,6 +52,8 @@ FIGURES: dict[str, Callable[..., Figure]] = {
     "bars": category_bars,
     "densities": landscape,
     "card": feature_card,
+    "tuning": tuning_levels,
+    "deciles": label_deciles,
     "patching": patching,
     "clamps": clamp_lines,
     "controls": control_histogram,

@@ -190,9 +190,29 @@ def test_labels_by_functions():
     assert np.isnan(found["rho"]).all()
     deciles = found["deciles"].iloc[0]
     assert [d for d in deciles if not np.isnan(d)] == [3.0] * 4
+    assert found["deciles_n"].iloc[0] == [0, 0, 1, 0, 1, 0, 0, 1, 0, 1]  # activations 1, 2, 3, 4 of 4
+    assert [d for d in found["deciles_other"].iloc[1] if not np.isnan(d)] == [3.0] * 4
+    assert found["other_status"].tolist() == ["ok", "ok"]
     graded = label_features(shown(1), lambda given: "x", judge=lambda _, texts: [int(t[-1]) % 4 for t in texts])
     values, scores = np.array([4.0, 3, 2, 1]), np.array([2, 3, 0, 1])
     assert_allclose(graded["rho"].item(), np.corrcoef(values.argsort().argsort(), scores.argsort().argsort())[0, 1])
+
+
+def test_a_malformed_control_is_said_so():
+    """Scores of another label that cannot be read: missing, with the reason, while the label's own stand."""
+    labels = iter(["keys", "boats"])
+
+    def judge(label, texts):
+        return [2] * (len(texts) - (label == "boats"))
+
+    found = label_features(shown(), lambda given: next(labels), judge=judge)
+    assert found["judge_status"].tolist()[0] == "ok"
+    assert found["other_status"].str.startswith("malformed").tolist() == [True, False]
+    assert np.isnan(found["mean_other"].iloc[0])
+    assert np.isnan(found["deciles_other"].iloc[0]).all()
+    assert found["other_status"].iloc[1] == "not asked"  # its own scores were malformed
+    alone = label_features(shown(1), lambda given: "x", judge=lambda _, texts: [1] * len(texts))
+    assert alone["other_status"].item() == "no other label"
 
 
 def test_a_judge_sees_nothing_that_led_the_labeller():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
 
+from neurosae.dictionary.record import neuron_dictionary
 from neurosae.errors import DataError
 from neurosae.examine.seen import watch
 from neurosae.examine.tracking import _correlations, _depth, _edges, track_feature
@@ -28,7 +31,8 @@ def test_correlations_agree_with_numpy(toy, words, sites):
         varied = whole[name].std(axis=0) > 1e-6
         wanted = [np.corrcoef(whole["a"][:, j], whole[name][:, k])[0, 1] for k in np.flatnonzero(varied)]
         assert_allclose(found[name][varied], wanted, atol=1e-4)
-        assert (found[name][~varied] == 0).all()
+        assert (~varied).any()
+        assert np.isnan(found[name][~varied]).all()  # a feature that never changes correlates with nothing
     ids, at, value = contexts[0]
     assert ids[0] == 256
     assert at == len(ids) - 1
@@ -45,6 +49,21 @@ def test_track_feature_recovers_the_same_direction(toy, words, sites):
     back = track_feature(toy, sites, words, site="b", feature=13, sites=["a"])
     assert back["edge"].isna().all()
     assert back["note"].str.contains("not later").all()
+
+
+def test_a_silent_feature_has_no_counterpart_by_correlation(toy, words, sites):
+    """Never active: no correlation is known, so none is listed, where the first features of the list would stand."""
+    bias = sites["a"].b_enc.clone()
+    bias[50] = -1e4
+    silent = {**sites, "a": replace(sites["a"], b_enc=bias)}
+    found = track_feature(toy, silent, words, site="a", feature=50)
+    assert set(found["by"]) == {"cosine"}
+    assert found["correlation"].isna().all()
+    assert found["note"].str.contains("never fires").all()
+    narrow = neuron_dictionary("blocks.1.mlp.hook_post", 32)
+    found = track_feature(toy, {"a": silent["a"], "n": narrow}, words, site="a", feature=50)
+    assert found["counterpart"].isna().all()
+    assert found["note"].item().startswith("no candidate")
 
 
 def test_edges_agree_with_moving_the_stream(toy, sites):

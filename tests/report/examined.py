@@ -72,6 +72,29 @@ def _rules(text: str) -> pd.DataFrame:
     return _both(**pd.DataFrame(rows).to_dict("list"))
 
 
+def _levels(text: str) -> pd.DataFrame:
+    rows = [
+        {"factor": factor, "level": level, "n_items": 12, "n_texts": 24, "mean": mean, "mean_low": mean - 0.5,
+         "mean_high": mean + 0.5, "density": mean / 10, "density_low": 0.1, "density_high": 0.9, "note": None}
+        for factor, level, mean in (("subject", "sg", 1.0), ("subject", "pl", 4.0), ("other", text, 2.5))
+    ]  # fmt: skip
+    return _both(**pd.DataFrame(rows).to_dict("list"))
+
+
+def _labels(text: str) -> pd.DataFrame:
+    rows = []
+    for feature in (3, 40):  # the judge's answer for the second was malformed
+        ok, known = feature == 3, [np.nan] * 6 + [1.0, 2.0, 2.5, 3.0]
+        rows.append({
+            "site": "late", "feature": feature, "label": text, "status": "ok", "auroc": 0.8 if ok else np.nan,
+            "rho": 0.3, "mean_active": 2.0, "mean_silent": 0.5, "mean_other": 1.0, "n_active": 8, "n_silent": 8,
+            "deciles": known if ok else [np.nan] * 10, "deciles_n": [0] * 6 + [2] * 4,
+            "deciles_other": [np.nan] * 6 + [0.5] * 4, "judge_status": "ok" if ok else "malformed",
+            "other_status": "ok",
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 MAKERS = {
     "features": _features,
     "examples": _examples,
@@ -80,8 +103,10 @@ MAKERS = {
     "tokens": _tokens,
     "neighbours": lambda text: _both(rank=[1], neighbour=[9], cosine=[0.4]),
     "rules": _rules,
-    "labels": lambda text: _both(label=[text], status="ok", auroc=0.8, rho=0.3, mean_active=2.0, mean_silent=0.5,
-                                 mean_other=1.0, n_active=8, n_silent=8, judge_status="ok"),
-    "inversions": lambda text: _both(text=[text], z=[9.0], surprisal=[17.0]),
+    "levels": _levels,
+    "labels": _labels,
+    "inversions": lambda text: _both(text=[text], z=[9.0], surprisal=[17.0], surprisal_examples=[6.0], n_examples=[5],
+                                     typed=[True], predicted=[False], rule=[text],
+                                     verdict=["does not count: its rule does not predict it"]),
     "counterparts": lambda text: _both(other=[text], counterpart=[7], cosine=[0.9], correlation=[0.5], edge=[0.1]),
 }  # fmt: skip

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from neurosae.report.cards import examined, feature_cards, shown
-from neurosae.report.figures_cards import feature_card
+from neurosae.report.cards import _tuning_words, draw_cards, examined, feature_cards, shown
+from neurosae.report.figures_cards import PANELS, ROWS, feature_card, label_deciles, tuning_levels
 from neurosae.report.html import write_report
 from neurosae.report.stored import read_study
 from tests.report.examined import write_examined
@@ -47,7 +47,8 @@ def test_cards_have_everything_that_is_stored(evil):
     for words in ("late/3", "late/40", "Strongest of every level", "At quantiles", "Random active", "other text",
                   "AUROC 0.900 on held-out texts", "the label of another feature gets 1.00", "excess kurtosis 7.00",
                   "2 texts begin alike", "restates the choice", "nearest decoders", "late/9 (0.400)",
-                  "17.0 bits per token", "counterparts at other sites"):  # fmt: skip
+                  "17 bits per token, strong examples 6 (median of 5); does not count: its rule does not predict it",
+                  "counterparts at other sites"):  # fmt: skip
         assert words in text, words
     assert sorted(p.name for p in (evil[0] / "figures").glob("*card.svg")) == ["late-3-card.svg", "late-40-card.svg"]
     assert '<a href="#features">' in evil[1]
@@ -104,6 +105,72 @@ def test_feature_card_draws_what_the_table_says():
     assert [line.get_xdata()[0] for line in right.lines if len(line.get_xdata()) == 2][:2] == [2.0, 2.0]
     assert [t.get_text().strip() for t in right.texts] == ["50.0 %", "100 %"]
     assert len(feature_card(spread, pooled.iloc[:0]).axes) == 1
+
+
+def test_cards_are_limited_and_say_so(tmp_path):
+    """`report.cards` cards, the first of every site in turn; how many are left out; the tables keep all."""
+    folder = write_study(tmp_path / "study", tests=("interference",))
+    write_examined(folder)
+    place = folder / "examine" / "features.parquet"
+    two = pd.read_parquet(place)
+    early = two.assign(site="early", feature=[5, 6])
+    pd.concat([two, early], ignore_index=True).to_parquet(place)
+    assert len(feature_cards(read_study(folder), [])["cards"]) == 4
+    text = (folder / "analysis.yaml").read_text()
+    (folder / "analysis.yaml").write_text(text.replace("report: {", "report: {cards: 3, "))
+    made = feature_cards(read_study(folder), [])
+    assert [card["name"] for card in made["cards"]] == ["late/3", "late/40", "early/5"]
+    assert "1 of 4 examined features have no card" in made["notes"][1]
+    assert [d.name for d in draw_cards(read_study(folder)) if d.kind == "card"] == [
+        "late-3-card", "late-40-card", "early-5-card"
+    ]  # fmt: skip
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "1 of 4 examined features have no card" in page
+    assert 'id="feature-early-5"' in page
+    assert 'id="feature-early-6"' not in page
+    assert len(examined(read_study(folder))["features"]) == 4
+
+
+def test_levels_and_labels_are_drawn(evil):
+    """Beside the card: tuning of both features, and the scores of the one label that was judged."""
+    names = sorted(p.stem for p in (evil[0] / "figures").glob("late-*.svg"))
+    assert names == ["late-3-card", "late-3-deciles", "late-3-tuning", "late-40-card", "late-40-tuning"]
+    assert all(f'id="{name}"' in evil[1] for name in names)
+
+
+def test_tuning_levels_draw_means_and_intervals():
+    """A panel per factor, a point per level at its mean, its bar from low to high."""
+    levels = pd.DataFrame({
+        "factor": ["number", "number", "kind"], "level": ["sg", "pl", "x"], "n_items": 12, "mean": [1.0, 4.0, 2.0],
+        "mean_low": [0.5, 3.0, 1.0], "mean_high": [1.5, 6.0, 2.5], "density": [0.1, 0.4, 0.2],
+    })  # fmt: skip
+    first, second = tuning_levels(levels).axes
+    assert (first.get_title(loc="left"), second.get_title(loc="left")) == ("number", "kind")
+    bars, points = first.collections
+    assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[0.5, 1.5], [3.0, 6.0]]
+    assert points.get_offsets()[:, 1].tolist() == [1.0, 4.0]
+    assert [t.get_text() for t in first.get_xticklabels()] == ["sg\n10.0 %\n12 items", "pl\n40.0 %\n12 items"]
+    many = pd.concat([levels.assign(factor=f"f{k}") for k in range(8)], ignore_index=True)
+    assert len(tuning_levels(many).axes) == PANELS
+    long = pd.concat([levels.iloc[:1].assign(factor="f", level=str(k)) for k in range(15)], ignore_index=True)
+    assert len(tuning_levels(long).axes[0].collections[1].get_offsets()) == ROWS
+    assert "2 further factors" in _tuning_words(many)
+    assert "3 levels of f" in _tuning_words(long)
+    assert "Not drawn" not in _tuning_words(levels)
+
+
+def test_label_deciles_draw_the_scores():
+    """Its own label and the other one by tenth, silent tokens at the left, how many examples each mean is of."""
+    own, other = [np.nan] * 7 + [1.0, 2.0, 3.0], [np.nan] * 7 + [0.5, 0.0, 1.0]
+    label = pd.Series({"deciles": own, "deciles_other": other, "deciles_n": [0] * 7 + [2, 1, 3], "mean_silent": 0.25,
+                       "n_silent": 9})  # fmt: skip
+    axes = label_deciles(label).axes[0]
+    lines = {line.get_label(): (line.get_xdata().tolist(), line.get_ydata().tolist()) for line in axes.lines}
+    assert lines == {
+        "label of another feature": ([8, 9, 10], [0.5, 0.0, 1.0]), "its label": ([8, 9, 10], [1.0, 2.0, 3.0])
+    }  # fmt: skip
+    assert axes.collections[0].get_offsets().tolist() == [[0, 0.25]]
+    assert [t.get_text() for t in axes.texts] == ["2", "1", "3", "9"]
 
 
 def test_shown_writes_signs_out():
