@@ -76,7 +76,7 @@ _WHERE = {
     "neurosae.examine.activity": ("feature_summary",),
     "neurosae.examine.describe": ("examine_features", "tuning"),
     "neurosae.examine.concepts": ("concept_search", "pooled_texts", "promoting_features", "search_labels"),
-    "neurosae.examine.together": ("active_documents", "coactivation_pairs"),
+    "neurosae.examine.together": ("active_documents", "coactivation_pairs", "community_coactivation"),
     "neurosae.examine.specialists": ("specialists",),
     "neurosae.causal.attribution": ("attribute",),
     "neurosae.causal.attention": ("attention",),

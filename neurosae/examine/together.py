@@ -7,7 +7,10 @@ i is active and n_ij those where both are,
     phi = (N n_ij - n_i n_j) / sqrt(n_i (N - n_i) n_j (N - n_j)).
 
 p is that of Fisher's exact test, one-sided (together more often than by chance), corrected over all pairs that were
-looked at. Communities of the features, by tokens, are those of `coactivation_communities`.
+looked at.
+
+Any text has communities (`coactivation_communities`), whether its features know of each other or not. Whether one holds
+on documents that it was not found in is asked by `community_coactivation`, over the mean phi of its pairs.
 """
 
 from __future__ import annotations
@@ -137,6 +140,107 @@ def coactivation_pairs(
     })  # fmt: skip
     kept = table[table["p_corr"] <= alpha]
     return kept.sort_values(["p_unc", "first", "second"], kind="stable").reset_index(drop=True)
+
+
+def community_coactivation(
+    active: Any, communities: Mapping[str, Sequence[int]], *, n_permutations: int = 1000, seed: int
+) -> pd.DataFrame:
+    r"""Whether the features of each community are active together in documents that the community was not found in.
+
+    With phi_ij as above and K pairs of a community's features, over N documents,
+
+        z = mean over pairs of phi_ij * sqrt((N - 1) K),
+
+    the mean in standard deviations under the null, where each phi has variance 1 / (N - 1) and pairs are uncorrelated.
+
+    Parameters
+    ----------
+    active : array or sparse matrix (n_documents, n_features), above 0 where a feature is active: of `active_documents`,
+        on other documents than those that the communities were found in, and independent of the stimuli
+    communities : {name: feature indices}, of `coactivation_communities`; or any sets
+    n_permutations : relabellings, the identity included
+    seed : of the permutations
+
+    Returns
+    -------
+    DataFrame, in the order given
+        `community n_features n_used n_documents mean_phi z p_unc p_corr n_communities n_perm note`: p_corr holds over
+        all communities given, whose maximum z is counted; `n_used` features are active in some documents and not in
+        all. A community with fewer than two of them is not tested, with the reason.
+
+    Raises
+    ------
+    DataError
+        No community, an index beyond the features, or none that can be tested.
+
+    Notes
+    -----
+    H0: given in how many documents each feature is active, the documents of every feature are a random draw,
+    independent of those of the others. Each feature's documents are permuted by themselves, so its degree and the sizes
+    of the sets stay. One-sided. On the documents that communities were found in, p means nothing: pairs were put
+    together because they have large phi there. Documents of several kinds violate the null for all features that know
+    the kind: such a community is a kind of text.
+
+    References
+    ----------
+    Westfall & Young (1993), Resampling-Based Multiple Testing.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> topic = rng.random(300) < 0.4
+    >>> text = np.column_stack([topic[:, None] & (rng.random((300, 3)) < 0.7), rng.random((300, 3)) < 0.3])
+    >>> found = community_coactivation(text, {"one": [0, 1, 2], "none": [3, 4, 5]}, n_permutations=200, seed=0)
+    >>> (found["p_corr"] <= 0.05).tolist()
+    [True, False]
+    """
+    B = sp.csc_matrix(active)
+    N, m = B.shape  # pyright: ignore[reportGeneralTypeIssues]
+    if not communities or n_permutations < 1:
+        raise DataError(f"there are {len(communities)} communities and {n_permutations} relabellings; give some.")
+    rows, members = [], {}
+    for name, features in communities.items():
+        chosen = np.unique(np.asarray(features, dtype=np.int64))
+        if len(wrong := chosen[(chosen < 0) | (chosen >= m)]):
+            raise DataError(f"community '{name}' has feature {wrong[0]}; these documents have features 0 to {m - 1}.")
+        fires = B[:, chosen].toarray() > 0
+        used = np.flatnonzero(fires.any(axis=0) & ~fires.all(axis=0))
+        rows.append({"community": name, "n_features": len(chosen), "n_used": len(used), "n_documents": N, "note": None})
+        if len(used) > 1:
+            members[name] = _unit(fires[:, used].astype(np.float64))
+        else:
+            rows[-1]["note"] = "not tested: fewer than two of its features are active in some documents and not in all."
+    if not members:
+        raise DataError("no community has two features that are active in some documents and not in all; give more.")
+    pairs = np.array([one.shape[1] * (one.shape[1] - 1) / 2 for one in members.values()])
+    null = _permuted_phi(list(members.values()), n_permutations=n_permutations, seed=seed)
+    z = null * np.sqrt((N - 1) * pairs)
+    most = z.max(axis=1)
+    tested = pd.DataFrame({
+        "community": list(members), "mean_phi": null[0], "z": z[0],
+        "p_unc": (z >= z[0] - 1e-9).mean(axis=0), "p_corr": (most[:, None] >= z[0] - 1e-9).mean(axis=0),
+    })  # fmt: skip
+    table = pd.DataFrame(rows).merge(tested, on="community", how="left")
+    table = table.assign(n_communities=len(members), n_perm=n_permutations)
+    return table[[*(c for c in table if c != "note"), "note"]]
+
+
+def _unit(X: np.ndarray) -> np.ndarray:
+    """Columns centred and of length 1, so that products of two are their correlations."""
+    X = X - X.mean(axis=0)
+    return X / np.sqrt((X**2).sum(axis=0))
+
+
+def _permuted_phi(members: Sequence[np.ndarray], *, n_permutations: int, seed: int) -> np.ndarray:
+    """Mean phi over the pairs of every community (n_permutations, n_communities); the first row is as observed."""
+    rng, out = np.random.default_rng(seed), np.empty((n_permutations, len(members)))
+    for k, U in enumerate(members):
+        n = U.shape[1]
+        for r in range(n_permutations):
+            # the sum over all pairs, both ways, is the squared length of the sum less n squared lengths of 1
+            total = (U if r == 0 else rng.permuted(U, axis=0)).sum(axis=1)
+            out[r, k] = ((total**2).sum() - n) / (n * (n - 1))
+    return out
 
 
 def _pairs(B: sp.csc_matrix, chosen: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

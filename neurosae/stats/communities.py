@@ -97,6 +97,11 @@ def coactivation_communities(
         `{"community 1": feature indices, …}`, the largest first, of at least 3 features each. Give it as `features=`
         to `roi`.
 
+    Notes
+    -----
+    Exploratory: every text has communities, also one in which features fire by chance. Nothing is tested here; whether
+    they hold on other documents says `community_coactivation`.
+
     References
     ----------
     Blondel et al. (2008), J. Stat. Mech. P10008; computed by networkx.

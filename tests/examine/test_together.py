@@ -10,6 +10,8 @@ from scipy.stats import binom, fisher_exact
 
 import neurosae as ns
 from neurosae.errors import DataError
+from neurosae.examine.together import community_coactivation
+from neurosae.stats.communities import coactivation_communities
 
 
 def documents(n: int = 120, m: int = 12, *, seed: int = 0) -> np.ndarray:
@@ -80,3 +82,55 @@ def test_documents_that_are_too_short_are_left_out(toy, words, made_dictionary):
     assert (some != ns.active_documents(toy, dictionaries, long, window=40)["a"]).nnz == 0
     with pytest.raises(DataError, match="no document has 500 tokens"):
         ns.active_documents(toy, dictionaries, words, window=500)
+
+
+def communities_of(n: int = 300, *, seed: int) -> np.ndarray:
+    """Documents in which features 0 to 4 share a topic and 5 to 24 fire by themselves, at different rates."""
+    draw = np.random.default_rng(seed)
+    topic = draw.random(n) < 0.4
+    alone = draw.random((n, 20)) < draw.uniform(0.05, 0.6, 20)
+    return np.column_stack([topic[:, None] & (draw.random((n, 5)) < 0.6), alone])
+
+
+def test_community_z_agrees_with_correlations():
+    """Mean phi is that of numpy; z by its formula; a feature that is always or never active is left out."""
+    X = communities_of(seed=4)
+    X = np.column_stack([X, np.zeros(300, bool), np.ones(300, bool)])
+    sets = {"topic": [0, 1, 2, 3, 4, 25, 26], "rest": [5, 6, 7], "lost": [8, 25]}
+    found = community_coactivation(sp.csr_matrix(X * 2.0), sets, n_permutations=200, seed=0).set_index("community")
+    phi = np.corrcoef(X[:, :5].T.astype(float))[np.triu_indices(5, 1)]
+    assert_allclose(found.loc["topic", "mean_phi"], phi.mean())
+    assert_allclose(found.loc["topic", "z"], phi.mean() * np.sqrt(299 * 10))
+    assert found["n_used"].tolist() == [5, 3, 1]
+    assert found.loc["topic", "p_corr"] == 1 / 200
+    assert found.loc["rest", "p_corr"] > 0.05
+    assert found["p_corr"].isna().tolist() == [False, False, True]
+    assert "not tested" in found.loc["lost", "note"]
+    assert (found["n_communities"] == 2).all()
+    with pytest.raises(DataError, match="feature 27; these documents have features 0 to 26"):
+        community_coactivation(X, {"x": [1, 27]}, seed=0)
+    with pytest.raises(DataError, match="two features"):
+        community_coactivation(X, {"lost": [8, 25]}, seed=0)
+
+
+def test_communities_control_familywise_error():
+    """Independent features in 200 worlds of five sets: some set at .05 in about 5 % of them; p_corr never below p."""
+    hits = 0
+    for seed in range(200):
+        X = communities_of(60, seed=seed)[:, 5:]
+        sets = {str(k): np.arange(4 * k, 4 * k + 4) for k in range(5)}
+        found = community_coactivation(X, sets, n_permutations=60, seed=seed)
+        hits += found["p_corr"].min() <= 0.05
+        assert (found["p_corr"] >= found["p_unc"]).all()
+    low, high = binom.interval(0.999, 200, 0.05)
+    assert low <= hits <= high
+
+
+def test_communities_need_other_documents():
+    """Why: communities of pure chance, tested where they were found, would nearly all be taken for real."""
+    X = np.random.default_rng(3).random((120, 60)) < 0.3
+    sets = coactivation_communities(X[:60], min_active=5, neighbours=5, seed=0)
+    same = community_coactivation(X[:60], sets, n_permutations=200, seed=0)
+    other = community_coactivation(X[60:], sets, n_permutations=200, seed=0)
+    assert (same["p_corr"] <= 0.05).mean() > 0.5
+    assert (other["p_corr"] > 0.05).all()

@@ -1,4 +1,4 @@
-"""Found strings: the verdict follows the rule, surprisals are those of the model, whatever cannot be said is said so."""
+"""Found strings: the verdict follows the rule, surprisals are the model's, and whatever cannot be said is said so."""
 
 from __future__ import annotations
 
