@@ -37,6 +37,7 @@ from neurosae.design.weights import Effect, compile_effect
 from neurosae.errors import SpecError
 from neurosae.spec.design import Design, region_names
 from neurosae.spec.factorial import effects_named
+from neurosae.spec.geometry_checks import geometry_notes
 from neurosae.spec.load import parse_yaml
 from neurosae.spec.subjects import subject_notes
 
@@ -157,7 +158,13 @@ def check_design(design: Design, stimuli: pd.DataFrame, analysis: Any = None, *,
         warnings=tuple(dict.fromkeys([*warnings, *repeated, *reach, *chosen, *at_regions, *problems])),
         notes=tuple(
             dict.fromkeys(
-                [*subject_notes(analysis), *notes, *free, *_overlaps(design, stimuli, effects, analysis=analysis)]
+                [
+                    *subject_notes(analysis),
+                    *geometry_notes(analysis, design),
+                    *notes,
+                    *free,
+                    *_overlaps(design, stimuli, effects, analysis=analysis),
+                ]
             )
         ),
     )

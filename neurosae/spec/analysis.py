@@ -40,7 +40,8 @@ from neurosae.spec.examine_tests import SpecialistsBlock, specialist_problems
 from neurosae.spec.factorial import PatternBlock, chooses_earlier, effects_named, pattern_problems
 from neurosae.spec.fields import Count, FileName, Natural, Strict, Text, fail, fail_all
 from neurosae.spec.generation import WrittenBlock, written_design_problems, written_effects, written_problems
-from neurosae.spec.geometry import GeometryBlock, RdmModel, RsaBlock, geometry_effects, geometry_problems
+from neurosae.spec.geometry import GeometryBlock, RdmModel, RsaBlock, geometry_effects
+from neurosae.spec.geometry_checks import geometry_problems
 from neurosae.spec.integration import IntegrationBlock, integration_design_problems, integration_problems
 from neurosae.spec.interventions import causal_design_problems, causal_problems
 from neurosae.spec.load import is_file, load_yaml, similar_file

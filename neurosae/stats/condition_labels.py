@@ -14,6 +14,8 @@ from neurosae.spec.geometry import FEW
 from neurosae.stats.geometry import Place, Question, condition_keys
 from neurosae.stats.relabel_conditions import orders
 
+SHARING = " (approximate: conditions of one group share items, those of two groups do not)"
+
 
 @dataclass(frozen=True)
 class Movers:
@@ -26,6 +28,7 @@ class Movers:
     of_row : array of shape (n_rows,), the unit of every row; rows are conditions, or patterns of items in conditions
     within : array of shape (n_rows,), its place among the rows of the unit; units of one block have the same places
     held : names of the factors and labels that make the blocks
+    exact : False where units of a block share items with some others and not with the rest
     """
 
     unit: str
@@ -33,6 +36,7 @@ class Movers:
     of_row: np.ndarray
     within: np.ndarray
     held: tuple[str, ...] = ()
+    exact: bool = True
 
     @property
     def log_count(self) -> float:
@@ -43,7 +47,12 @@ class Movers:
     def words(self) -> str:
         """What is permuted, for a note."""
         inside = f" inside equal {' and '.join(self.held)}" if self.held else ""
-        return f"labels of {len(self.blocks)} {self.unit}s are permuted{inside}"
+        return f"labels of {len(self.blocks)} {self.unit}s are permuted{inside}{'' if self.exact else SHARING}"
+
+    @property
+    def method(self) -> str:
+        """What a row says of where its p comes from."""
+        return f"permutations{'' if self.exact else ' (approximate)'}"
 
     def p_min(self, n: int) -> float:
         """Smallest p of n permutations drawn from all there are.
@@ -51,8 +60,8 @@ class Movers:
         Examples
         --------
         >>> units = np.arange(3)
-        >>> Movers("condition", np.zeros(3, dtype=int), units, np.zeros(3, dtype=int)).p_min(100)
-        0.16666666666666666
+        >>> round(Movers("condition", np.zeros(3, dtype=int), units, np.zeros(3, dtype=int)).p_min(100), 6)
+        0.166667
         """
         return max(1 / n, float(np.exp(-self.log_count)))
 
@@ -99,4 +108,9 @@ def movers(asked: Question, place: Place) -> Movers:
     # items with other levels than the rest cannot change places with them
     shape = pd.Series(inner).groupby(code).max().astype(str).to_numpy()
     blocks = np.unique(np.char.add(np.char.add(block.to_numpy(dtype=str), "|"), shape), return_inverse=True)[1]  # pyright: ignore
-    return Movers("item" if place.by_item else "condition", blocks, code, inner, tuple(names))
+    if place.by_item:
+        return Movers("item", blocks, code, inner, tuple(names))
+    varies = {n: place.design.factors[n].varies for n in asked.ask.conditions if n in place.design.factors}
+    between = {n for n, how in varies.items() if how == "between"}
+    exact = len(between) in (0, len(varies)) or between <= set(names)
+    return Movers("condition", blocks, code, inner, tuple(names), exact)

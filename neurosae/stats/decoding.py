@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from neurosae.errors import DataError
 from neurosae.stats.coded import Coded
 from neurosae.stats.kernels import compiled
 
@@ -76,6 +77,11 @@ def auc(K: np.ndarray, coded: Coded, labels: np.ndarray, *, splits: list[Split])
     labels : +1 or -1, of shape (n_relabellings, n_rows)
     splits : the classifiers; folds of a context count equally
 
+    Raises
+    ------
+    DataError
+        If some labels leave no fold with both of them.
+
     Examples
     --------
     >>> X = np.array([[1.0], [-1.0], [2.0], [-2.0]])
@@ -92,6 +98,11 @@ def auc(K: np.ndarray, coded: Coded, labels: np.ndarray, *, splits: list[Split])
         known = np.isfinite(wins)  # under some permutations a fold has rows of one label only
         total += split.share * np.where(known, wins, 0.0)
         weight += split.share * known
+    if not weight.all():
+        raise DataError(
+            "under some of the relabellings no group of held-out items has both levels, so their AUC is undefined; use "
+            "fewer folds, or more items."
+        )
     return total / weight
 
 

@@ -137,13 +137,18 @@ def label_tests(
         out[name, key] = {
             "p_unc": float(counted_p(null, null[:1], tolerance=1e-6)[0]), "p_corr": value,
             **_family(len({m for m, _ in p}), len(p)),
-            "p_method": f"permutations{' (approximate)' if nuisance else ''}", "unit": moved[key].unit,
+            "p_method": "permutations (approximate)" if nuisance else moved[key].method, "unit": moved[key].unit,
             "n_units": len(moved[key].blocks), "n_perm": n, "p_min": moved[key].p_min(n), "alternative": "greater",
             "h0": "which condition is which says nothing about the geometry", "x_z": _standardized(null),
-            "note": "Nuisance is regressed out of data and model, what is left of the model is permuted." if nuisance
-            else "",
+            "note": _label_note(moved[key], bool(nuisance)),
         }  # fmt: skip
     return out, null_max
+
+
+def _label_note(moved: Movers, nuisance: bool) -> str:
+    said = [] if moved.exact else [f"{moved.words}."]
+    said += ["Nuisance is regressed out of data and model, what is left of the model is permuted."] if nuisance else []
+    return " ".join(said)
 
 
 def _standardized(null: np.ndarray) -> float:

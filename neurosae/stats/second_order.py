@@ -253,7 +253,7 @@ def _tested(null: np.ndarray, moved: Movers) -> dict[str, Any]:
     """The columns of a test from agreements under permutations of the second place, the observed one first."""
     n = len(null)
     return {
-        "p_unc": float(counted_p(null, null[:1], tolerance=1e-6)[0]), "p_method": "permutations", "n_perm": n,
+        "p_unc": float(counted_p(null, null[:1], tolerance=1e-6)[0]), "p_method": moved.method, "n_perm": n,
         "p_min": moved.p_min(n), "alternative": "greater", "x_z": float(in_deviations(null)[0]),
     }  # fmt: skip
 

@@ -12,6 +12,7 @@ from neurosae.design.check_report import reach_words
 from neurosae.design.checks import check, default_effects
 from neurosae.errors import SpecError
 from neurosae.spec.analysis import Analysis
+from neurosae.spec.design import Design
 
 NUMBER, NEAR = {"subject": {"pl": 1, "sg": -1}}, {"attractor": {"pl": 1, "sg": -1}}
 
@@ -232,3 +233,32 @@ def test_check_agrees_with_what_each_kind_of_test_exchanges(designs):
     assert kinds["two"] == "flip"
     assert kinds["one"] != "flip"
     assert "approximate" in report.exchangeability["two/e"]
+
+
+def test_check_says_how_items_in_some_conditions_move_and_what_has_no_p():
+    """Between beside within: which labels move, what is approximate, which shares and agreements are only described."""
+    items = {f"i{k}": {"u": {x: f"{x}{k}" for x in "xy"}, "b": "xy"[k % 2]} for k in range(12)}
+    design = Design.model_validate({
+        "schema": "neurosae/design/1", "name": "mixed", "items": items, "frames": {"f": "{u:a} here"},
+        "factors": {"a": ["x", "y"], "b": {"levels": ["x", "y"], "varies": "between"}},
+    })  # fmt: skip
+    a, b = ({name: {"x": -1, "y": 1}} for name in "ab")
+    two = {"region": "u", "conditions": ["a", "b"]}
+    tests = {
+        "fit": {"test": "rsa", **two, "models": {"a": {"effect": "a"}}},
+        "layers": {"test": "second_order", **two},
+        "held": {"test": "second_order", **two, "blocks": ["b"], "measures": ["cka"]},
+        "shares": {"test": "feature_geometry", **two, "effect": ["a", "both"]},
+    }
+    notes = check(design, analysis({"a": a, "both": {**a, **b}}, **tests)).notes
+    said = {name: [note for note in notes if note.startswith(f"{name}: ")] for name in tests}
+    assert len(said["fit"]) == 1
+    assert "within items levels move inside the item's own conditions, between items whole items move" in said["fit"][0]
+    assert "`blocks: [b]` permutes inside groups" in said["layers"][0]
+    assert "4 conditions have too few permutations, so agreements of RDMs get an interval and no p" in said["layers"][1]
+    assert said["held"] == [
+        "held: items are in some of its conditions only, as b varies between them: conditions are permuted inside its "
+        "groups of items."
+    ]
+    assert any("'both' compares levels within items between groups" in note for note in said["shares"])
+    assert not any("'a' compares" in note for note in said["shares"])

@@ -373,18 +373,20 @@ def test_analysis_refuses_with_line_of_design(study):
         load_analysis("analyses/number_agreement.yaml")
 
 
-def test_rsa_refuses_conditions_between_items(study):
-    """Item flips need conditions that every item passes through."""
+def test_rsa_takes_conditions_between_items(study):
+    """Where factors vary between items, item_flips permutes labels of whole items; blocks must be among the conditions."""
     path = study / "analyses" / "lists.yaml"
-    path.write_text(
+    text = (
         "schema: neurosae/analysis/1\nname: lists\ndesign: ../stimuli/achievement.yaml\nmodel: {name: embedded}\n"
         "sites: {late: {hook: blocks.3.hook_resid_post, dictionary: {embedded: late}}}\n"
         "effects: {outcome: {outcome: {achievement: 1, failure: -1}}}\n"
-        "tests: {rdm: {test: rsa, region: whole, conditions: [outcome, course], models: {o: {effect: outcome}}}}\n"
+        "tests: {rdm: {test: rsa, region: whole, conditions: [outcome, course], models: {o: {effect: outcome}}},\n"
+        "  two: {test: second_order, region: [whole, last_word], conditions: [outcome, course]}}\n"
     )
-    with pytest.raises(
-        SpecError, match=r":7: tests.rdm.conditions: 'outcome' varies between items; p_from: item_flips"
-    ):
+    path.write_text(text)
+    assert load_analysis(path).tests["rdm"].p_from == "item_flips"
+    path.write_text(text.replace("[whole, last_word], ", "[whole, last_word], blocks: [other], "))
+    with pytest.raises(SpecError, match=r":8: tests.two.blocks: unknown factor or label 'other'"):
         load_analysis(path)
 
 

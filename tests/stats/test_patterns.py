@@ -364,21 +364,32 @@ def test_permanova_within_items_of_groups_is_that_of_its_rows(two):
             assert found.dof == expected.df_residual == (13 - 2) * (len(cells) // 2 - 1)
 
 
-def test_permanova_within_items_of_groups_recovers_and_controls():
+@pytest.mark.parametrize(("statistic", "n_sets"), [("permanova", 80), ("decoding", 40)])
+def test_effects_within_items_of_groups_recover_and_control(statistic, n_sets):
     """A planted effect within items is found beside groups; without it the error stays in band, however they differ."""
     row = factorial(grouped(16, 10, effects={"a": 10, "g": 10}, shift=3.0), {"a": WITHIN}, region="x",
-                    statistic="permanova", inference=FEW, seed=1).iloc[0]  # fmt: skip
+                    statistic=statistic, inference=FEW, seed=1).iloc[0]  # fmt: skip
     assert row["p_corr"] <= 0.02
     assert row["p_method"] == "flips"
     p = []
-    for seed in range(100):
+    for seed in range(n_sets):
         fake = grouped(12, 8, effects={"g": 12}, shift=4.0, seed=seed)
-        found = factorial(fake, {"a": WITHIN, "g": GROUPS}, region="x", statistic="permanova", seed=seed,
-                          inference={"n_permutations": 99}).set_index("effect")  # fmt: skip
+        found = factorial(fake, {"a": WITHIN, "g": GROUPS}, region="x", statistic=statistic, seed=seed,
+                          inference={"n_permutations": 99}, settings={"folds": 3}).set_index("effect")  # fmt: skip
         p.append(found["p_unc"].to_dict())
-    rejected = sum(one["a"] <= 0.05 for one in p)
-    assert rejected <= stats.binom.ppf(0.999, 100, 0.05)
-    assert sum(one["g"] <= 0.05 for one in p) >= 60
+    assert sum(one["a"] <= 0.05 for one in p) <= stats.binom.ppf(0.999, n_sets, 0.05)
+    if statistic == "permanova":  # held-out items of a group of four say little
+        assert sum(one["g"] <= 0.05 for one in p) >= 0.6 * n_sets
+
+
+def test_decoding_refuses_folds_that_some_labels_leave_without_a_level():
+    """Six folds of two items: where labels move over items, no fold may have both levels; the row says so."""
+    fake = grouped(12, 8, effects={"a": 10}, shift=3.0)
+    found = factorial(fake, {"a": WITHIN, "g": GROUPS}, region="x", statistic="decoding", inference=FEW, seed=1)
+    row = found.set_index("effect").loc["g"]
+    assert row["status"] == "untestable"
+    assert "no group of held-out items has both levels" in row["note"]
+    assert found.set_index("effect").loc["a", "p_corr"] <= 0.05
 
 
 def test_permanova_refuses_units_that_stand_in_several_groups():

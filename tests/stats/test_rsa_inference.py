@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
+from scipy import stats
 
 from neurosae.errors import DataError, SpecError
 from neurosae.spec.design import Design
@@ -253,3 +254,64 @@ def test_compare_of_a_rank_is_the_registered_one():
                                  settings=PLAIN).values()  # fmt: skip
         (rdm,) = rdms(data, conditions=["item"], region="everything", settings=PLAIN, inference=FAST).values()
         assert_allclose(found.value["freq"], compare_rdms(rdm.dissimilarities[0], model.rdm, compare))
+
+
+# ------------------------------------------------------------------ items in some of the conditions
+
+
+def grouped(n_first: int = 9, n_items: int = 16, **changes):
+    """a within items, b between them, so that an item is in two of the four conditions."""
+    items = {f"i{k}": {"u": {x: f"{x}{k}" for x in "xy"}, "b": "x" if k < n_first else "y"} for k in range(n_items)}
+    design = Design.model_validate({
+        "schema": "neurosae/design/1", "name": "mixed", "items": items, "frames": {"f": "{u:a} here"},
+        "factors": {"a": ["x", "y"], "b": {"levels": ["x", "y"], "varies": "between"}},
+        "regions": {"everything": {"words": [0, -1]}},
+    })  # fmt: skip
+    return simulate(design, **{"n_features": 80, "density": 0.5, "regions": ("everything",), **changes})
+
+
+EVERY = {"a": A, "b": B, "both": {**A, **B}}
+
+
+def test_items_in_some_conditions_recover_each_effect_by_its_own_relabelling():
+    """Flips inside items for a, labels of whole items for b, labels of differences for both; each says so."""
+    fake = grouped(effects={"a": 20, "b": 20}, shift=5.0, seed=1)
+    found = rsa(fake, models=EVERY, conditions=["a", "b"], region="everything", inference=FAST, seed=1)
+    found = found.set_index("effect")
+    assert (found.p_corr <= 0.05).to_dict() == {"a": True, "b": True, "both": False}
+    assert found.p_method.to_dict() == {"a": "flips", "b": "permutations", "both": "permutations"}
+    assert found.note.str.contains("nested in conditions").all()
+
+
+def test_items_in_some_conditions_control_errors():
+    """One factor is there, the other effects are not, groups have 5 and 9 items: 40 data sets stay in band."""
+    wrong = {"a": 0, "b": 0, "both": 0}
+    for seed in range(40):
+        there = "ab"[seed % 2]
+        fake = grouped(5, 14, n_features=30, effects={there: 12}, shift=4.0, seed=seed)
+        found = rsa(fake, models=EVERY, conditions=["a", "b"], region="everything", seed=seed,
+                    inference={"n_permutations": 99, "min_informative": 3}).set_index("effect")  # fmt: skip
+        for name in wrong:
+            wrong[name] += bool(found.p_unc[name] <= 0.05) and name != there
+    assert wrong["both"] <= stats.binom.ppf(0.999, 40, 0.05)
+    assert max(wrong["a"], wrong["b"]) <= stats.binom.ppf(0.999, 20, 0.05)
+
+
+def test_labels_of_conditions_that_share_items_are_approximate_unless_blocks_hold_the_groups():
+    """Conditions of one group share items; permuted over groups the row says so, inside groups it is exact."""
+    factors = {"a": [f"a{k}" for k in range(5)], "b": {"levels": ["x", "y"], "varies": "between"}}
+    items = {f"i{k}": {"u": {x: f"{x}{k}" for x in factors["a"]}, "b": "xy"[k % 2]} for k in range(12)}
+    design = Design.model_validate({
+        "schema": "neurosae/design/1", "name": "ten", "items": items, "frames": {"f": "{u:a} here"},
+        "factors": factors, "regions": {"everything": {"words": [0, -1]}},
+    })  # fmt: skip
+    fake = simulate(design, n_features=60, density=0.5, regions=("everything",), seed=1)
+    asked = {"models": {"length": {"column": "n_tokens"}}, "conditions": ["a", "b"], "region": "everything", "seed": 1}
+    fake.obs["n_tokens"] = np.arange(len(fake)) % 7
+    settings = {"p_from": "condition_labels", "compare": "corr_cov"}
+    free = rsa(fake, **asked, settings=settings, inference=FAST).iloc[0]
+    assert free.p_method == "permutations (approximate)"
+    assert "conditions of one group share items" in free.note
+    inside = rsa(fake, **asked, settings={**settings, "blocks": ["b"]}, inference=FAST).iloc[0]
+    assert inside.p_method == "permutations"
+    assert "approximate" not in inside.note
