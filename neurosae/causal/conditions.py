@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from neurosae.causal.edits import Edit, doses_of, vectors_of
+from neurosae.causal.entries import check_pattern, check_shape, pairs_of
 from neurosae.causal.prompts import Prompts, tokens_at
 from neurosae.errors import DataError, ModelError
 from neurosae.extraction.firing import Firing, firing_order
@@ -23,6 +24,7 @@ from neurosae.extraction.sites import check_hook, split_head
 
 Condition = tuple[Edit, ...]
 Shapes = dict[str, tuple[int, tuple[int, ...]]]
+FAR = 1 << 32  # more than a text has tokens
 READ_ONLY = re.compile(r"\.ln\w*\.hook_in$")
 
 
@@ -36,6 +38,7 @@ class Placed:
     point, head : canonical hook point, and one head of it or None
     order : place of the hook point in the order of firing
     tokens, values : per stimulus the edited tokens, and their doses (n_cells, n_features) or vectors (n_cells, width)
+    keys : of attention weights, per stimulus the key of every edited entry, whose query is in `tokens`
     """
 
     edit: Edit
@@ -44,6 +47,7 @@ class Placed:
     order: int
     tokens: list[np.ndarray]
     values: list[np.ndarray]
+    keys: list[np.ndarray] | None = None
 
 
 class Stage(NamedTuple):
@@ -75,7 +79,10 @@ def place_conditions(conditions: Sequence[Condition], prompts: Prompts, *, besid
         where = edit.where if isinstance(edit.where, str) else id(edit.where)
         if where not in places:
             places[where] = tokens_at(prompts, edit.where)
-        placed[key] = _placed(edit, places[where], shapes=shapes, model=prompts.model)
+        if edit.keys is not None:
+            placed[key] = _entries(edit, places[where], shapes=shapes, prompts=prompts)
+        else:
+            placed[key] = _placed(edit, places[where], shapes=shapes, model=prompts.model)
     out = [tuple(placed[id(edit)] for edit in condition) for condition in conditions]
     for condition in out:
         _refuse_conflicts(condition, prompts)
@@ -88,7 +95,7 @@ def _points(model: LanguageModel, edits: Sequence[Edit]) -> dict[str, str]:
         raise ModelError("the model has dictionaries spliced in; load it with load_model, which leaves it as it is.")
     points = {}
     for edit in edits:
-        check_hook(edit.hook, model.hooks)
+        check_pattern(edit.hook, model) if edit.keys is not None else check_hook(edit.hook, model.hooks)
         point = split_head(edit.hook)[0]
         points[point] = model.hooks[point]
         if not (points[point].startswith("blocks.") or "embed" in points[point]) or "unembed" in points[point]:
@@ -128,6 +135,21 @@ def _placed(edit: Edit, tokens: list[np.ndarray], *, shapes: Shapes, model: Lang
     return Placed(edit, model.hooks[point], head, place, tokens, values)
 
 
+def _entries(edit: Edit, queries: list[np.ndarray], *, shapes: Shapes, prompts: Prompts) -> Placed:
+    """An edit of attention weights: one cell for every query and key."""
+    point, head = split_head(edit.hook)
+    place, shape = shapes[prompts.model.hooks[point]]
+    check_shape(edit.hook, shape)
+    keys = tokens_at(prompts, edit.keys if edit.keys is not None else ())
+    rows, cols, masks = pairs_of(queries, keys, prompts.names)
+    given = edit.vector if isinstance(edit.vector, list | tuple) else []
+    sizes = [(len(q), len(k)) for q, k in zip(queries, keys, strict=True)]
+    if [np.shape(one) for one in given] != sizes:
+        raise DataError(f"{edit.hook}: give a list with one array (n_queries, n_keys) of weights per stimulus.")
+    values = [np.asarray(one, dtype=np.float32)[mask][:, None] for one, mask in zip(given, masks, strict=True)]
+    return Placed(edit, prompts.model.hooks[point], head, place, rows, values, cols)
+
+
 def _check_dictionary(edit: Edit, width: int, model: LanguageModel) -> None:
     assert edit.dictionary is not None
     own, (point, head) = edit.dictionary.hook, split_head(edit.hook)
@@ -150,9 +172,16 @@ def _refuse_conflicts(condition: tuple[Placed, ...], prompts: Prompts) -> None:
         if "replace" not in (one.edit.mode, other.edit.mode) and not same_feature:
             continue
         what = f"feature {min(shared)}" if same_feature else "the vector"
-        for name, a, b in zip(prompts.names, one.tokens, other.tokens, strict=True):
+        for name, a, b in zip(prompts.names, _cells(one), _cells(other), strict=True):
             if len(both := np.intersect1d(a, b)):
                 raise DataError(
-                    f"one condition sets {what} at {one.edit.hook} twice, at token {both[0]} of stimulus '{name}'; "
-                    "make it one edit, or two conditions."
+                    f"one condition sets {what} at {one.edit.hook} twice, at token {both[0] % FAR} of stimulus "
+                    f"'{name}'; make it one edit, or two conditions."
                 )
+
+
+def _cells(placed: Placed) -> list[np.ndarray]:
+    """What an edit sets, as numbers that tell tokens apart, and of attention weights queries and keys."""
+    if placed.keys is None:
+        return placed.tokens
+    return [q + FAR * (1 + k) for q, k in zip(placed.tokens, placed.keys, strict=True)]

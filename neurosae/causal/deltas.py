@@ -29,6 +29,7 @@ class Cells(NamedTuple):
     head : which head of the hook point; None for all
     rows, cols : int64 (n,), row of the batch and token
     values : float32 (n, n_features) doses, or (n, width) vectors
+    keys : int64 (n,), of attention weights the token that each goes to; the query is in `cols`
     """
 
     edit: Edit
@@ -36,6 +37,7 @@ class Cells(NamedTuple):
     rows: np.ndarray
     cols: np.ndarray
     values: np.ndarray
+    keys: np.ndarray | None = None
 
 
 def edited(tensor: Tensor, jobs: Sequence[Cells], origin: np.ndarray, *, size: np.ndarray) -> Tensor:
@@ -43,13 +45,16 @@ def edited(tensor: Tensor, jobs: Sequence[Cells], origin: np.ndarray, *, size: n
 
     Parameters
     ----------
-    tensor : (rows, tokens, width), or (rows, tokens, heads, width)
+    tensor : (rows, tokens, width), or (rows, tokens, heads, width); attention weights (rows, heads, tokens, tokens)
     jobs : the edits
     origin : int64 (rows,), a row with the same vectors at this hook point
     size : float64 (rows,), raised to the largest change of the row relative to the root mean square of its vector
     """
     tensor = tensor.contiguous()
     out = tensor.clone()
+    for job in (job for job in jobs if job.keys is not None):
+        _set_entries(tensor, out, job, size=size)
+    jobs = [job for job in jobs if job.keys is None]
     for head in dict.fromkeys(job.head for job in jobs):
         mine = [job for job in jobs if job.head == head]
         x = flat(tensor, head)
@@ -82,6 +87,16 @@ def _set_vectors(x: Tensor, new: Tensor, job: Cells, *, size: np.ndarray) -> Non
     else:
         new.index_put_(at, values, accumulate=True)
         _measure(x[at], values, job.rows, size=size)
+
+
+def _set_entries(x: Tensor, new: Tensor, job: Cells, *, size: np.ndarray) -> None:
+    """Put attention weights in place; their change is measured as it is, weights being shares of 1."""
+    assert job.keys is not None
+    at = tuple(torch.as_tensor(a, device=x.device) for a in (job.rows, job.cols, job.keys))
+    index = (at[0], torch.full_like(at[0], int(job.head or 0)), at[1], at[2])
+    values = torch.as_tensor(np.array(job.values[:, 0]), device=x.device).to(x.dtype)
+    new[index] = values
+    np.maximum.at(size, job.rows, (values - x[index]).float().abs().double().cpu().numpy())
 
 
 def _add_features(x: Tensor, new: Tensor, jobs: Sequence[Cells], *, origin: np.ndarray, size: np.ndarray) -> None:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from neurosae.causal.entries import is_pattern
 from neurosae.dictionary.kinds import Dictionary
 from neurosae.errors import DataError, choose
 
@@ -80,6 +81,7 @@ class Edit:
     features: tuple[int, ...] = ()
     dose: float | np.ndarray | Sequence[np.ndarray] = 0.0
     vector: np.ndarray | Sequence[np.ndarray] | None = None
+    keys: str | Sequence[np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         if self.mode in SPLICES:
@@ -88,6 +90,13 @@ class Edit:
                 "error to every effect; use ablate, clamp, scale or steer, which leave the error where it was."
             )
         choose("mode", self.mode, MODES)
+        if (self.keys is not None) != is_pattern(self.hook):
+            raise DataError(
+                f"{self.hook}: attention weights (attn.hook_pattern.h0) have queries and keys, and nothing else has; "
+                "give `keys` with hook_pattern, and only there."
+            )
+        if self.keys is not None and self.mode != "replace":
+            raise DataError(f"{self.mode} does not edit attention weights; use replace, and give them.")
         (_check_features if self.is_of_features else _check_vector)(self)
 
     @property

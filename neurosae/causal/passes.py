@@ -274,7 +274,9 @@ def _jobs(plan: Plan, batch: Batch) -> dict[str, list[Cells]]:
         cols = [placed.tokens[s][k] for (_, s), k in zip(rows, kept, strict=True)]
         values = [placed.values[s][k] for (_, s), k in zip(rows, kept, strict=True)]
         where = np.repeat([row for row, _ in rows], [len(c) for c in cols])
-        cells = Cells(placed.edit, placed.head, where, np.concatenate(cols), np.concatenate(values))
+        own = placed.keys
+        keys = None if own is None else np.concatenate([own[s][k] for (_, s), k in zip(rows, kept, strict=True)])
+        cells = Cells(placed.edit, placed.head, where, np.concatenate(cols), np.concatenate(values), keys)
         if len(where):
             jobs.setdefault(placed.point, []).append(cells)
     return jobs

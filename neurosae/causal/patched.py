@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from neurosae.causal.entries import check_pattern, check_shape, is_pattern
 from neurosae.causal.inference import ItemTests, item_tests, without_rounding
 from neurosae.causal.items import UnitData, item_outcomes, unit_data
 from neurosae.causal.patching import NOISING, Grid, Patching, long_table, moved, patch_grid
@@ -84,7 +85,8 @@ def run(
     spec = study.spec
     test = next((name for name, block in spec.tests.items() if block is ask), ask.test)
     model, dictionaries = study.live()
-    things = [Thing(hook) for hook in every_hook(ask.hooks, model)]
+    hooks = every_hook(ask.hooks, model)
+    things = [Thing(hook, keys=key) for key in (ask.keys or ("",)) for hook in hooks]
     if ask.features is not None:
         sites = {site: responses[site] for site in ask.sites or responses}
         chosen, _ = features_from_earlier(ask, sites, earlier)
@@ -116,8 +118,14 @@ def every_hook(hooks: Sequence[str], model: LanguageModel) -> list[str]:
 
 
 def _n_heads(model: LanguageModel, hook: str) -> int:
-    check_hook(hook, model.hooks)
+    if is_pattern(hook):
+        check_pattern(f"{hook}.h0", model)
+    else:
+        check_hook(hook, model.hooks)
     shapes = [firing.shape for firing in firing_order(model, [hook])]
+    if is_pattern(hook) and len(shapes) == 1:
+        check_shape(hook, shapes[0])
+        return shapes[0][1]
     if len(shapes) != 1 or len(shapes[0]) != 4:
         raise ModelError(f"hook point '{hook}' gives no vector per head and token; use attn.hook_z.h*.")
     return shapes[0][2]
@@ -137,7 +145,7 @@ def _with_regions(stimuli: pd.DataFrame, ask: PatchingBlock, design: Design) -> 
     kept = np.ones(len(stimuli), dtype=bool)
     if "split" in stimuli and design.partition is not None:
         kept &= (stimuli["split"].astype(str) == ask.split).to_numpy()
-    for region in ask.region:
+    for region in (*ask.region, *ask.keys):
         if region not in PLACES:
             kept &= stimuli[f"{region}_start"].notna().to_numpy()
     if not kept.any():
@@ -224,6 +232,8 @@ def _where(thing: Thing, direction: str, asked: Asked) -> dict[str, Any]:
         "site": thing.site or thing.hook, "x_direction": direction, "x_replace": asked.settings.replace,
         "x_outcome": asked.settings.outcome, "x_freeze": asked.settings.freeze,
     }  # fmt: skip
+    if thing.keys:
+        return row | {"set": f"attention to {thing.keys}", "x_keys": thing.keys}
     if thing.dictionary is None:
         return row | {"set": "whole vector"}
     one = len(thing.features) == 1 or (thing.dictionary.partner is not None and len(thing.features) == 2)

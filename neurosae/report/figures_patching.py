@@ -33,13 +33,20 @@ def thing_name(row: pd.Series) -> str:
     >>> row = pd.Series({"site": "blocks.2.attn.hook_z.h3", "feature": None, "set": "whole vector"})
     >>> thing_name(row), thing_name(row.replace("blocks.2.attn.hook_z.h3", "blocks.0.hook_resid_post"))
     ('layer 2, head 3', 'layer 0, resid_post')
+    >>> thing_name(row.replace("blocks.2.attn.hook_z.h3", "blocks.2.attn.hook_q.h3"))
+    'layer 2, head 3 q'
+    >>> thing_name(pd.Series({"site": "blocks.2.attn.hook_pattern.h3", "feature": None, "set": "attention to noun"}))
+    'layer 2, head 3, attention to noun'
     >>> thing_name(pd.Series({"site": "late", "feature": 12, "set": "feature"}))
     'late/12'
     """
     site = str(row["site"])
     found = re.fullmatch(r"blocks\.(\d+)\.(?:(?:attn|mlp)\.)?hook_(\w+?)(?:\.h(\d+))?", site)
+    if found and pd.isna(row["feature"]) and found[2] == "pattern":
+        return f"layer {found[1]}, head {found[3]}, {row['set']}"
     if found and pd.isna(row["feature"]) and row["set"] == "whole vector":
-        return f"layer {found[1]}, " + (f"head {found[3]}" if found[3] else found[2])
+        part = "" if found[2] == "z" else f" {found[2]}"
+        return f"layer {found[1]}, " + (f"head {found[3]}{part}" if found[3] else found[2])
     name = feature_name(site, row["feature"])
     return name if pd.notna(row["feature"]) or row["set"] == "whole vector" else f"{name}, {row['set']}"
 

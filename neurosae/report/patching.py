@@ -24,6 +24,7 @@ ASKS = {
 }
 SUM = "Shares of different places do not add up to one: later places hold what earlier ones passed on."
 SINGLE = "Only noising was run: {replace} has no other text to be put into, so nothing is said about sufficiency."
+WEIGHTS = "Single attention weights were patched; with those that stay they need not add up to 1."
 FORCED = {
     "zero": "Zero is a vector that the model never meets; an effect may be damage and not loss of the information.",
     "noise": "Noise leaves the vectors that the model is used to; an effect may be damage, not loss of information.",
@@ -49,6 +50,8 @@ def patching_statements(study: Study, test: str, rows: pd.DataFrame) -> Iterator
         cautions = [FORCED[replace]] if replace in FORCED else []
         cautions += [SUM] if replace in ("paired", "random") else [SINGLE.format(replace=replace)]
         frozen = first_known(part["x_freeze"], "none")
+        if part["set"].astype("string").str.startswith("attention to").any():
+            cautions.append(WEIGHTS)
         cautions += [f"Scales of normalizations were held at the run without edits ({frozen})."] * (frozen != "none")
         aligned = [n for n in distinct(part["note"]) if "aligned at the last token" in n or "another token" in n]
         detail = f"{held(tested, alpha)} {_strongest(tested)}"

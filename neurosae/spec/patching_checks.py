@@ -40,6 +40,7 @@ def patching_design_problems(name: str, analysis: Any, design: Any) -> Iterator[
         text = f"'{factor}' varies between items, so no text has a partner; use replace: random."
         yield (*where, "replace"), text
     known = [*region_names(design), *PLACES]
-    for region in block.region:
-        if region not in known:
-            yield (*where, "region"), unknown("region", short(region), known)
+    for key in ("region", "keys"):
+        for region in getattr(block, key):
+            if region not in known:
+                yield (*where, key), unknown("region", short(region), known)

@@ -353,7 +353,7 @@ def test_specials_and_pads_are_never_edited(and_circuit):
         ("blocks.1.attn.hook_z.h9", ModelError, "there are 4 heads, h0 to h3"),
         ("blocks.1.hook_resid_mid", ModelError, "would miss the stream itself"),
         ("ln_final.hook_normalized", ModelError, "comes after the stack"),
-        ("blocks.1.attn.hook_pattern", ModelError, "not one that gives a vector per token"),
+        ("blocks.1.attn.hook_pattern", DataError, "have queries and keys"),
         ("blocks.1.hook_resid_post.h1", ModelError, "not one vector per head"),
     ],
 )

@@ -44,6 +44,9 @@ def test_blocks_of_patching_are_read(tmp_path):
     spec = read(tmp_path, "hooks: [blocks.*.hook_resid_post, 'blocks.2.attn.hook_z.h*']")
     assert spec.tests["patch"].between == {"subject": ("pl", "sg")}
     read(tmp_path, "features: {from: find, top: 5}, per: set")
+    weights = "hooks: ['blocks.*.attn.hook_pattern.h*'], keys: [head, all], replace: zero"
+    assert read(tmp_path, weights).tests["patch"].keys == ("head", "all")
+    read(tmp_path, "hooks: ['blocks.*.attn.hook_q.h*', blocks.2.attn.hook_v.h0]")
     read(tmp_path, "hooks: hook_embed", place=("[head, pre_verb], hooks", "[target, all], hooks"))
     assert set(PATCHING) == {"patching"}
 
@@ -61,7 +64,13 @@ def test_the_shipped_analysis_is_checked():
     [
         ("replace: zero", "patches nothing; name hook points"),
         ("hooks: blocks.2.hook_resid_pots", "unknown hook point 'hook_resid_pots'"),
-        ("hooks: blocks.2.attn.hook_pattern", "numbers per pair of tokens"),
+        ("hooks: blocks.2.attn.hook_pattern, keys: head", "names no head; write"),
+        ("hooks: blocks.2.attn.hook_pattern.h3", "keys: is missing"),
+        ("hooks: blocks.2.attn.hook_z.h3, keys: head", "belongs to attn.hook_pattern alone"),
+        ("hooks: 'blocks.*.attn.hook_pattern.h*', features: {ids: [3]}, keys: head", "belongs to attn.hook_pattern"),
+        ("hooks: blocks.2.attn.hook_pattern.h3, keys: haed", "unknown region 'haed'"),
+        ("hooks: blocks.2.attn.hook_pattern.h3, keys: head, replace: noise", "weights are shares"),
+        ("hooks: blocks.2.attn.hook_attn_scores", "numbers per pair of tokens"),
         ("hooks: hook_embed, replace: noise, n_draw: 3", "n_draw: unknown key. Did you mean 'n_draws'"),
         ("hooks: hook_embed, n_draws: 3", "has no meaning with replace: paired"),
         ("hooks: hook_embed, replace: random, sigma: 2.0", "has no meaning with replace: random"),
