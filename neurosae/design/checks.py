@@ -42,6 +42,8 @@ from neurosae.spec.load import parse_yaml
 from neurosae.spec.subjects import subject_notes
 
 ALPHA = 0.05
+SHOWN = ("kind", "unit", "n_units", "n_relabellings", "p_min", "exact", "words", "note")
+EXCHANGE = ["test", "effect", "split", *SHOWN, "h0", "vector"]
 
 
 def check(
@@ -128,7 +130,8 @@ def check_design(design: Design, stimuli: pd.DataFrame, analysis: Any = None, *,
     }
     asks = list(_asks(design, analysis, effects))
     alpha = ALPHA if analysis is None else analysis.inference.alpha
-    exchange = pd.DataFrame([_exchange_row(design, stimuli, effects[ask.effect], ask=ask) for ask in asks])
+    rows = [_exchange_row(design, stimuli, effects[ask.effect], ask=ask) for ask in asks]
+    exchange = pd.DataFrame(rows, columns=EXCHANGE)  # an analysis may ask for no effect, as second-order tests do
     repeated = [
         text for ask in asks for text in _repeated(design, stimuli, (ask, written, effects), strict=bool(analysis))
     ]
@@ -280,9 +283,8 @@ def _exchange_row(design: Design, stimuli: pd.DataFrame, effect: Effect, *, ask:
         how = exchangeability(design, effect, items=items, flips_only=ask.flips)
     except SpecError as error:
         raise _Refusal(where, f"effect '{ask.effect}': {error}") from None
-    shown = ("kind", "unit", "n_units", "n_relabellings", "p_min", "exact", "words", "note")
     row = {"test": ask.test, "effect": ask.effect, "split": ask.split}
-    return row | {name: getattr(how, name) for name in shown} | {"h0": effect.h0, "vector": effect.vector}
+    return row | {name: getattr(how, name) for name in SHOWN} | {"h0": effect.h0, "vector": effect.vector}
 
 
 def _refuse_too_few(exchange: pd.DataFrame, asks: list[Ask], alpha: float) -> None:

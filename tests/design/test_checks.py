@@ -262,3 +262,11 @@ def test_check_says_how_items_in_some_conditions_move_and_what_has_no_p():
     ]
     assert any("'both' compares levels within items between groups" in note for note in said["shares"])
     assert not any("'a' compares" in note for note in said["shares"])
+
+
+def test_check_takes_an_analysis_that_asks_for_no_effect(designs):
+    """A second-order test compares places and names no effect: nothing is exchanged by one."""
+    spec = analysis({}, alike={"test": "second_order", "region": ["head", "pre_verb"], "conditions": ["item"]})
+    report = check(designs["agreement"](12), spec)
+    assert len(report.exchange) == 0
+    assert report.text().startswith("design: 96 stimuli in 4 cells")
