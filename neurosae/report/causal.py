@@ -237,7 +237,7 @@ def joint_statements(study: Study, test: str, rows: pd.DataFrame) -> Iterator[St
         detail = "; ".join([detail, *_cost(row)]) + "."
         cautions = JOINT_LIMITS if number == 0 else ()
         if row["status"] != "ok":
-            text = f"{how} at {place}, {row['set']}: no claim. {row['note']}."
+            text = f"{how} at {place}, {row['set']}: no claim, {row['note']}."
             yield Statement(test, str(row["effect"]), "untested", "–", text, detail, False, cautions)
             continue
         held = pd.notna(row["p_corr"]) and row["p_corr"] <= alpha

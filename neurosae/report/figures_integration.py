@@ -27,7 +27,13 @@ def _places(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 @drawn
-def cells_2x2(table: pd.DataFrame, *, names: tuple[str, str], contexts: dict[str, str] | None = None) -> Figure:
+def cells_2x2(
+    table: pd.DataFrame,
+    *,
+    names: tuple[str, str],
+    contexts: dict[str, str] | None = None,
+    levels: tuple[tuple[str, str], tuple[str, str]] | None = None,
+) -> Figure:
     """Mean score of both feature sets in the four cells, phrase and list, with 95 % intervals over items.
 
     Parameters
@@ -38,7 +44,10 @@ def cells_2x2(table: pd.DataFrame, *, names: tuple[str, str], contexts: dict[str
         The two parts; `first` and `second` say whether each is present.
     contexts : dict, optional
         Names of `control` and `composed`.
+    levels : pair of pairs of str, optional
+        Words for either part, without and with it: (("subject sg", "subject pl"), …); left out, "no X", "X".
     """
+    words = levels or ((f"no {names[0]}", names[0]), (f"without {names[1]}", f"with {names[1]}"))
     said, places = contexts or CONTEXTS, _places(table)
     shown = [c for c in ("control", "composed") if (table["context"] == c).any()]
     parts = list(dict.fromkeys(table["part"]))
@@ -50,7 +59,7 @@ def cells_2x2(table: pd.DataFrame, *, names: tuple[str, str], contexts: dict[str
             block = grid[row, k * len(shown) : (k + 1) * len(shown)]
             for axes, context in zip(block, shown, strict=True):
                 one = rows[(rows["part"] == part) & (rows["context"] == context)]
-                _lines(axes, one, names)
+                _lines(axes, one, words)
                 if row == 0:
                     axes.set_title(f"{shorten(part, 16)} set\n{shorten(said[context], 16)}", fontsize=9)
             low, high = (min(a.get_ylim()[0] for a in block), max(a.get_ylim()[1] for a in block))
@@ -64,16 +73,16 @@ def cells_2x2(table: pd.DataFrame, *, names: tuple[str, str], contexts: dict[str
     return figure
 
 
-def _lines(axes: Axes, rows: pd.DataFrame, names: tuple[str, str]) -> None:
+def _lines(axes: Axes, rows: pd.DataFrame, words: tuple[tuple[str, str], tuple[str, str]]) -> None:
     """One panel: the first part along x, a line for each level of the second."""
-    for second, colour, word in ((0, MUTED, "without"), (1, PLUS, "with")):
+    for second, colour in ((0, MUTED), (1, PLUS)):
         mean, half = [], []
         for first in (0, 1):
             values = rows.loc[(rows["first"] == first) & (rows["second"] == second), "value"].to_numpy(dtype=float)
             mean.append(values.mean())
             half.append(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-        axes.errorbar([0, 1], mean, yerr=half, color=colour, marker="o", ms=4, lw=1.4, label=f"{word} {names[1]}")
-    axes.set_xticks([0, 1], [f"no {shorten(names[0], 9)}", shorten(names[0], 9)], fontsize=7.5)
+        axes.errorbar([0, 1], mean, yerr=half, color=colour, marker="o", ms=4, lw=1.4, label=words[1][second])
+    axes.set_xticks([0, 1], [shorten(word, 12) for word in words[0]], fontsize=7.5)
     axes.set_xlim(-0.35, 1.35)
     tidy(axes, grid="y")
 

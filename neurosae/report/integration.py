@@ -65,6 +65,19 @@ def _parts(study: Study, test: str) -> tuple[str, ...]:
     return tuple(str(p) for p in parts)
 
 
+def _levels(study: Study, pair: tuple[str, str]) -> tuple[tuple[str, str], tuple[str, str]] | None:
+    """Words for the two levels of either part, where they are not its absence and presence."""
+    found = []
+    for part in pair:
+        effect = section(study.analysis, "effects", part)
+        weights = next(iter(effect.values()), None)
+        if not isinstance(weights, Mapping) or {"absent", "no"} & {str(level) for level in weights}:
+            return None
+        low, high = (min(weights, key=weights.__getitem__), max(weights, key=weights.__getitem__))
+        found.append((f"{part} {low}", f"{part} {high}"))
+    return found[0], found[1]
+
+
 def _held(by: Mapping[str, pd.Series], name: str, alpha: float) -> bool:
     return name in by and pd.notna(by[name]["p_corr"]) and bool(by[name]["p_corr"] <= alpha)
 
@@ -93,11 +106,24 @@ def _why(grades: tuple[int, int], by: Mapping[str, pd.Series], *, alpha: float) 
     if grade == 1:
         return (
             "Features answer to the pair otherwise than to the sum of its parts; a threshold, a normalization or a "
-            "detector of word pairs does that too, so no integration is claimed."
+            f"detector of word pairs does that too, so no integration is claimed.{_listed_too(by, alpha)}"
         )
     if "does not answer" in str(by["grade"]["note"]):
         return "A set does not answer to its own part on the test items, so there is nothing that could be integrated."
+    if more := _listed_too(by, alpha):
+        return f"Integration was not found.{more}"
     return "Neither a code outside the plane of the parts nor a coupling that depends on the context was found."
+
+
+def _listed_too(by: Mapping[str, pd.Series], alpha: float) -> str:
+    """That the pair has a code of its own, but one that the list has as well."""
+    plane, control = by.get("code: D-perp"), by.get("code: list control")
+    if plane is None or control is None or not (plane["p_unc"] <= alpha < control["p_unc"]):
+        return ""
+    return (
+        " The pair has a code outside the plane of its parts (uncorrected), but no more of it in the phrase than in "
+        "the list, so it is one of the two words and not of how they are composed."
+    )
 
 
 def _code_words(by: Mapping[str, pd.Series]) -> str:
@@ -140,7 +166,8 @@ def _causal_words(by: Mapping[str, pd.Series]) -> str:
     if row is None:
         return ""
     if row["status"] != "ok":
-        return f"{str(row['note'])[:1].upper()}{str(row['note'])[1:]}."
+        reason = str(row["note"]).partition(": ")[2].partition(";")[0]
+        return f"Causal read-out ({row['set']}): it does not count, {reason}."
     size = f"I {digits(row['value'], 2)} logits, " if pd.notna(row["value"]) else ""
     return f"Causal read-out ({row['set']}): {size}corrected p {digits(row['p_corr'])} ({row['note']})."
 
@@ -206,7 +233,7 @@ def draw_integration(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Dr
             "Mean pre-activation of the two feature sets, relative to its value at x = 0, with 95 % intervals over "
             f"items. Lines that are not parallel are an interaction, which a gain of the stimulus gives too. {source}"
         )
-        figure = cells_2x2(scores, names=pair, contexts=contexts)
+        figure = cells_2x2(scores, names=pair, contexts=contexts, levels=_levels(study, pair))
         yield Drawing(f"{name}-cells", "cells_2x2", test, "Set scores in the four cells", words, figure, wide=True)
     coupled = study.extras.get((test, "coupling"))
     if coupled is not None and len(coupled):

@@ -7,11 +7,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from neurosae.report.integration import INTEGRATION
+from neurosae.report.integration import INTEGRATION, _levels
 from neurosae.report.parts import Drawing
 from neurosae.report.sections import SECTIONS, methods_text, statements
 from neurosae.spec.blocks import Inference
 from neurosae.spec.integration import IntegrationBlock
+from neurosae.stats.battery import Causal
 from neurosae.stats.integration import Ask, _run, _sets
 from neurosae.stats.worlds import world
 
@@ -19,7 +20,7 @@ BLOCK = {"test": "integration", "parts": ["a", "b"], "region": "probe",
          "context": {"factor": "context", "composed": "phrase", "control": "list"}}  # fmt: skip
 
 
-def battery(study, name, *, target=None, n=24):
+def battery(study, name, *, target=None, n=24, causal=None):
     """A study whose only test is a battery on one of the worlds."""
     options = {} if name in ("I3", "word_pair") else {"contexts": True}
     adata = world(name, n_items=n, seed=2, options=options)
@@ -31,7 +32,7 @@ def battery(study, name, *, target=None, n=24):
     sets = _sets(
         [np.arange(20), np.arange(20, 40)], [np.ones(20), np.ones(20)], note="a: find_a top 20; b: find_b top 20"
     )
-    ask = Ask("binding", block, effects, {"simulated": sets}, {}, Inference(n_permutations=200), None)
+    ask = Ask("binding", block, effects, {"simulated": sets}, {}, Inference(n_permutations=200), causal)
     made = _run({"simulated": adata}, ask, seed=1)
     extras = {("binding", key): table for key, table in made.extras.items()}
     analysis = {"name": "binding", "tests": {"binding": given}, "inference": {}, "effects": effects}
@@ -84,6 +85,57 @@ def test_superadditive_activations_are_no_integration(study):
     one = said(study, "C3", n=48)
     assert "so no integration is claimed" in one.text
     assert "Neither a code" in said(study, "C0").text
+
+
+def test_a_code_that_the_list_has_too_is_said(study):
+    """D-perp alone, without its list control: a code of the two words, and no composition."""
+    full = battery(study, "word_pair")
+    rows = full.results.copy()
+    rows.loc[rows["effect"] == "code: D-perp", "p_unc"] = 0.001
+    rows.loc[rows["effect"] == "code: list control", "p_unc"] = 1.0
+    (one,) = statements(dataclasses.replace(full, results=rows))
+    assert "one of the two words and not of how they are composed" in one.text
+    rows.loc[rows["effect"] == "code: D-perp", "p_unc"] = 0.2
+    (one,) = statements(dataclasses.replace(full, results=rows))
+    assert "how they are composed" not in one.text
+
+
+def test_the_causal_read_out_is_reported(study):
+    """Grade 3 says what the sets do together; a read-out that cannot count says why, and what that means."""
+    full = battery(study, "I1", causal=Causal(0.001, 0.01, frozen=True, value=0.42, directions=("clamp",), n_units=24))
+    (one,) = statements(full)
+    assert (
+        "Causal read-out (given by the caller): I 0.42 logits, corrected p 0.0100 (clamp: over items p 0.001"
+        in one.detail
+    )
+    rows = full.results.copy()
+    rows.loc[rows["effect"] == "grade", ["value", "x_grade"]] = 3
+    (one,) = statements(dataclasses.replace(full, results=rows))
+    assert "both sets act on the outcome jointly" in one.text
+    assert any("both directions are run" in line for line in methods_text(full)[0])
+    (one,) = statements(battery(study, "I1", causal=Causal(1.0, 1.0, True, "the direction ablate was not run")))
+    assert "it does not count, the direction ablate was not run." in one.detail
+    assert "The causal read-out does not count, so grade 3 is out of reach." in one.detail
+
+
+def test_levels_are_named_where_they_are_no_absence(study):
+    """sg and pl are levels of their own; yes and no, or present and absent, are the part and its absence."""
+    plain = battery(study, "I1")
+    assert _levels(plain, ("a", "b")) is None
+    effects = {"a": {"a": {"pl": 1, "sg": -1}}, "b": {"b": {"old": -1, "new": 1}}}
+    named = dataclasses.replace(plain, analysis=plain.analysis | {"effects": effects})
+    assert _levels(named, ("a", "b")) == (("a sg", "a pl"), ("b old", "b new"))
+    (one,) = (d for d in INTEGRATION.drawings(named, "binding", named.results) if d.kind == "cells_2x2")
+    assert [tick.get_text() for tick in one.figure.axes[0].get_xticklabels()] == ["a sg", "a pl"]
+
+
+def test_without_effects_of_the_parts_there_is_no_share(study):
+    """A random network may have none anywhere: the column of its range is missing, and the page says why."""
+    full = battery(study, "C0")
+    rows = full.results.drop(columns=["x_loo_low", "x_loo_high"])
+    rows.loc[rows["effect"].str.startswith("code: D-perp"), "effsize"] = None
+    (one,) = statements(dataclasses.replace(full, results=rows))
+    assert "so there is no emergent share, D-perp p" in one.detail
 
 
 def test_a_set_that_does_not_answer_is_said(study):

@@ -154,6 +154,16 @@ def test_list_control_is_not_fooled_by_a_gain_of_the_phrase():
     assert all(list_control(1.5 * z[1], z[0], S).phrase > list_control(1.5 * z[1], z[0], S).list_ for z in made[:2])
 
 
+def test_list_control_asks_length_and_share():
+    """A phrase whose interaction is longer, but the smaller share of longer main effects, has no more of it."""
+    S, z = flipped(48), world("I1", 48, 1, contexts=True)[0][1]
+    louder = 1.1 * z
+    louder[[1, 3]] += 3 * np.random.default_rng(0).standard_normal(z.shape[-1])  # the same part a in all items
+    found = list_control(louder, z, S)
+    assert found.phrase > found.list_
+    assert (found.difference < 0, found.p) == (True, 1.0)
+
+
 def test_weights_are_those_of_no_flip():
     """Flipping items leaves the weights of the features as they are."""
     d = np.random.default_rng(0).standard_normal((12, 6))
@@ -423,6 +433,8 @@ def test_grades_need_their_evidence():
     """Holm over both members; the causal read-out counts only beside grade 2, and only if frozen."""
     read = Causal(0.001, 0.01, frozen=True)
     assert grade_of({"code": 0.2, "gate": 0.04}) == 2
+    assert (grade_of({"code": 0.05}), grade_of({}, conj=0.05)) == (2, 1)  # p = alpha rejects
+    assert (grade_of({"code": 0.0501}), grade_of({}, conj=0.0501)) == (0, 0)
     assert grade_of({"code": 0.2, "gate": 0.3}, conj=0.001, causal=read) == 1
     assert grade_of({"code": 0.01}, causal=read) == 3
     assert grade_of({"code": 0.01}, causal=read._replace(frozen=False)) == 2
