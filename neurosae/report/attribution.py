@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import pandas as pd
 
@@ -38,10 +38,29 @@ def _named(measure: str) -> str:
     )
 
 
-def _untested(test: str, effect: str, rows: pd.DataFrame, *, what: str) -> Statement:
-    return Statement(
-        test, effect, "untested", "–", f"{what} could not be tested.", why_untested(rows), _localizer(rows)
-    )
+Said = Callable[..., tuple[str, str, str]]
+"""Of an effect, its rows, the tested and the found ones: the sentence, what follows the count, and a caution."""
+
+
+def _statements(study: Study, test: str, rows: pd.DataFrame, *, what: str, said: Said) -> Iterator[Statement]:
+    """One statement per effect: what `said` makes of it, or why nothing could be tested."""
+    alpha = alpha_of(study)
+    for effect, part in by_effect(rows):
+        tested, localizer = part[has_numbers(part)], _localizer(part)
+        if not len(tested):
+            text = f"{what} could not be tested."
+            yield Statement(test, effect, "untested", "–", text, why_untested(part), localizer)
+            continue
+        found = tested[is_found(tested, alpha)]
+        text, more, caution = said(effect, part, tested, found=found)
+        detail, verdict = f"{held(tested, alpha)} {more}".strip(), "found" if len(found) else "nothing"
+        yield Statement(test, effect, verdict, f"{len(found):,}", text, detail, localizer, (caution,))
+
+
+def _named_figure(test: str, effect: str, rows: pd.DataFrame) -> tuple[str, str]:
+    """How the figures of an effect are called, and what their titles add, where a test has several effects."""
+    several = len(distinct(rows["effect"])) > 1
+    return (f"{slug(test)}-{slug(effect)}", f": {effect}") if several else (slug(test), "")
 
 
 def _mean(effect: str, what: str) -> str:
@@ -58,18 +77,15 @@ def _is_direct(rows: pd.DataFrame) -> bool:
 
 def attribution_statements(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Statement]:
     """How many features (or components) change LD, by how much, and what the screen misses."""
-    alpha = alpha_of(study)
-    for effect, part in by_effect(rows):
-        tested = part[has_numbers(part)]
-        if not len(tested):
-            yield _untested(test, effect, part, what="Attribution")
-            continue
-        found = tested[is_found(tested, alpha)]
-        text = _direct_words(found, tested, effect) if _is_direct(part) else _screen_words(found, part, effect)
-        detail = f"{held(tested, alpha)} {_strongest_change(tested)}".strip()
-        caution = DIRECT if _is_direct(part) else ALONE
-        verdict = "found" if len(found) else "nothing"
-        yield Statement(test, effect, verdict, f"{len(found):,}", text, detail, _localizer(part), (caution,))
+    yield from _statements(study, test, rows, what="Attribution", said=_attribution_words)
+
+
+def _attribution_words(
+    effect: str, part: pd.DataFrame, tested: pd.DataFrame, *, found: pd.DataFrame
+) -> tuple[str, str, str]:
+    if _is_direct(part):
+        return _direct_words(found, tested, effect), _strongest_change(tested), DIRECT
+    return _screen_words(found, part, effect), _strongest_change(tested), ALONE
 
 
 def _direct_words(found: pd.DataFrame, tested: pd.DataFrame, effect: str) -> str:
@@ -112,10 +128,8 @@ def _strongest_change(tested: pd.DataFrame) -> str:
 def draw_attribution(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Drawing]:
     """Approximate against exact effects; or the components with the largest direct parts."""
     alpha = alpha_of(study)
-    effects = distinct(rows["effect"])
     for effect, part in by_effect(rows):
-        name = slug(test) if len(effects) == 1 else f"{slug(test)}-{slug(effect)}"
-        of = f": {effect}" if len(effects) > 1 else ""
+        name, of = _named_figure(test, effect, rows)
         long = study.extras.get((test, "screen"))
         if long is not None and len(own := long[long["effect"] == effect]) and own["exact"].notna().any():
             r = first_known(part["x_agreement"])
@@ -162,32 +176,26 @@ def attribution_methods(study: Study, rows: pd.DataFrame) -> Iterator[str]:
 
 def lens_statements(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Statement]:
     """Layers where the target can be read."""
-    alpha = alpha_of(study)
-    for effect, part in by_effect(rows):
-        tested = part[has_numbers(part)]
-        if not len(tested):
-            yield _untested(test, effect, part, what="The logit lens")
-            continue
-        found, measure = tested[is_found(tested, alpha)], first_known(tested["x_measure"], "logit_diff")
-        said = f"the {_named(measure)} read out of the stream"
-        layers = listed("the embedding" if j == 0 else f"layer {int(j) - 1}" for j in found["feature"])
-        at = f": {layers}" if len(found) else ""
-        text = f"{_mean(effect, said)} differs from 0 at {len(found):,} of {plural(len(tested), 'depth')}{at}."
-        row = ranked(tested).iloc[0]
-        detail = f"{held(tested, alpha)} Largest: {digits(row['estimate'])} at depth {int(row['feature'])}."
-        verdict = "found" if len(found) else "nothing"
-        text = text[0].upper() + text[1:]
-        yield Statement(test, effect, verdict, f"{len(found):,}", text, detail, _localizer(part), (READ,))
+    yield from _statements(study, test, rows, what="The logit lens", said=_lens_words)
+
+
+def _lens_words(effect: str, part: pd.DataFrame, tested: pd.DataFrame, *, found: pd.DataFrame) -> tuple[str, str, str]:
+    said = _mean(effect, f"the {_named(first_known(tested['x_measure'], 'logit_diff'))} read out of the stream")
+    layers = listed("the embedding" if j == 0 else f"layer {int(j) - 1}" for j in found["feature"])
+    at = f": {layers}" if len(found) else ""
+    text = f"{said} differs from 0 at {len(found):,} of {plural(len(tested), 'depth')}{at}."
+    row = ranked(tested).iloc[0]
+    more = f"Largest: {digits(row['estimate'])} at depth {int(row['feature'])}."
+    return text[0].upper() + text[1:], more, READ
 
 
 def draw_lens(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Drawing]:
     """Layers x cells."""
-    long, effects, alpha = study.extras.get((test, "lens")), distinct(rows["effect"]), alpha_of(study)
+    long, alpha = study.extras.get((test, "lens")), alpha_of(study)
     if long is None or not len(long):
         return
     for effect, part in by_effect(rows):
-        measure = first_known(part["x_measure"], "logit_diff")
-        name = slug(test) if len(effects) == 1 else f"{slug(test)}-{slug(effect)}"
+        measure, (name, _) = first_known(part["x_measure"], "logit_diff"), _named_figure(test, effect, rows)
         words = (
             f"Mean {_named(measure)} over items and frames, by depth (from below) and cell. A dot beside a "
             f"depth: {_mean(effect, 'the mean over cells')} differs from 0 there, corrected p ≤ {alpha:g}. {READ}"
@@ -212,34 +220,29 @@ def lens_methods(study: Study, rows: pd.DataFrame) -> Iterator[str]:
 
 def attention_statements(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Statement]:
     """How many heads attend differently, and which most."""
-    alpha = alpha_of(study)
-    for effect, part in by_effect(rows):
-        tested = part[has_numbers(part)]
-        if not len(tested):
-            yield _untested(test, effect, part, what="Attention")
-            continue
-        found = tested[is_found(tested, alpha)]
-        n = plural(len(tested), "head and place", "heads and places")
-        text = f"{len(found):,} of {n} have attention that differs with {effect}."
-        row = ranked(tested).iloc[0]
-        detail = (
-            f"{held(tested, alpha)} The strongest is {row['x_head']} from {row['region']} to "
-            f"{str(row['site']).removeprefix('attn->')} (difference {digits(row['estimate'])} of its attention "
-            f"[{digits(row['ci_low'])}, {digits(row['ci_high'])}], p corrected {p_words(row['p_corr'])})."
-        )
-        verdict = "found" if len(found) else "nothing"
-        yield Statement(test, effect, verdict, f"{len(found):,}", text, detail, _localizer(part), (LOOK,))
+    yield from _statements(study, test, rows, what="Attention", said=_attention_words)
+
+
+def _attention_words(
+    effect: str, part: pd.DataFrame, tested: pd.DataFrame, *, found: pd.DataFrame
+) -> tuple[str, str, str]:
+    n, row = plural(len(tested), "head and place", "heads and places"), ranked(tested).iloc[0]
+    more = (
+        f"The strongest is {row['x_head']} from {row['region']} to {str(row['site']).removeprefix('attn->')} "
+        f"(difference {digits(row['estimate'])} of its attention [{digits(row['ci_low'])}, {digits(row['ci_high'])}], "
+        f"p corrected {p_words(row['p_corr'])})."
+    )
+    return f"{len(found):,} of {n} have attention that differs with {effect}.", more, LOOK
 
 
 def draw_attention(study: Study, test: str, rows: pd.DataFrame) -> Iterator[Drawing]:
     """All heads by place; then region-to-region matrices of the most extreme heads."""
-    alpha, effects, long = alpha_of(study), distinct(rows["effect"]), study.extras.get((test, "attention"))
+    alpha, long = alpha_of(study), study.extras.get((test, "attention"))
     for effect, part in by_effect(rows):
         tested = part[has_numbers(part)]
         if not len(tested):
             continue
-        name = slug(test) if len(effects) == 1 else f"{slug(test)}-{slug(effect)}"
-        of = f": {effect}" if len(effects) > 1 else ""
+        name, of = _named_figure(test, effect, rows)
         panel = tested["region"].astype(str) + " → " + tested["site"].str.removeprefix("attn->").astype(str)
         words = (
             "Difference of the share of attention, + cells minus − cells, of every head; each panel has a scale of its "
