@@ -339,6 +339,12 @@ def test_ladder_recovers_products_on_every_rung():
         assert min(rates(name, R=8, n=48).values()) >= 6
 
 
+def test_ladder_counts_the_observed_order_among_all():
+    """The smallest p is one relabelling of all, never 0."""
+    a, b = np.random.default_rng(0).standard_normal((2, 96, 1))
+    assert set(ladder(a, b, (a * b)[:, 0], orders=orders_of(24)).p.values()) == {1 / len(orders_of(24))}
+
+
 def test_ladder_needs_items_to_stay_together():
     """Stimuli of an item share what the base leaves; permuted singly, their products look like a find."""
     rng, n, R = np.random.default_rng(0), 24, 40

@@ -17,7 +17,7 @@ from neurosae.spec.design import load_design
 from neurosae.spec.results import check_results
 from neurosae.stats.battery import Causal
 from neurosae.stats.dperp import out_of_plane
-from neurosae.stats.integration import from_localizer, integration
+from neurosae.stats.integration import Sets, _scores, _unresponsive, from_localizer, integration
 from neurosae.stats.preactivations import experiment, relative_of
 from neurosae.stats.relabel import flips, signs
 from neurosae.stats.worlds import world
@@ -122,6 +122,25 @@ def test_coupling_needs_sets_that_answer_to_their_parts():
     assert "does not on the test items" in rows.loc["gate", "note"]
     assert "a set does not answer to its own part" in rows.loc["grade", "note"]
     assert rows.loc["grade", "x_grade_evidence"] == 0
+
+
+def test_set_scores_weigh_features_by_their_localizer_sign():
+    """The score of a set is the mean of its features, those that are larger in the - cells turned round."""
+    exp = experiment(made(n=6), CELLS, region="probe")
+    columns = (np.array([3, 8]), np.array([30]))
+    scores = _scores(exp, Sets(columns, (np.array([1.0, -1.0]), np.array([-1.0])), ""))
+    z = exp.z()
+    assert_allclose(scores[0], (z[..., 3] - z[..., 8]) / 2)
+    assert_allclose(scores[1], -z[..., 30])
+
+
+def test_a_set_that_answers_the_other_way_is_no_set_of_its_part():
+    """Localizer and test items must agree in sign: a strong answer against it is no answer; p = alpha is one."""
+    assert "that of b does not on the test items (d_z -2.00" in _unresponsive(
+        [(2.0, 0.01), (-2.0, 1e-9)], "ab", alpha=0.05
+    )
+    assert "that of a does not" in _unresponsive([(2.0, 0.051), (2.0, 0.01)], "ab", alpha=0.05)
+    assert _unresponsive([(2.0, 0.05), (2.0, 0.01)], "ab", alpha=0.05) == ""
 
 
 def test_without_a_list_there_is_no_gate_and_at_most_grade_1():
