@@ -20,8 +20,11 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+
+from neurosae.report.compact import compact
 
 P = ParamSpec("P")
 
@@ -160,9 +163,10 @@ def _quiet(fonttype: str) -> Iterator[None]:
 
 
 def _render(figure: Figure, fonttype: str) -> str:
-    buffer = io.StringIO()
-    with _quiet(fonttype):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    buffer, dots = io.StringIO(), figure.dpi
+    with _quiet(fonttype):  # the canvas itself: savefig draws everything twice, for a layout that is solved
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+    figure.dpi = dots  # the canvas leaves that of its own coordinates
     return buffer.getvalue()
 
 
@@ -194,7 +198,7 @@ def svg_text(figure: Figure, name: str, title: str) -> str:
     body = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", body)
     for colour, variable in VARIABLES.items():
         body = body.replace(colour, f"var({variable})")
-    return f'<svg {box[0] if box else ""} role="img" aria-label="{label}"{style}>{body}'
+    return compact(f'<svg {box[0] if box else ""} role="img" aria-label="{label}"{style}>{body}', prefix=name)
 
 
 def _tips(body: str) -> str:
@@ -204,10 +208,15 @@ def _tips(body: str) -> str:
     )
 
 
+DOTS = 160  # per inch, of a PNG
+
+
 def file_bytes(figure: Figure) -> tuple[bytes, bytes]:
     """SVG (text as outlines) and PNG (160 dots per inch) of a figure, with no date in them."""
     svg = _tips(re.sub(r"<!--.*?-->", "", _render(figure, "path"), flags=re.DOTALL))
-    png = io.BytesIO()
+    png, dots = io.BytesIO(), figure.dpi
     with _quiet("path"):
-        figure.savefig(png, format="png", dpi=160, metadata={"Software": None})
+        figure.dpi = DOTS
+        FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
+    figure.dpi = dots
     return svg.encode(), png.getvalue()
