@@ -75,28 +75,41 @@ def driven_by(row: Any) -> str:
     return "; ".join([*parts, str(row["verdict"])])
 
 
-def _lines(tables: Mapping[str, pd.DataFrame], row: pd.Series) -> Iterator[str]:
-    site, feature = str(row["site"]), int(row["feature"])
+def known(tables: Mapping[str, pd.DataFrame], site: str, feature: int) -> list[str]:
+    """What the tables say of a feature, a line each: firing, rules, tokens, found strings, counterparts.
+
+    Parameters
+    ----------
+    tables : of `examine_study`; those that are absent say nothing
+    site, feature : which feature
+    """
 
     def mine(name: str) -> pd.DataFrame:
-        table = tables.get(name, pd.DataFrame(columns=["site", "feature"]))
-        return table[table["site"].eq(site) & table["feature"].eq(feature)]
+        return _of(tables, name, site=site, feature=feature)
 
+    lines = [*_firing(mine("distributions")), *_rules(mine("rules")), *_tokens(mine("tokens"))]
+    for _, found in mine("inversions").iterrows():
+        lines.append(f"driven by «{found['text']}»: {driven_by(found)}")
+    return [readable(line) for line in [*lines, *_counterparts(mine("counterparts"))]]
+
+
+def _of(tables: Mapping[str, pd.DataFrame], name: str, *, site: str, feature: int) -> pd.DataFrame:
+    table = tables.get(name, pd.DataFrame(columns=["site", "feature"]))
+    return table[table["site"].eq(site) & table["feature"].eq(feature)]
+
+
+def _lines(tables: Mapping[str, pd.DataFrame], row: pd.Series) -> Iterator[str]:
+    site, feature = str(row["site"]), int(row["feature"])
     label = "no label" if pd.isna(row["label"]) else readable(f"{row['label']} ({row['label_source']})")
     yield f"{site}/{feature}  {label}"
-    yield from _firing(mine("distributions"))
-    yield from _rules(mine("rules"))
-    yield from _tokens(mine("tokens"))
-    for _, found in mine("inversions").iterrows():
-        yield f"  driven by «{readable(str(found['text']))}»: {readable(driven_by(found))}"
-    yield from _counterparts(mine("counterparts"))
-    yield from _examples(mine("examples"))
+    yield from (f"  {line}" for line in known(tables, site, feature))
+    yield from _examples(_of(tables, "examples", site=site, feature=feature))
 
 
 def _firing(spread: pd.DataFrame) -> Iterator[str]:
-    for _, row in spread[spread["factor"].isna()].iterrows():
+    for _, row in spread[spread["factor"].isna()].iterrows() if len(spread) else ():
         size = f", largest {row['largest']:.3g}" if row["n_active"] else ""
-        yield f"  active on {100 * row['density']:.3g} % of {row['n_tokens']:,} tokens of {_where(row['source'])}{size}"
+        yield f"active on {100 * row['density']:.3g} % of {row['n_tokens']:,} tokens of {_where(row['source'])}{size}"
 
 
 def _rules(table: pd.DataFrame) -> Iterator[str]:
@@ -106,17 +119,17 @@ def _rules(table: pd.DataFrame) -> Iterator[str]:
         else:
             n = int(table["source"].eq(rule["source"]).sum())
             score = f"AUROC {rule['auroc']:.2f} held out, p {rule['p_corr']:.2g} over {n} rules"
-            text = f"best rule: {readable(str(rule['rule']))} ({score})"
-        yield f"  {text}; {_where(rule['source'])}"
+            text = f"best rule: {rule['rule']} ({score})"
+        yield f"{text}; {_where(rule['source'])}"
 
 
 def _tokens(table: pd.DataFrame) -> Iterator[str]:
     if "side" not in table or not table["side"].notna().any():
-        yield from (f"  promotes: {note}" for note in table.get("note", pd.Series(dtype=object)).dropna().head(1))
+        yield from (f"promotes: {note}" for note in table.get("note", pd.Series(dtype=object)).dropna().head(1))
         return
     for side, verb in (("promoted", "promotes"), ("suppressed", "suppresses")):
         names = table.loc[table["side"].eq(side), "token"].head(PROMOTED)
-        yield f"  {verb} " + " ".join(f"«{readable(str(name))}»" for name in names)
+        yield f"{verb} " + " ".join(f"«{name}»" for name in names)
 
 
 def _counterparts(table: pd.DataFrame) -> Iterator[str]:
@@ -125,12 +138,14 @@ def _counterparts(table: pd.DataFrame) -> Iterator[str]:
         known = rows[rows["counterpart"].notna()] if "counterpart" in rows else rows[:0]
         for by, best in known.groupby("by", sort=False):
             names = ", ".join(f"{other}/{int(r['counterpart'])} ({r[by]:.2f})" for _, r in best.iterrows())
-            yield readable(f"  counterparts by {by}: {names}")
+            yield f"counterparts by {by}: {names}"
         if not len(known):
-            yield readable(f"  at {other}: {rows['note'].iloc[0]}")
+            yield f"at {other}: {rows['note'].iloc[0]}"
 
 
 def _examples(table: pd.DataFrame) -> Iterator[str]:
+    if not len(table):
+        return
     several = table["source"].nunique() > 1
     for source, rows in table[table["kind"].eq("top")].groupby("source", sort=False):
         if several:

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from neurosae.examine.seen import Seen, cut_text, text_maxima
+from neurosae.examine.summary import known
 
 LARGEST = 5_000_000  # bytes of the page
 HERE = Path(__file__).parent
@@ -38,7 +39,7 @@ def viewer_page(
     Parameters
     ----------
     name : of the study
-    tables : of `examine_study`; `features` and `tokens` are used
+    tables : of `examine_study`; those that are absent say nothing
     seen : {source: {site: Seen}}
     texts : {source: (texts, what each is called)}
     tokenizer : of the model
@@ -46,45 +47,25 @@ def viewer_page(
     """
     features = [(str(r["site"]), int(r["feature"]), r.get("label")) for _, r in tables["features"].iterrows()]
     largest = [_largest(seen, site, feature) for site, feature, _ in features]
-    known = [
+    shown_features = [
         {"name": f"{site}/{feature}", "label": "" if pd.isna(label) else str(label), "largest": top,
-         "lines": _lines(tables, site, feature)}
+         "lines": known(tables, site, feature)}
         for (site, feature, label), top in zip(features, largest, strict=True)
     ]  # fmt: skip
     n_all = sum(len(one[0]) for one in texts.values())
     shown = [entry for source in texts for entry in _texts(seen[source], *texts[source], features=features,
              tokenizer=tokenizer, most=most)]  # fmt: skip
     shown.sort(key=lambda entry: -entry["most"])
-    page = _page(name, known, shown, n_all=n_all)
+    page = _page(name, shown_features, shown, n_all=n_all)
     while len(page.encode()) > LARGEST and shown:
         shown = shown[: int(len(shown) * min(0.9, LARGEST / len(page.encode())))]
-        page = _page(name, known, shown, n_all=n_all)
+        page = _page(name, shown_features, shown, n_all=n_all)
     return page
 
 
 def _largest(seen: Mapping[str, Mapping[str, Seen]], site: str, feature: int) -> float:
     values = [one[site].column(feature)[1] for one in seen.values() if site in one]
     return round(float(max((v.max() for v in values if len(v)), default=0.0)), 4)
-
-
-def _lines(tables: Mapping[str, pd.DataFrame], site: str, feature: int) -> list[str]:
-    """What is known of a feature, a line each."""
-
-    def mine(table: str) -> pd.DataFrame:
-        rows = tables.get(table, pd.DataFrame(columns=["site", "feature"]))
-        return rows[rows["site"].eq(site) & rows["feature"].eq(feature)]
-
-    lines = []
-    every = mine("distributions")
-    for _, row in every[every["factor"].isna()].iterrows() if "factor" in every else ():
-        lines.append(f"active on {row['density']:.2%} of {row['n_tokens']:,} tokens ({row['source']})")
-    tokens = mine("tokens")
-    for side in ("promoted", "suppressed") if "side" in tokens else ():
-        lines.append(f"{side}: " + ", ".join(repr(str(t)) for t in tokens[tokens["side"] == side]["token"]))
-    for _, row in mine("rules").groupby("source", sort=False).head(1).iterrows() if len(mine("rules")) else ():
-        if pd.notna(row["auroc"]):
-            lines.append(f"best rule ({row['source']}): {row['rule']}, AUROC {row['auroc']:.2f} on held-out texts")
-    return lines
 
 
 def _texts(

@@ -155,6 +155,10 @@ def tuning_levels(levels: pd.DataFrame) -> Figure:
         axes.set_title(plain(shorten(factor, 30)))
         tidy(axes, grid="y")
     panels[0].set_ylabel("mean activation")
+    drawn_rows = levels[levels["factor"].isin(factors)]
+    ends = drawn_rows[["mean", "mean_low", "mean_high"]].to_numpy(float)
+    low, high = min(0.0, np.nanmin(ends, initial=0.0)), np.nanmax(ends, initial=0.0)
+    panels[0].set_ylim(low, high + 0.08 * ((high - low) or 1.0))
     return figure
 
 
@@ -170,7 +174,6 @@ def _level_points(axes: Axes, rows: pd.DataFrame) -> None:
     ]
     axes.set_xticks(x, names, fontsize=7.5)
     axes.set_xlim(-0.6, len(rows) - 0.4)
-    axes.set_ylim(bottom=min(0.0, np.nanmin(low, initial=0.0)))
 
 
 @drawn

@@ -149,6 +149,8 @@ def test_tuning_levels_draw_means_and_intervals():
     bars, points = first.collections
     assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[0.5, 1.5], [3.0, 6.0]]
     assert points.get_offsets()[:, 1].tolist() == [1.0, 4.0]
+    assert first.get_ylim()[0] == 0
+    assert second.get_ylim()[1] == first.get_ylim()[1] > 6.0  # nothing is cut off, in any panel
     assert [t.get_text() for t in first.get_xticklabels()] == ["sg\n10.0 %\n12 items", "pl\n40.0 %\n12 items"]
     many = pd.concat([levels.assign(factor=f"f{k}") for k in range(8)], ignore_index=True)
     assert len(tuning_levels(many).axes) == PANELS
