@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -20,6 +21,11 @@ class Block(Strict):
     """On which items: test, or localizer for a test that only chooses features."""
     sites: OneOrMore | None = None
     """Sites; left out, all of them."""
+
+
+def name_of(block: Block, tests: Mapping[str, Block]) -> str:
+    """The name under which a block stands in `tests:`; its kind, where it stands in none."""
+    return next((name for name, one in tests.items() if one is block), str(getattr(block, "test", "")))
 
 
 class FeatureChoice(Strict):

@@ -17,6 +17,7 @@ from scipy import stats
 
 from neurosae.errors import DataError, SpecError, choose
 from neurosae.extraction.responses import design_of, item_cells
+from neurosae.spec.block import name_of
 from neurosae.spec.blocks import Inference
 from neurosae.spec.design import Design
 from neurosae.spec.factorial import AnovaBlock
@@ -108,7 +109,7 @@ def run(
 ) -> Tested:
     """One block of `tests:` with `test: anova`."""
     spec = study.spec
-    name = next((name for name, block in spec.tests.items() if block is ask), ask.test)
+    name = name_of(ask, spec.tests)
     sites = {site: choose("site", site, responses) for site in ask.sites or responses}
     features = given_features(ask, sites, earlier)
     assert features is not None

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from neurosae.errors import DataError, NeurosaeError, choose
+from neurosae.spec.block import name_of
 from neurosae.spec.blocks import Inference
 from neurosae.spec.design import Design
 from neurosae.spec.effects import omnibus, sloped
@@ -43,7 +44,7 @@ class Block(NamedTuple):
 def read_block(ask: Any, study: Any, responses: Mapping[str, AnnData]) -> Block:
     """Names of a block looked up in its study; what the block says itself stands over the `inference:` section."""
     spec = study.spec
-    test = next((name for name, block in spec.tests.items() if block is ask), ask.test)
+    test = name_of(ask, spec.tests)
     sites = {site: choose("site", site, responses) for site in ask.sites or responses}
     effects = {name: choose("effect", name, spec.effects) for name in many(ask.effect)}
     changed = {key: getattr(ask, key, None) for key in ("statistic", "correction", "alternative")}

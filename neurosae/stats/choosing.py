@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from neurosae.errors import DataError, choose
 from neurosae.extraction.responses import design_of
+from neurosae.spec.block import name_of
 from neurosae.spec.blocks import Inference
 from neurosae.spec.factorial import ChoosingBlock
 from neurosae.spec.load import as_record
@@ -28,6 +29,7 @@ from neurosae.stats.asked import named_effects, positions_in, responses_by_site,
 from neurosae.stats.coded import coded_rows, relabelled
 from neurosae.stats.crossfit import deal, item_order
 from neurosae.stats.decoding import ordered_pairs
+from neurosae.stats.joined import in_deviations
 from neurosae.stats.lengths import relabellings
 from neurosae.stats.logistic import predict_many
 from neurosae.stats.paired import flip_t, resampled_interval, sign_tiles
@@ -139,7 +141,7 @@ def run(
 ) -> Tested:
     """One block of `tests:` with `test: choosing`; extras: `choosing`, accuracy over k, and `chosen`, the features."""
     spec = study.spec
-    name = next((name for name, block in spec.tests.items() if block is ask), ask.test)
+    name = name_of(ask, spec.tests)
     sites = {site: choose("site", site, responses) for site in ask.sites or responses}
     written = choose("effect", ask.effect, spec.effects)
     return answer(Question(name, ask, ask.effect, written, spec.inference, spec.seed), sites)
@@ -279,7 +281,7 @@ def _rule_rows(
     asked: Question, made: Mapping[tuple[str, str, str], Scored], data: Mapping[tuple[str, str], Rows]
 ) -> list[dict[str, Any]]:
     """Every rule at every place, against chance; the maximum over rules and places corrects."""
-    z = {key: _standardized(scored.null) for key, scored in made.items()}
+    z = {key: in_deviations(scored.null) for key, scored in made.items()}
     corrected = counted_p(np.max(list(z.values()), axis=0), np.array([null[0] for null in z.values()]), tolerance=1e-9)
     out = []
     for (key, scored), p in zip(made.items(), corrected, strict=True):
@@ -299,11 +301,6 @@ def _rule_rows(
             | {"note": "choice and fit were repeated in every relabelling"}
         )
     return out
-
-
-def _standardized(null: np.ndarray) -> np.ndarray:
-    sd = float(null.std())
-    return (null - null.mean()) / sd if sd > 0 else np.zeros(len(null))
 
 
 def _reached(null: np.ndarray) -> float:

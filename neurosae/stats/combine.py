@@ -381,10 +381,9 @@ def _finish(
         table["p_corr"] = bb(p, table["site"].to_numpy()).p if inference.correction == "bb" else correct(p)
     if correct is None and not relabelling.exhaustive:
         table["x_p_low"], table["x_p_high"] = monte_carlo_interval(table["p_corr"].to_numpy(dtype=float), B)
-    drawn = "exact" if relabelling.exhaustive else "flips" if relabelling.kind == "flip" else "permutations"
     table["x_z"] = -z if inference.alternative == "less" else z
     table["n_perm"] = pd.array([B if tested else pd.NA for tested in ok], dtype="Int64")
-    table["p_method"] = pd.array([drawn if tested else pd.NA for tested in ok], dtype="string")
+    table["p_method"] = pd.array([relabelling.method() if tested else pd.NA for tested in ok], dtype="string")
     table["p_min"] = np.where(ok, 1 / B, np.nan)
     known = {"p_adjust": inference.correction, "alternative": inference.alternative}
     for name, value in known.items():

@@ -141,10 +141,9 @@ def _row(cell: Cell, fit: CrossFit, how: Relabelling, *, rule: Rule, p: Mapping[
     estimate, spread, se = _held_out(data, fit.x)
     low, high = monte_carlo_interval(np.array([p["p_corr"]]), how.n) if not how.exhaustive else ([np.nan], [np.nan])
     name = "mean" if rule.statistic == "mean" else "welch_t" if between and _unequal(data) else "t"
-    drawn = "permutations" if between else "flips"
     columns = cell.place._asdict() | {"n_features": rule.top, "stat": name, "value": fit.t[0], "dof": fit.df}
     columns |= {"estimate": estimate, "se": se, "effsize": estimate / spread if spread > 0 else np.nan}
-    columns |= {"eftype": "d" if between else "d_z", "p_method": "exact" if how.exhaustive else drawn}
+    columns |= {"eftype": "d" if between else "d_z", "p_method": how.method()}
     columns |= {"unit": data.exchange.unit, "n_units": data.n, "n_perm": how.n, "h0": data.effect.h0}
     columns |= {"n_informative": int((fit.x != 0).sum()), "p_min": _smallest_p(data, how, rule)}
     columns |= {"status": "ok" if spread > 0 else "degenerate", "note": _note(cell, fit, rule)}

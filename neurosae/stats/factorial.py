@@ -30,6 +30,7 @@ from neurosae.stats.asked import (
     responses_by_site,
     settings_of,
 )
+from neurosae.stats.joined import in_deviations
 from neurosae.stats.length import Length, LengthTest, corrected_lengths
 from neurosae.stats.lengths import relabellings
 from neurosae.stats.matched import matched_sets
@@ -251,8 +252,7 @@ def _standardized(found: Found) -> np.ndarray:
     assert null is not None
     if found.eftype == "D_c":  # already in standard deviations around 0
         return null
-    sd = float(null.std())
-    return (null - null.mean()) / sd if sd > 1e-12 * np.abs(null).max() else np.zeros(len(null))
+    return in_deviations(null)
 
 
 def _p(found: Found) -> float:
@@ -303,18 +303,16 @@ def _corrected(
         return {}
     spot, found = one
     exchange, n = spot.data.exchange, len(found.null)  # pyright: ignore[reportArgumentType]
-    how = {"flip": "flips"}.get(spot.relabelling.kind, "permutations")
-    if found.p_min is not None:
-        how, exhaustive = "fold flips", True
-    else:
-        exhaustive = spot.relabelling.exhaustive
+    method = spot.relabelling.method(exact=exchange.exact)
+    if found.p_min is not None:  # all flips of folds
+        method = "exact" if exchange.exact else "fold flips (approximate)"
     n_effects = len({name for name, _ in p})
     over_places = f"maximum over sites, regions and positions of test {asked.name}"
     return {
         "p_unc": _p(found),
         "p_corr": p[at],
         "p_adjust": "maxT" if n_effects == 1 else "maxT+holm",
-        "p_method": ("exact" if exhaustive else how) if exchange.exact else f"{how} (approximate)",
+        "p_method": method,
         "family": over_places if n_effects == 1 else f"{over_places}, then Holm over its {n_effects} effects",
         "n_family": len(p),
         "n_perm": n,

@@ -226,9 +226,8 @@ def _uncorrected(
     ready: Ready, counted: np.ndarray | None, relabelling: Relabelling, *, exact: bool, inference: Inference
 ) -> tuple[np.ndarray, np.ndarray]:
     """Uncorrected p, and where it comes from; exact only where the relabellings themselves leave H0 as it is."""
-    drawn = "flips" if relabelling.kind == "flip" else "permutations"
     if counted is not None:
-        p, method = counted, np.full(len(counted), "exact" if relabelling.exhaustive else drawn)
+        p, method = counted, np.full(len(counted), relabelling.method())
     elif ready.tails is not None:
         p, closed = ready.tails()
         method = np.where(closed, "exact", "saddlepoint")
@@ -236,7 +235,7 @@ def _uncorrected(
         assert ready.scores is not None
         p, closed = flip_p(ready.scores, alternative=inference.alternative, tie=TIE_FLOAT32)
         method = np.where(closed, "exact", "saddlepoint")
-    return p, method if exact else np.full(len(p), f"{drawn} (approximate)")
+    return p, method if exact else np.full(len(p), relabelling.method(exact=False))
 
 
 def _corrected(p: np.ndarray, z: np.ndarray, null: np.ndarray | None, *, inference: Inference) -> np.ndarray:

@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from neurosae.design.weights import compile_effect
 from neurosae.errors import DataError
+from neurosae.spec.block import name_of
 from neurosae.spec.geometry import FeatureGeometryBlock
 from neurosae.spec.load import as_record
 from neurosae.spec.results import Tested, check_results
@@ -127,7 +128,7 @@ def _name(effect: Mapping[str, Any]) -> str:
 def run(responses: Any, ask: FeatureGeometryBlock, *, study: Any, earlier: Mapping[str, Tested], rng: Any) -> Tested:
     """Answer a `feature_geometry` block of an analysis."""
     spec = study.spec
-    name = next((name for name, block in spec.tests.items() if block is ask), "feature_geometry")
+    name = name_of(ask, spec.tests)
     rest = ask.model_dump(include={"split", "sites"}, exclude_none=True)
     named = {effect: spec.effects[effect] for effect in ask.effect}
     asked = question(named, ask.conditions, ask.region, inference=spec.inference, settings=rest, seed=spec.seed)

@@ -101,15 +101,20 @@ def contrast_length(
     place = np.arange(n) if columns is None else columns
     starts = range(0, relabelling.n, TILE)
     values = np.concatenate([_values(G, relabelling, place, first=first, weights=weights) for first in starts])
+    size = float(np.abs(G).sum() / (n * (n - 1)))
+    return length_of(values, size, n_features=m, n_informative=int((np.diff(D.indptr) > 0).sum()))
+
+
+def length_of(values: np.ndarray, size: float, *, n_features: int, n_informative: int) -> Length:
+    """D_c, its null in standard deviations and its p, from values under relabelling; size is that of their summands."""
     # rounding breaks ties between a relabelling and its mirror image: a tolerance in units of the summands
-    tie = 1e-10 * np.abs(G).sum() / (n * (n - 1))
-    spread = float(np.sqrt((values**2).mean()))
+    spread, tie = float(np.sqrt((values**2).mean())), 1e-10 * size
     return Length(
         value=float(values[0]),
         null=values / spread if spread > tie else np.zeros(len(values)),
         p=float((values >= values[0] - tie).mean()),
-        n_features=m,
-        n_informative=int((np.diff(D.indptr) > 0).sum()),
+        n_features=n_features,
+        n_informative=n_informative,
     )
 
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.sparse as sp
 
-from neurosae.stats.length import TILE, Length, contrast_length, gram, group_lengths, solid
+from neurosae.stats.length import TILE, Length, contrast_length, gram, group_lengths, length_of, solid
 from neurosae.stats.relabel import Relabelling, flips, labels, levels, permutations, within
 from neurosae.stats.units import ItemData
 
@@ -74,17 +74,6 @@ def _scaled(X: np.ndarray, variance: np.ndarray) -> np.ndarray:
     return X / np.sqrt(variance + np.median(variance))
 
 
-def _result(values: np.ndarray, size: float, *, n_features: int, n_informative: int) -> Length:
-    spread, tie = float(np.sqrt((values**2).mean())), 1e-10 * size
-    return Length(
-        value=float(values[0]),
-        null=values / spread if spread > tie else np.zeros(len(values)),
-        p=float((values >= values[0] - tie).mean()),
-        n_features=n_features,
-        n_informative=n_informative,
-    )
-
-
 def _kept(data: ItemData, min_informative: int) -> np.ndarray:
     return np.flatnonzero(data.informative >= min_informative)
 
@@ -111,7 +100,7 @@ def _levels_length(
         ]
     ) / (n * (n - 1))
     size = np.abs(G).sum() / (n * (n - 1))
-    return _result(values, size, n_features=len(kept), n_informative=int((np.abs(X).sum(axis=1) > 0).sum() // 2))
+    return length_of(values, size, n_features=len(kept), n_informative=int((np.abs(X).sum(axis=1) > 0).sum() // 2))
 
 
 def _level_values(G: np.ndarray, new: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
@@ -149,7 +138,7 @@ def _groups_length(
         ]
     )
     size = np.abs(G).sum() / (n * (n - 1))
-    return _result(
+    return length_of(
         values,
         size,
         n_features=int(alive.sum()),
@@ -183,7 +172,7 @@ def _slope_length(
         explained = np.einsum("bi,bi->b", x @ G, x) / sxx  # b'b Sxx
         values.append((explained - (np.trace(G) - explained) / df) / sxx)
     out = np.concatenate(values)
-    return _result(out, np.trace(G) / sxx.min(), n_features=int(alive.sum()), n_informative=n)
+    return length_of(out, np.trace(G) / sxx.min(), n_features=int(alive.sum()), n_informative=n)
 
 
 def _projection(groups: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from neurosae.spec.results import as_results
 from neurosae.stats.family import Cell, Place
 from neurosae.stats.heights import Cluster, Field
 from neurosae.stats.multiplicity import monte_carlo_interval
-from neurosae.stats.rows import LEVEL, denominator, effect_sizes, eftype_of
+from neurosae.stats.rows import LEVEL, constants, denominator, effect_sizes, eftype_of
 from neurosae.stats.units import ItemData
 
 NO_ONSET = (
@@ -53,7 +53,7 @@ def silent_row(place: Place, data: ItemData | None, dead: int, *, reason: str, t
     """The row of a cell that could not be tested: dead, untestable, or failed."""
     status = "failed" if data is None else "dead" if data.Y.nnz == 0 else "untestable"
     size = {} if data is None else {"n_features": told.members[1] if told.members else len(data.features)}
-    own = {} if data is None else _constants(data) | {"x_n_dead": dead}
+    own = {} if data is None else constants(data) | {"x_n_dead": dead}
     return place._asdict() | {"set": _set(told)} | size | own | {"status": status, "note": reason}
 
 
@@ -67,7 +67,7 @@ def cell_row(cell: Cell, field: Field, k: int, *, dead: int, told: Told) -> dict
     shown = ("estimate", "se", "effsize", "ci_low", "ci_high") if m == 1 else ()
     numbers = {name: float(sizes[name]) for name in shown if name in sizes}
     p = float(field.p_corr[k])
-    return cell.place._asdict() | numbers | _constants(data) | _interval(p, field, k) | {
+    return cell.place._asdict() | numbers | constants(data) | _interval(p, field, k) | {
         "set": _set(told),
         "n_features": told.members[1] if told.members else m,
         "stat": "tfce" if told.statistic == "tfce" else ready.name,
@@ -99,7 +99,7 @@ def cluster_row(cells: Sequence[Cell], field: Field, number: int, *, told: Told)
     cluster: Cluster = field.clusters[number - 1]
     peak, first = cells[cluster.peak], field.relabellings[0]
     names = [cell_name(cells[k].place) for k in cluster.cells]
-    return _constants(peak.data) | _interval(cluster.p, field, cluster.peak) | {
+    return constants(peak.data) | _interval(cluster.p, field, cluster.peak) | {
         "test": peak.place.test,
         "effect": peak.place.effect,
         "split": peak.place.split,
@@ -140,18 +140,8 @@ def _set(told: Told) -> str:
     return f"strongest of the features informative in at least {told.inference.min_informative} items"
 
 
-def _constants(data: ItemData) -> dict[str, Any]:
-    return {
-        "unit": data.exchange.unit,
-        "n_units": data.n,
-        "h0": data.effect.h0,
-        "x_weights": data.effect.vector,
-    }
-
-
 def _method(field: Field, k: int) -> str:
-    relabelling = field.relabellings[k]
-    return "exact" if relabelling.exhaustive else "flips" if relabelling.kind == "flip" else "permutations"
+    return field.relabellings[k].method()
 
 
 def _interval(p: float, field: Field, k: int) -> dict[str, float]:

@@ -16,6 +16,7 @@ import scipy.sparse as sp
 
 from neurosae.errors import DataError, choose
 from neurosae.extraction.responses import build_responses, design_of, provenance_of
+from neurosae.spec.block import name_of
 from neurosae.spec.blocks import AXES, Inference, MapBlock
 from neurosae.spec.results import Tested, check_results
 from neurosae.stats.adjusted import explained
@@ -132,7 +133,7 @@ def run(
 ) -> Tested:
     """One block of `tests:` with `test: map`; all its effects, sites, regions and positions are one family."""
     spec = study.spec
-    test = next((name for name, block in spec.tests.items() if block is ask), ask.test)
+    test = name_of(ask, spec.tests)
     sites = {site: choose("site", site, responses) for site in ask.sites or responses}
     effects = {name: choose("effect", name, spec.effects) for name in ask.effect}
     settings = spec.inference

@@ -26,6 +26,7 @@ from scipy import stats
 from neurosae.design.weights import compile_effect
 from neurosae.errors import DataError, NeurosaeError, SpecError, choose
 from neurosae.extraction.responses import design_of
+from neurosae.spec.block import name_of
 from neurosae.spec.blocks import Inference, ParametricBlock
 from neurosae.spec.results import Tested, as_results, check_results
 from neurosae.stats.asked import features_from_earlier, many, named_effects, positions_in, responses_by_site
@@ -125,7 +126,7 @@ def run(
 ) -> Tested:
     """One block of `tests:` with `test: parametric`; all its effects, regions, positions and sites are one family."""
     spec = study.spec
-    test = next((name for name, block in spec.tests.items() if block is ask), ask.test)
+    test = name_of(ask, spec.tests)
     sites = {site: choose("site", site, responses) for site in ask.sites or responses}
     effects = {name: choose("effect", name, spec.effects) for name in ask.effect}
     features, name = (None, None) if ask.features is None else features_from_earlier(ask, sites, earlier)

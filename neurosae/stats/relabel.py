@@ -50,6 +50,15 @@ class Relabelling:
         purpose = {"flip": FLIPS, "permute": PERMUTATIONS, "within": WITHIN}[self.kind]
         return np.uint64(purpose + 256 * SPLITS.get(self.split, len(SPLITS)) + 65536 * self.factor)
 
+    @property
+    def drawn(self) -> str:
+        """What is counted, for a row's `p_method`: flips or permutations."""
+        return "flips" if self.kind == "flip" else "permutations"
+
+    def method(self, *, exact: bool = True) -> str:
+        """A row's `p_method`: exact where these are all relabellings and H0 stays as it is under each of them."""
+        return f"{self.drawn} (approximate)" if not exact else "exact" if self.exhaustive else self.drawn
+
 
 def flips(
     rows: np.ndarray,

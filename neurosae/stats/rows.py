@@ -60,7 +60,7 @@ def feature_rows(cell: Cell, outcome: Outcome, *, inference: Inference) -> pd.Da
         "x_d0": outcome.ready.d0,
         **_plain_interval(data, sizes, flat),
         **outcome.beside,
-        **_constants(data),
+        **constants(data),
     }  # fmt: skip
     columns.pop("x_dof", None)
     columns |= {"x_df1": df[0]} if isinstance(df, tuple) else {}
@@ -99,7 +99,8 @@ def denominator(df: Any) -> float:
     return np.nan if np.isinf(rest) else rest
 
 
-def _constants(data: ItemData) -> dict[str, object]:
+def constants(data: ItemData) -> dict[str, object]:
+    """What all rows of an effect at a place share: the unit, how many of them, H0 and the weights."""
     return {
         "unit": data.exchange.unit,
         "n_units": data.n,
@@ -182,7 +183,7 @@ def inactive_rows(
 ) -> pd.DataFrame:
     """Rows without numbers: untestable features one by one, dead ones together, or a cell that failed, with why."""
     columns: dict[str, object] = place._asdict() | {"kind": "contrast", "n_features": n_features}
-    columns |= _constants(data) if data is not None else {}
+    columns |= constants(data) if data is not None else {}
     if features is None or informative is None or data is None:
         status = "dead" if reason is None else "failed"
         why = reason or "no activity in any tested row"

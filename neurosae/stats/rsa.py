@@ -18,6 +18,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from neurosae.errors import DataError
+from neurosae.spec.block import name_of
 from neurosae.spec.blocks import Inference
 from neurosae.spec.geometry import FEW, RsaBlock
 from neurosae.spec.results import Tested, as_results, check_results
@@ -126,7 +127,7 @@ def rsa(
 def run(responses: Any, ask: RsaBlock, *, study: Any, earlier: Mapping[str, Tested], rng: Any) -> Tested:
     """Answer an `rsa` block of an analysis; extras: `rdm` (data and model RDMs) and `fits` (halves of the items)."""
     spec = study.spec
-    name = next((name for name, block in spec.tests.items() if block is ask), "rsa")
+    name = name_of(ask, spec.tests)
     effects = {model.effect: spec.effects[model.effect] for model in ask.models.values() if model.effect}
     return _answer(Question(name, ask, effects, spec.inference, spec.seed), responses, rng)
 

@@ -63,7 +63,6 @@ def _lengths(asked: Question, effect: str, found: Sequence[Place]) -> dict[Key, 
 
 def _length_columns(test: LengthTest, p: Mapping[tuple[str, Key], float], *, model: str, key: Key) -> Columns:
     length, exchange, n = test.length, test.data.exchange, test.relabelling.n
-    how = "flips" if exchange.kind == "flip" else "permutations"
     reachable = 2.0 ** (1 - length.n_informative) if exchange.kind == "flip" else exchange.p_min
     said = ["p belongs to D_c (H1: at least one feature answers to the effect); the fit itself is not tested."]
     said += [f"{words[0].upper()}{words[1:]}." for words in [exchange.note] if words]
@@ -74,7 +73,7 @@ def _length_columns(test: LengthTest, p: Mapping[tuple[str, Key], float], *, mod
         "p_unc": length.p,
         "p_corr": p[model, key],
         **_family(len({name for name, _ in p}), len(p)),
-        "p_method": ("exact" if test.relabelling.exhaustive else how) if exchange.exact else f"{how} (approximate)",
+        "p_method": test.relabelling.method(exact=exchange.exact),
         "unit": exchange.unit,
         "n_units": test.data.n,
         "n_informative": length.n_informative,

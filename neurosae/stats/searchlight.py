@@ -255,11 +255,10 @@ def _at_place(
     z = values / np.where(ok, spread, 1)
     own = length(first=0)[0] * weight
     control, p_control = _controls(members, own, data=data, kept=kept, q=q, controls=controls)
-    drawn = "flips" if relabelling.kind == "flip" else "permutations"
-    drawn = "exact" if relabelling.exhaustive else drawn
     found = pd.DataFrame({
         "value": z[0], "estimate": values[0], "effsize": values[0], "eftype": "D_c",
-        "p_unc": (z >= z[0] - 1e-9 * (1 + np.abs(z[0]))).mean(axis=0), "p_method": drawn, "n_perm": relabelling.n,
+        "p_unc": (z >= z[0] - 1e-9 * (1 + np.abs(z[0]))).mean(axis=0), "n_perm": relabelling.n,
+        "p_method": relabelling.method(exact=data.exchange.exact),
         "n_informative": int((D != 0).any(axis=1).sum()), "p_min": max(1 / relabelling.n, data.exchange.p_min),
         "status": "ok", "note": data.exchange.note or None, "x_z": z[0], "x_control": control, "x_p_control": p_control,
     })  # fmt: skip

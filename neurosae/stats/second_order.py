@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from neurosae.design.units import items_of
 from neurosae.errors import DataError, choose
+from neurosae.spec.block import name_of
 from neurosae.spec.geometry import SecondOrderBlock
 from neurosae.spec.load import as_record
 from neurosae.spec.results import Tested, as_results, check_results, counted_p
@@ -157,7 +158,7 @@ def second_order(
 def run(responses: Any, ask: SecondOrderBlock, *, study: Any, earlier: Mapping[str, Tested], rng: Any) -> Tested:
     """Answer a `second_order` block of an analysis."""
     spec = study.spec
-    name = next((name for name, block in spec.tests.items() if block is ask), "second_order")
+    name = name_of(ask, spec.tests)
     return _answer(_question(name, ask, spec.inference, seed=spec.seed), ask, responses)
 
 
@@ -303,7 +304,7 @@ def _rdm_row(asked: Question, sides: _Sides, measure: str) -> tuple[dict[str, An
     return row | _tested(null, moved) | {
         "unit": moved.unit, "n_units": len(moved.blocks),
         "h0": f"which {moved.unit} is which at one place says nothing about the geometry at the other",
-        "note": f"{row['note']}{moved.words}, at the second place, alike for all pairs{said}.",
+        "note": f"{row['note']}p: {moved.words}, at the second place, alike for all pairs{said}.",
     }, null  # fmt: skip
 
 
@@ -363,7 +364,7 @@ def _kernel_row(asked: Question, pair: _Pair, measure: str) -> tuple[dict[str, A
         return row | {"note": f"{row['note']}No p: {said}."}, None
     return row | _tested(null, moved) | {
         "h0": "which item is which at one place says nothing about the geometry of items at the other",
-        "note": f"{row['note']}{moved.words}, at the second place, alike for all pairs.",
+        "note": f"{row['note']}p: {moved.words}, at the second place, alike for all pairs.",
     }, null  # fmt: skip
 
 

@@ -30,11 +30,16 @@ from neurosae.stats.ranks import ranks_from_zero, size_ranks
 from neurosae.stats.units import ItemData, activity, errors_of
 
 
-def _mean(data: ItemData, kept: np.ndarray) -> Ready:
+def _elsewhere(data: ItemData, kept: np.ndarray, name: str) -> Ready | None:
+    """A statistic of levels that change places, or beside a regression; None for flips and labels of groups."""
     if compares_levels(data):
-        return of_levels(data, kept, "mean")
-    if data.beside is not None:
-        return regression(data, kept, "mean")
+        return of_levels(data, kept, name)
+    return None if data.beside is None else regression(data, kept, name)
+
+
+def _mean(data: ItemData, kept: np.ndarray) -> Ready:
+    if (ready := _elsewhere(data, kept, "mean")) is not None:
+        return ready
     D = _columns(data.D, kept)
     if data.codes is not None:
         return Ready(_grouped(data, D, mode=0), None, "mean")
@@ -43,10 +48,8 @@ def _mean(data: ItemData, kept: np.ndarray) -> Ready:
 
 
 def _t(data: ItemData, kept: np.ndarray) -> Ready:
-    if compares_levels(data):
-        return of_levels(data, kept, "t")
-    if data.beside is not None:
-        return regression(data, kept, "t")
+    if (ready := _elsewhere(data, kept, "t")) is not None:
+        return ready
     D, n = _columns(data.D, kept), data.n
     if data.codes is not None:
         mode = _mode(data)
@@ -55,10 +58,8 @@ def _t(data: ItemData, kept: np.ndarray) -> Ready:
 
 
 def _moderated(data: ItemData, kept: np.ndarray) -> Ready:
-    if compares_levels(data):
-        return of_levels(data, kept, "moderated_t")
-    if data.beside is not None:
-        return regression(data, kept, "moderated_t")
+    if (ready := _elsewhere(data, kept, "moderated_t")) is not None:
+        return ready
     D, n = _columns(data.D, kept), data.n
     trend = activity(data, kept)
     if data.codes is not None:
@@ -78,10 +79,8 @@ def _moderated(data: ItemData, kept: np.ndarray) -> Ready:
 
 def signed_rank(data: ItemData, kept: np.ndarray) -> Ready:
     """Signed ranks of non-zero differences, or the rank sum between groups, as normal deviates."""
-    if compares_levels(data):
-        return of_levels(data, kept, "signed_rank")
-    if data.beside is not None:
-        return regression(data, kept, "signed_rank")
+    if (ready := _elsewhere(data, kept, "signed_rank")) is not None:
+        return ready
     D = _columns(data.D, kept)
     if data.codes is not None:
         R = ranks_from_zero(D)  # the constant that is left out has weight 0 in every contrast of groups

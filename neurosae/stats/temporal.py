@@ -23,6 +23,7 @@ from threadpoolctl import threadpool_limits
 from neurosae.design.units import items_of
 from neurosae.errors import DataError, choose
 from neurosae.extraction.responses import design_of, item_cells
+from neurosae.spec.block import name_of
 from neurosae.spec.blocks import Inference
 from neurosae.spec.design import Design
 from neurosae.spec.geometry import TemporalBlock
@@ -100,7 +101,7 @@ def run(
 ) -> Tested:
     """One block of `tests:` with `test: temporal_rsa`."""
     spec = study.spec
-    name = next((name for name, block in spec.tests.items() if block is ask), "temporal_rsa")
+    name = name_of(ask, spec.tests)
     sites = {site: responses[site] for site in ask.sites or responses}
     where = (name, ask.split, spec.seed)
     return _answer(sites, ask.region, spec.inference, factor=ask.factor, levels=ask.levels, where=where)
@@ -286,17 +287,15 @@ def _at_place(
     z = np.stack([in_deviations(form) for form in values])
     z[1] = np.abs(z[1])
     z[~np.broadcast_to(defined[:, None], z.shape)] = -np.inf
-    unit, how = ("item", "flips" if relabelling.kind == "flip" else "permutations")
     tables = []
     for f, form in enumerate(FORMS):
-        exact = "exact" if relabelling.exhaustive else how
         sign = 1.0 if f == 0 else np.sign(values[f, 0] - values[f].mean(axis=0))
         table = pd.DataFrame({
             **place, "kind": "temporal_rsa", "effect": f"{factor}: {form}", "set": "features with enough courses",
-            "feature": courses.features, "n_features": 1, "stat": f"{form} correlation", "unit": unit,
+            "feature": courses.features, "n_features": 1, "stat": f"{form} correlation", "unit": "item",
             "n_units": len(courses.names), "n_informative": courses.varies.sum(axis=0),
             "value": z[f, 0] * sign, "estimate": values[f, 0].astype(float),
-            "p_unc": (z[f] >= z[f, 0] - 1e-5 * (1 + np.abs(z[f, 0]))).mean(axis=0), "p_method": exact,
+            "p_unc": (z[f] >= z[f, 0] - 1e-5 * (1 + np.abs(z[f, 0]))).mean(axis=0), "p_method": relabelling.method(),
             "n_perm": relabelling.n, "p_min": 1 / relabelling.n, "status": "ok", "note": None,
             "x_n_tokens": courses.unit.shape[1],
             "alternative": "greater" if f == 0 else "two-sided", "x_n_texts": courses.varies.sum(axis=0),
