@@ -263,11 +263,14 @@ def _pooled(one: Seen, names: Sequence[str], levels: pd.DataFrame | None) -> pd.
 
 def _level_means(pooled: pd.DataFrame, levels: pd.DataFrame, items: Sequence[Any], *, seed: int) -> list[pd.DataFrame]:
     """Tuning of every feature of one site to every factor, by its largest activation in every text."""
-    return [
-        level_means(rows["value"].to_numpy(), levels, items, seed=seed).assign(site=site, feature=feature)
-        for (site, feature), rows in pooled.groupby(["site", "feature"], sort=False)
-        if len(levels.columns)
-    ]
+    if not len(levels.columns):
+        return []
+    tables = []
+    for feature in pooled["feature"].unique().tolist():
+        rows = pooled[pooled["feature"].eq(feature)]
+        made = level_means(rows["value"].to_numpy(), levels, items, seed=seed)
+        tables.append(made.assign(site=rows["site"].iloc[0], feature=feature))
+    return tables
 
 
 def _features(site: str, dictionary: Any, features: Sequence[int]) -> pd.DataFrame:

@@ -143,7 +143,7 @@ def coactivation_pairs(
 
 
 def community_coactivation(
-    active: Any, communities: Mapping[str, Sequence[int]], *, n_permutations: int = 1000, seed: int
+    active: Any, communities: Mapping[str, Sequence[int] | np.ndarray], *, n_permutations: int = 1000, seed: int
 ) -> pd.DataFrame:
     r"""Whether the features of each community are active together in documents that the community was not found in.
 

@@ -1,5 +1,8 @@
 """Means per level: averages inside items, bands over items, levels without texts."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
+# (pandas annotates all that an indexed table may be)
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,5 +1,8 @@
 """Pairs that fire together: the formulas, Fisher's p, planted pairs and none among independent features."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
+# (pandas and scipy annotate all that a table or result may be)
+
 from __future__ import annotations
 
 import numpy as np

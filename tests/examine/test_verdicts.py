@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -67,7 +68,7 @@ def test_judged_strings_have_what_stands_beside_them(toy, words):
     """Verdict, the median surprisal of the strongest examples, whether typing gives the same tokens."""
     dictionary = neuron_dictionary("blocks.1.hook_resid_post", 16)
     seen = watch(toy, {"s": dictionary}, words, features={"s": [3]})["s"]
-    tokens = agreed_bos(toy.tokens, {"s": dictionary})
+    tokens: Any = agreed_bos(toy.tokens, {"s": dictionary})
     examples = examples_of(seen, words, tokens).assign(source="text")
     found = invert_feature(toy, dictionary, 3, n_tokens=2).tail(1).assign(feature=3)
     rules = pd.DataFrame([rule(says={"columns": ["first"]}, source="text") | {"feature": 3}])
