@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from neurosae.report.figures import FIGURES
-from neurosae.report.html import write_report
 from neurosae.report.patching import PATCHING
 from neurosae.report.sections import SECTIONS
 from neurosae.spec.patching import PATCHING as KINDS
@@ -70,8 +69,7 @@ def test_grid_has_a_square_per_place(rows):
         assert len(axes.get_yticks()) == 4
 
 
-def test_page_holds_the_grid(study_folder):
+def test_page_holds_the_grid(study_folder, page):
     """The stored study is written as one page with the figure and the methods."""
-    page = write_report(study_folder).read_text(encoding="utf-8")
     assert "Activation patching (patch; logit_diff)" in page
     assert (study_folder / "figures" / "patch-patching.svg").is_file()
