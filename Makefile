@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test docs bench calibrate schema clean
+.PHONY: help demo check test docs reports bench calibrate schema clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ test: $(READY)  ## all tests and every example in a docstring, on all cores
 docs: $(READY)  ## run the tour and rewrite the editor schemas
 	$(BIN)/python -m neurosae.spec.editor docs/schema
 	$(BIN)/python docs/tour.py
+
+reports: $(READY)  ## run the shipped studies and publish their reports: docs/reports (minutes)
+	$(BIN)/python tools/publish_reports.py
 
 bench: $(VENV)/.bench  ## speed as ratios against pinned peers, in one process each
 	env -u OPENBLAS_CORETYPE $(BIN)/python benchmarks/run.py

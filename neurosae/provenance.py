@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -51,9 +53,10 @@ def machine() -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """The command as typed, the program by its name only."""
+    """The command as typed, the program by its name only, absolute paths by their last two parts."""
     name = os.path.basename(sys.argv[0]) or "python"  # noqa: PTH119
-    return " ".join(["python -m neurosae" if name == "__main__.py" else name, *sys.argv[1:]])
+    words = [re.sub(r"^(--[\w-]+=)?(/.+)$", lambda m: (m[1] or "") + _short(m[2]), word) for word in sys.argv[1:]]
+    return " ".join(["python -m neurosae" if name == "__main__.py" else name, *words])
 
 
 def table_hash(table: pd.DataFrame) -> str:
@@ -102,15 +105,21 @@ def families(results: pd.DataFrame) -> dict[str, dict[str, Any]]:
 
 def public(record: Mapping[str, Any]) -> dict[str, Any]:
     """A copy without absolute paths of the user's machine: a path is reduced to its last two parts."""
-    home = os.sep
 
     def clean(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {k: clean(v) for k, v in value.items()}
         if isinstance(value, list | tuple):
             return [clean(v) for v in value]
-        if isinstance(value, str) and value.startswith(home) and "\n" not in value:
-            return os.path.join("…", *value.rstrip(home).split(home)[-2:])  # noqa: PTH118
+        if isinstance(value, str) and value.startswith(os.sep) and "\n" not in value:
+            return _short(value)
         return value
 
     return clean(record)
+
+
+def _short(path: str) -> str:
+    """The last two parts of an absolute path; of one in the home folder, those that stand inside of it."""
+    home = os.path.join(os.path.expanduser("~"), "")  # noqa: PTH111, PTH118
+    parts = [part for part in Path(path.removeprefix(home)).parts if part != os.sep]
+    return str(Path("…", *parts[-2:]))
