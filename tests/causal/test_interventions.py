@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from neurosae.causal.changes import contrasted, run_set
+from neurosae.causal import changes
+from neurosae.causal.beside import dose_rows
+from neurosae.causal.changes import Contrasted, contrasted, run_set
 from neurosae.causal.interventions import intervene
+from neurosae.causal.items import UnitData
 from neurosae.causal.material import (
     amounts_of,
     as_dose,
@@ -238,3 +243,109 @@ def test_one_ablation_by_hand(linear, place):
     assert made.change[present, 0, 0] == pytest.approx(without - plain, abs=1e-4)
     seen = contrasted(made, place, linear.design, effect=None)
     assert_allclose(seen.D[:, 0, 0].mean(), made.change[:, 0, 0].mean(), atol=1e-6)
+
+
+# --- what every row of a claim is made of ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def normed():
+    """Read linearly behind a normalization that is free."""
+    return circuits.linear_circuit(n_items=8, n_controls=600)
+
+
+def test_freezing_reaches_claims_and_ladder(normed):
+    """Frozen, the reverse edit does the reverse exactly and twice the dose does twice as much; free, neither holds."""
+    found = {}
+    for freeze in ("none", "final"):
+        asked = {"mode": "steer", "doses": [1.0, 2.0], "freeze": freeze, "cells": False}
+        table = edited(normed, **asked)
+        doses = table[table["x_role"] == "dose"].set_index("x_dose")["estimate"]
+        reverse = table.set_index("x_rung").loc["sign reversal", "estimate"]
+        found[freeze] = doses["2.0"] - 2 * doses["1.0"], reverse + doses["2.0"]
+        assert set(table["x_freeze"]) == {freeze}
+    assert_allclose(found["final"], 0, atol=1e-3)
+    assert np.abs(found["none"]).min() > 0.05
+
+
+def test_levels_that_are_kept(linear):
+    """`only` leaves texts of one level: the concept is worth 4 logits in each, and effects are simple effects."""
+    table = edited(linear, only={"a": "present"}, effect="b", effects=EFFECTS, ladder=False).set_index("effect")
+    assert table.loc["ablate: mean", "estimate"] == pytest.approx(-4.0, abs=0.1)
+    assert edited(linear, ladder=False, cells=False).iloc[0]["x_estimate"] == pytest.approx(-2.0, abs=0.1)
+    assert table.loc["ablate: b", "status"] == "untestable"  # A alone is taken away, wherever B is
+    assert set(table.index) == {"ablate: mean", "ablate: b", "ablate 0: in present/absent",
+                                "ablate 0: in present/present"}  # fmt: skip
+
+
+def test_features_of_the_contrast_and_siblings_are_no_controls(linear, monkeypatch):
+    """What answers to the choosing contrast, and the features that are edited beside, each alone, are left out."""
+    away, choose = [], changes.matched_controls
+
+    def watched(table, targets, **given):
+        away.append((tuple(targets), set(np.asarray(given["excluded"]).tolist())))
+        return choose(table, targets, **given)
+
+    monkeypatch.setattr(changes, "matched_controls", watched)
+    edited(linear, features=(0, 1), per="feature", excluded=[40, 41], ladder=False, cells=False)
+    assert [targets for targets, _ in away] == [(0,), (1,)]
+    assert all(left == {0, 1, 40, 41} for _, left in away)
+    with pytest.raises(DataError, match="features are left as controls"):
+        edited(linear, excluded=list(range(20, 600)), ladder=False, cells=False)
+
+
+def test_controls_have_doses_of_their_own(linear, place, monkeypatch):
+    """At p90 every feature, target or control, is set to its own quantile."""
+    seen, run = [], changes.edited_outcomes
+
+    def watched(stimuli, model, conditions, **given):
+        seen.extend(conditions)
+        return run(stimuli, model, conditions, **given)
+
+    monkeypatch.setattr(changes, "edited_outcomes", watched)
+    block = InterventionBlock.model_validate(
+        {"test": "intervention", "region": "last", "features": {"ids": [0]}, "mode": "clamp", "doses": ["p90"],
+         "match": ["density"], "n_controls": 99}
+    )  # fmt: skip
+    alive = reference_of(np.random.default_rng(0).gamma(2, 1, (60, linear.dictionary.n_features)))
+    run_set(place, alive, (0,), ask=block, mode="clamp", excluded=(), seed=0)
+    assert len(seen) == 100
+    for ((edit,),) in ([condition] for condition in seen):
+        assert_allclose(edit.dose, alive.quantile(edit.features, 0.9), rtol=1e-6)
+    assert len({float(edit.dose[0]) for (edit,) in seen}) > 90
+
+
+def test_what_stands_beside_a_claim_is_of_its_highest_dose(linear):
+    """Change, equivalence, cost, cells and range are those of the last dose; every dose has its own cost and rank."""
+    asked = {"mode": "steer", "doses": [1.0, 2.0], "off_target": True, "ladder": False, "smallest": 6.0}
+    table = edited(linear, **asked)
+    claim, doses = table.iloc[0], table[table["x_role"] == "dose"].set_index("x_dose")
+    assert claim["x_change"] == pytest.approx(doses.loc["2.0", "estimate"])
+    assert doses.loc["2.0", "estimate"] == pytest.approx(8.0, abs=0.2)
+    assert claim["x_p_equivalent"] > 0.5  # 4 logits would be smaller than 6, 8 are not
+    assert claim["x_kl"] == doses.loc["2.0", "x_kl"] > doses.loc["1.0", "x_kl"] > 0
+    cells = table[table["x_role"] == "cell"]
+    assert_allclose(cells["estimate"], 8.0, atol=0.2)
+    far = edited(linear, mode="clamp", doses=[0.5, 60.0], ladder=False, cells=False).iloc[0]
+    assert far["x_outside"]
+
+
+def test_every_dose_is_ranked_among_controls_at_that_dose():
+    """Ranks of the rows of doses, and of the claim's slope, by hand."""
+    rng = np.random.default_rng(3)
+    D = rng.standard_normal((9, 20, 3)) * np.array([0.0, 1.0, 1.0])
+    D[:, 0] += np.array([0.0, 0.3, 2.0])
+    data = UnitData(D.reshape(9, -1), np.arange(9), ("",) * 9, "item", "", "")
+    slope = np.einsum("ijk,k->ij", D, np.array([-1.0, 0.0, 1.0])) / 2
+    seen = Contrasted(data, D, slope, np.ones(9))
+    made = SimpleNamespace(mode="steer", labels=("0", "p50", "p90"), doses=np.arange(3.0), based=1, features=(1,))
+    work = SimpleNamespace(where={"test": "t", "site": "s", "region": "r", "position": 0})
+    rows = dose_rows(work, seen, made, what="mean", shared=Settings("t", 500, "holm", 0, None, "none"),
+                     costs={"kl": np.array([0.1, 0.7])})  # fmt: skip
+    assert [row["x_dose"] for row in rows] == ["p50", "p90"]
+    assert [row["x_kl"] for row in rows] == [0.1, 0.7]
+    for k, row in enumerate(rows, 1):
+        mean = D[:, :, k].mean(axis=0)
+        assert row["x_p_controls"] == (np.abs(mean) >= abs(mean[0])).mean()
+        assert row["estimate"] == pytest.approx(mean[0])
+    assert rows[0]["x_p_controls"] > rows[1]["x_p_controls"]
