@@ -2,11 +2,11 @@
 
     python tools/random_battery.py analyses/composition.yaml --seeds 20 --features dictionary --out results/random
 
-The analysis is run as it stands, with three changes: the weights are those of the same architecture before training
+The analysis is run as it stands, with four changes: the weights are those of the same architecture before training
 (`model: {control: reinit, control_seed: SEED}`), features are those of a sparse dictionary trained on that network (or
-its raw coordinates), and only the members that a grade rests on are asked (`conj`, `code`, `gate`; no causal member).
-Text for the dictionaries is written by the trained model, once. Every seed ends in rows of OUT/grades.csv; seeds that
-are there already are not run again. Prints the table of grades.
+its raw coordinates), only the members that a grade rests on are asked (`conj`, `code`, `gate`; no causal member), and
+there are 2,000 flips. Text for the dictionaries is written by the trained model, once. Every seed ends in rows of
+OUT/FEATURES/grades.csv; seeds that are there already are not run again. Prints the table of grades.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from neurosae.spec.files import write_atomic
 
 MEMBERS = ["conj", "code", "gate"]
 TEXT_TOKENS, TRAINING = 40_000, {"d_sae": 512, "k": 32, "n_tokens": 30_000}
+FLIPS = 2000  # enough to say whether p is below .05
 SETTLED = 2  # the grade that a random network should not reach
 
 
@@ -41,6 +42,7 @@ def control_of(analysis: dict[str, Any], seed: int, *, features: str, texts: Pat
         tests[name] = {key: value for key, value in tests[name].items() if key not in ("target", "causal")}
         tests[name]["members"] = MEMBERS
     changed["tests"] = tests
+    changed["inference"] = {**analysis.get("inference", {}), "n_permutations": FLIPS}
     return changed
 
 
@@ -76,7 +78,8 @@ def table_of_grades(grades: pd.DataFrame) -> pd.DataFrame:
 
     `above` is the share of seeds at grade 2 or more.
     """
-    places = {" at ".join(key[::-1]): part for key, part in grades.groupby(["site", "region"], sort=False)}
+    named = grades.assign(place=grades["region"].astype(str) + " at " + grades["site"].astype(str))
+    places = {str(name): part for name, part in named.groupby("place", sort=False)}
     best = grades.groupby("seed", as_index=False).agg({"grade": "max", "p_code": "min", "p_gate": "min"})
     rows = []
     for name, part in {**places, "any place": best}.items():

@@ -17,7 +17,8 @@ from neurosae.spec.design import load_design
 from neurosae.spec.results import check_results
 from neurosae.stats.battery import Causal
 from neurosae.stats.dperp import out_of_plane
-from neurosae.stats.integration import Sets, _scores, _unresponsive, from_localizer, integration
+from neurosae.stats.gate import coupling
+from neurosae.stats.integration import Sets, _gate, _scores, _unresponsive, from_localizer, integration
 from neurosae.stats.preactivations import experiment, relative_of
 from neurosae.stats.relabel import flips, signs
 from neurosae.stats.worlds import world
@@ -122,6 +123,18 @@ def test_coupling_needs_sets_that_answer_to_their_parts():
     assert "does not on the test items" in rows.loc["gate", "note"]
     assert "a set does not answer to its own part" in rows.loc["grade", "note"]
     assert rows.loc["grade", "x_grade_evidence"] == 0
+
+
+def test_norms_are_taken_out_as_logarithms():
+    """A gain multiplies, so its logarithm adds: norm, scale and total activity enter so, counts as they are."""
+    adata, rng = made(n=8), np.random.default_rng(0)
+    adata.obs["norm"] = np.exp(2 * rng.standard_normal(adata.n_obs))
+    adata.obs["n_tokens"] = rng.integers(1, 9, adata.n_obs)
+    exp, S = experiment(adata, CELLS, region="probe"), signs(flips(np.arange(8), 50, seed=0))
+    scores = _scores(exp, Sets((np.arange(20), np.arange(20, 40)), (np.ones(20), np.ones(20)), ""))
+    found = _gate(exp, scores, S, gain=["norm", "n_tokens"])
+    gain = np.stack([np.log(exp.column("norm")[:, 3]), exp.column("n_tokens")[:, 3]], axis=2)
+    assert_allclose(found.value, coupling(scores[0][:, 3], scores[1][:, 3], S, gain=gain).value)
 
 
 def test_set_scores_weigh_features_by_their_localizer_sign():
