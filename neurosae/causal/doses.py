@@ -87,7 +87,7 @@ def natural_doses(
         table = _of(sp.csc_matrix(reference[:, wanted]), n_tokens, names)
         table.index = pd.Index(wanted, name="feature")
     if rare := table.index[table["n_active"] < FEWEST].tolist():
-        n = int(table.loc[rare[0], "n_active"])
+        n = int(table["n_active"].to_numpy()[table.index == rare[0]][0])
         how = f"active on {n} of" if n else "never active on"
         raise DataError(
             f"feature {rare[0]} is {how} {n_tokens:,} reference tokens; a natural dose needs {FEWEST}. Give more "

@@ -256,17 +256,19 @@ def over_items_and_features(slopes: np.ndarray) -> Population:
     n, k = Y.shape
     if n < 6 or k < 2:
         raise DataError(f"{n} items x {k} features carry no claim over both; use 6 items and 2 features at least.")
-    both, nan = min_f(Y), (np.nan,) * 10
+    both, nan = min_f(Y), dict.fromkeys(Population._fields[:10], np.nan)
     if k < FRAMES:
         why = f"{k} features cannot carry a claim over features: it needs at least {FRAMES}"
-        return Population(*nan, both, "untestable", why)
+        return Population(**nan, min_f=both, status="untestable", refused=why)
     items, features = np.repeat(np.arange(n), k), np.tile(np.arange(k), n)
     fit = crossed_reml(Y.reshape(-1, 1), np.ones((n * k, 1)), items, frames=features, contrasts=np.ones((1, 1)))
     if not len(fit.features) or not fit.is_bounded[0]:
         why = "no variance is left beside items and features" if len(fit.features) else "nothing changes at all"
-        return Population(*nan, both, "degenerate", f"{why}; the mixed model says nothing")
+        return Population(**nan, min_f=both, status="degenerate", refused=f"{why}; the mixed model says nothing")
     estimate, se, dof = (float(value[0, 0]) for value in (fit.estimate, fit.se, fit.dof))
     half = float(stats.t.isf((1 - LEVEL) / 2, dof)) * se
-    parts = (float(value[0]) for value in (fit.var_item, fit.var_frame, fit.var_resid))
-    p = 2 * float(stats.t.sf(abs(estimate / se), dof))
-    return Population(estimate, se, estimate / se, dof, estimate - half, estimate + half, p, *parts, both, "ok", "")
+    return Population(
+        estimate=estimate, se=se, t=estimate / se, dof=dof, low=estimate - half, high=estimate + half,
+        p=2 * float(stats.t.sf(abs(estimate / se), dof)), var_item=float(fit.var_item[0]),
+        var_feature=float(fit.var_frame[0]), var_resid=float(fit.var_resid[0]), min_f=both, status="ok", refused="",
+    )  # fmt: skip

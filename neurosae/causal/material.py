@@ -128,8 +128,9 @@ def reference_of(activations: sp.spmatrix | np.ndarray) -> Reference:
     """
     A = sp.csc_matrix(activations)
     A.eliminate_zeros()
-    n = A.shape[0]  # pyright: ignore[reportOptionalSubscript]
-    return Reference(np.asarray((A > 0).sum(axis=0)).ravel() / n, A, n)
+    n, m = A.shape  # pyright: ignore[reportGeneralTypeIssues]
+    entries = A.tocoo()
+    return Reference(np.bincount(entries.col[entries.data > 0], minlength=m) / n, A, n)
 
 
 def as_dose(dose: float | str, reference: Reference, features: Sequence[int]) -> np.ndarray:
