@@ -78,7 +78,16 @@ def test_run_examines_what_the_analysis_asks_for(finished):
     stimuli = pd.read_parquet(folder / "stimuli.parquet")
     pooled = tables["pooled"]
     assert pooled["stimulus"].tolist()[: len(stimuli)] == stimuli.index.tolist()
+    levels = tables["levels"]
+    for _, row in levels.iterrows():
+        here = pooled[pooled["feature"].eq(row["feature"]) & pooled[row["factor"]].eq(row["level"])]
+        by_item = here.groupby(stimuli.loc[here["stimulus"], "item"].astype(str).to_numpy())["value"].mean()
+        assert np.isclose(row["mean"], by_item.mean())
+        assert row["n_items"] == len(by_item)
+        assert row["mean_low"] <= row["mean"] <= row["mean_high"]
     page = (folder / "report.html").read_text(encoding="utf-8")
+    assert 'id="late-' in page
+    assert "-tuning" in page
     assert f"late/{tables['features']['feature'].iloc[0]}" in page
     assert 'id="features"' in page
     assert (folder / "examine" / "viewer.html").stat().st_size < LARGEST
@@ -196,7 +205,16 @@ def test_inversion_and_tracking_are_asked_for(prepared, live):
     changes = {"features": {"ids": {"late": [3]}}, "invert": 1, "track": ("early", "late"), "n_tokens": 60}
     tables = examine_study(study, changes=changes)
     assert tables["counterparts"]["other"].unique().tolist() == ["early"]
-    assert tables["inversions"]["z"].item() > 0
+    found = tables["inversions"].iloc[0]
+    assert found["z"] > 0
+    assert found["n_examples"] == len(tables["examples"].query("kind == 'top' and source == 'text'"))
+    assert np.isfinite([found["surprisal"], found["surprisal_examples"]]).all()
+    best = tables["rules"].query("source == @found.rule_source").iloc[0]
+    assert best["rule"] == found["rule"]
+    assert ("no rule holds" in found["verdict"]) == (best["p_corr"] > spec.inference.alpha)
+    assert f"driven by «{found['text']}»" in (said := summarize_examined(tables))
+    assert found["verdict"] in said
+    assert "counterparts by cosine: early/" in said
     assert set(tables["examples"]["source"]) == {"study", "text"}
     assert np.isfinite(tables["counterparts"]["cosine"]).all()
 

@@ -70,8 +70,9 @@ def ask(endpoint: Endpoint, prompt: str, *, date: Callable[[], str] | None = Non
     path = Path(endpoint.cache) / f"{content_hash(question)[:32]}.json" if endpoint.cache else None
     if path is not None and (known := _kept(path, question)) is not None:
         return {**known, "cached": True}
-    raw = _post(endpoint, question)
-    answer, status = _read(raw)
+    answer, status = _read(_post(endpoint, question))
+    if answer is not None and endpoint.key and (secret := _secret(endpoint)) in answer:
+        answer = answer.replace(secret, f"<{endpoint.key}>")  # a server that repeats it: no file holds it all the same
     today = time.strftime("%Y-%m-%d") if date is None else date()
     record = {"answer": answer, "status": status, "model": endpoint.model, "date": today}
     if path is not None:
@@ -100,10 +101,7 @@ def _kept(path: Path, question: dict[str, Any]) -> dict[str, Any] | None:
 def _post(endpoint: Endpoint, question: dict[str, Any]) -> bytes:
     headers = {"Content-Type": "application/json"}
     if endpoint.key:
-        secret = os.environ.get(endpoint.key, "").strip()
-        if not secret:
-            raise ModelError(f"endpoint: the environment variable {endpoint.key} is not set; it must hold the key.")
-        headers["Authorization"] = f"Bearer {secret}"
+        headers["Authorization"] = f"Bearer {_secret(endpoint)}"
     body = {"model": endpoint.model, "temperature": 0, "messages": [{"role": "user", "content": question["prompt"]}]}
     url = f"{question['url']}/chat/completions"
     request = urllib.request.Request(url, json.dumps(body).encode(), headers, method="POST")
@@ -120,6 +118,16 @@ def _post(endpoint: Endpoint, question: dict[str, Any]) -> bytes:
     except (urllib.error.URLError, OSError, ValueError) as error:
         reason = str(getattr(error, "reason", error)).rstrip(".")[:120]
         raise ModelError(f"endpoint {url} cannot be reached ({reason}); check the address.") from None
+
+
+def _secret(endpoint: Endpoint) -> str:
+    """The key; one that no header can hold is refused here, since the error of the connection would repeat it."""
+    secret = os.environ.get(endpoint.key, "").strip()
+    if not secret:
+        raise ModelError(f"endpoint: the environment variable {endpoint.key} is not set; it must hold the key.")
+    if not (secret.isascii() and secret.isprintable()):
+        raise ModelError(f"endpoint: the environment variable {endpoint.key} holds characters that no key has.")
+    return secret
 
 
 def _read(raw: bytes) -> tuple[str | None, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 from numpy.testing import assert_allclose, assert_array_equal
@@ -13,7 +14,7 @@ from neurosae.dictionary.record import neuron_dictionary
 from neurosae.dictionary.stream import context_rows
 from neurosae.dictionary.texts import make_contexts
 from neurosae.errors import DataError
-from neurosae.examine.concepts import _halves, _ranked, _validated, matched_texts, pooled_texts
+from neurosae.examine.concepts import _halves, _ranked, _validated, matched_texts, pooled_texts, search_labels
 from neurosae.examine.directions import vocabulary_weights
 
 
@@ -128,3 +129,17 @@ def test_concept_search_refuses(toy, made_dictionary):
         ns.concept_search(toy, dictionaries, ["a"] * 8, negative=["b"] * 8, by="max", seed=1)
     with pytest.raises(DataError, match="empty"):
         ns.promoting_features(toy, dictionaries["a"], [])
+
+
+def test_search_labels_finds_all_words_in_any_case():
+    """Every word has to be there, as plain text; features without a label are not found; other columns stay."""
+    table = pd.DataFrame({
+        "site": "late", "feature": [3, 8, 9, 12], "label": ["Ships at sea", "a.b (SEA)", None, "sea"], "auroc": 0.9
+    })  # fmt: skip
+    assert search_labels(table, "SEA")["feature"].tolist() == [3, 8, 12]
+    assert search_labels(table, "sea ship")["feature"].tolist() == [3]
+    assert search_labels(table, "a.b (")["feature"].tolist() == [8]
+    assert search_labels(table, "none").empty
+    assert list(search_labels(table, "sea")) == list(table)
+    with pytest.raises(DataError, match="lack the column 'label'"):
+        search_labels(table.drop(columns="label"), "sea")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -110,3 +111,11 @@ def test_invert_feature_refuses(toy, made_dictionary):
     for wrong in cases:
         with pytest.raises(DataError):
             invert_feature(toy, made_dictionary(1), 9, **wrong)
+
+
+def test_a_penalty_needs_a_surprisal(toy, made_dictionary):
+    """One token with nothing before it has no surprisal: refused, where the search would never leave its start."""
+    bare = replace(toy, tokens=replace(toy.tokens, prefix=()))
+    with pytest.raises(DataError, match="no token before it"):
+        invert_feature(bare, made_dictionary(1), 9, settings={"penalty": 1.0})
+    assert len(invert_feature(bare, made_dictionary(1), 9, text="a", settings={"penalty": 1.0})) > 0

@@ -156,6 +156,22 @@ def test_the_key_comes_from_the_environment_alone(server, tmp_path, monkeypatch)
     assert SECRET not in str(told.value)
 
 
+def test_a_key_that_is_repeated_is_kept_nowhere(server, tmp_path, monkeypatch):
+    """A server that sends the key back: no file, no answer has it. A key that no header can hold is not repeated."""
+    server.reply = f"you said {SECRET}"
+    endpoint = at(server, key="TEST_LABEL_KEY", cache=str(tmp_path))
+    monkeypatch.setenv("TEST_LABEL_KEY", SECRET)
+    assert ask(endpoint, "x")["answer"] == "you said <TEST_LABEL_KEY>"
+    assert len(kept := list(tmp_path.iterdir())) == 1
+    assert SECRET not in kept[0].read_text()
+    for wrong in (f"{SECRET}\nx", f"{SECRET}\u20ac"):
+        monkeypatch.setenv("TEST_LABEL_KEY", wrong)
+        with pytest.raises(ModelError, match="no key has") as told:
+            ask(endpoint, "y")
+        assert SECRET not in str(told.value)
+    assert len(server.asked) == 1
+
+
 def test_redirects_are_refused(server, tmp_path):
     """What is sent goes where the user said, nowhere else."""
     server.reply, server.code, server.location = "x", 302, f"http://127.0.0.1:{server.server_port}/elsewhere"
