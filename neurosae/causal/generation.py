@@ -195,8 +195,9 @@ def continue_conditions(
     Raises
     ------
     DataError
-        A prompt is empty, or too long for the context.
+        A prompt is empty, or too long for the context; a number of tokens, samples, a temperature or seed that is none.
     """
+    _check(sampling, seed)
     model = writer(model, [edit for edits in conditions for edit in edits])
     coded = _coded(model, prompts, sampling.n_tokens)
     n_samples, n_prompts = sampling.n_samples, len(prompts)
@@ -212,6 +213,17 @@ def continue_conditions(
                 found[int(k)] = one
     n = n_prompts * n_samples
     return [_written(model, coded, found[k * n : (k + 1) * n]) for k in range(len(conditions))]
+
+
+def _check(sampling: Sampling, seed: int) -> None:
+    """Refuse settings under which nothing can be drawn."""
+    for name, least in (("n_tokens", 1), ("n_samples", 1)):
+        if (value := getattr(sampling, name)) < least:
+            raise DataError(f"{name} is {value}; write at least {least}.")
+    if not 0 <= sampling.temperature < float("inf"):
+        raise DataError(f"temperature is {sampling.temperature:g}; give a number from 0, which is greedy, upwards.")
+    if seed < 0:
+        raise DataError(f"seed is {seed}; random numbers need one of 0 or above.")
 
 
 def _coded(model: LanguageModel, prompts: Sequence[str], n_new: int) -> list[np.ndarray]:

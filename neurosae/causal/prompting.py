@@ -71,7 +71,14 @@ def named_edits(dictionaries: Mapping[str, Any], features: str, *, mode: str, wh
             shape = "site/feature" if mode in DOSELESS else "site/feature=value"
             raise DataError(f"'{word}' is no {shape}, which {mode} needs; write {_example(dictionaries, mode)}.")
         choose("site", found[1], dictionaries)
-        by_site.setdefault(found[1], {})[int(found[2])] = float(found[3] or 0.0)
+        own, feature, dose = by_site.setdefault(found[1], {}), int(found[2]), float(found[3] or 0.0)
+        if feature >= (n := dictionaries[found[1]].n_features):
+            raise DataError(f"'{word}': {found[1]} has features 0 to {n - 1}.")
+        if feature in own:
+            raise DataError(f"'{word}': {found[1]}/{feature} is named twice; give it one value.")
+        if not np.isfinite(dose):
+            raise DataError(f"'{word}': the value is too large to be computed with; activations are of order 1 to 100.")
+        own[feature] = dose
     if not by_site:
         raise DataError(f"no feature is named; write {_example(dictionaries, mode)}.")
     return tuple(

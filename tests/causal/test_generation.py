@@ -259,6 +259,14 @@ def test_generation_refuses_long_prompts_wrong_places_and_nothing(cached, raw):
         generate(cached, raw, "", clamp={3: 1.0}, n_tokens=4, seed=0)
     with pytest.raises(DataError, match="nothing would be steered"):
         generate(cached, raw, "abc", clamp={}, n_tokens=4, seed=0)
+    for asked, said in (
+        ({"n_tokens": 0}, "n_tokens is 0"),
+        ({"temperature": -1.0}, "temperature is -1"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"seed": -1}, "seed is -1"),
+    ):
+        with pytest.raises(DataError, match=said):
+            generate(cached, raw, "abc", clamp={3: 1.0}, **({"n_tokens": 4, "seed": 0} | asked))
     wrong = Edit(EARLY, "steer", "all", dictionary=raw, features=(1, 2), dose=np.zeros((1, 3)))
     with pytest.raises(DataError, match="dose does not fit"):
         generate(cached, raw, "abc", clamp=[wrong], n_tokens=4, seed=0)
@@ -272,6 +280,10 @@ def test_named_features_refuse_what_they_cannot_mean(raw):
         ("late/3=1", "clamp", "unknown site 'late'"),
         ("raw/3=1", "clamped", "Did you mean 'clamp'"),
         ("", "clamp", "no feature is named"),
+        ("raw/32=1", "clamp", "'raw/32=1': raw has features 0 to 31"),
+        ("raw/3=1,raw/3=2", "clamp", "named twice"),
+        ("raw/3=1e999", "clamp", "too large"),
+        ("raw/3=nan", "clamp", "no site/feature=value"),
     ):
         with pytest.raises(DataError, match=said):
             named_edits({"raw": raw}, words, mode=mode)
