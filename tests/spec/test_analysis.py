@@ -388,6 +388,12 @@ def test_rsa_takes_conditions_between_items(study):
     path.write_text(text.replace("[whole, last_word], ", "[whole, last_word], blocks: [other], "))
     with pytest.raises(SpecError, match=r":8: tests.two.blocks: unknown factor or label 'other'"):
         load_analysis(path)
+    inside = text.replace("[whole, last_word], ", "[whole, last_word], blocks: [topic], ")
+    path.write_text(inside)
+    with pytest.raises(SpecError, match=r":8: tests.two.blocks: 'topic' is averaged over by the conditions outcome"):
+        load_analysis(path)
+    path.write_text(inside.replace("[topic], conditions: [outcome, course]", "[topic], conditions: [item]"))
+    assert load_analysis(path).tests["two"].blocks == ("topic",)
 
 
 def test_rsa_block_recovers_defaults():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
@@ -170,6 +172,27 @@ def test_permuted_conditions_agree_with_a_loop():
         assert found.n_units[measure] == 16
         assert found.unit[measure] == "item"
         assert "labels of 16 items are permuted, at the second place" in found.note[measure]
+
+
+def test_the_maximum_runs_over_all_pairs():
+    """p_corr is the share of largest standardised agreements over the three pairs, whose second places move alike."""
+    sites = {name: lists(seed) for seed, name in enumerate(("one", "two", "three"), 11)}
+    found = second_order(sites, **WORDS, settings=ONE, seed=2)
+    asked = {"settings": {"distance": "euclidean", "p_from": "condition_labels"}}
+    vectors = {
+        name: next(iter(rdms({name: one}, conditions=["item"], region="everything", **asked).values()))
+        .dissimilarities[0] for name, one in sites.items()
+    }  # fmt: skip
+    drawn, upper = orders(16, 0, 99, blocks=np.zeros(16, dtype=int), seed=2), np.triu_indices(16, 1)
+    z = []
+    for first, second in combinations(sites, 2):
+        square = condensed_to_square(vectors[second])
+        null = [compare_rdms(vectors[first], square[np.ix_(o, o)][upper], "corr_cov") for o in drawn]
+        z.append((null - np.mean(null)) / np.std(null))
+    top = np.max(z, axis=0)
+    assert found.effect.tolist() == ["one ~ two", "one ~ three", "two ~ three"]
+    assert_allclose(found.p_corr, [(top >= one[0] - 1e-5).mean() for one in z])
+    assert (found.n_family == 3).all()
 
 
 def test_permuted_conditions_recover_what_sites_share_and_blocks_take_it_out():
