@@ -117,15 +117,15 @@ def test_cards_are_limited_and_say_so(tmp_path):
     pd.concat([two, early], ignore_index=True).to_parquet(place)
     assert len(feature_cards(read_study(folder), [])["cards"]) == 4
     text = (folder / "analysis.yaml").read_text()
-    (folder / "analysis.yaml").write_text(text.replace("report: {", "report: {cards: 3, "))
+    (folder / "analysis.yaml").write_text(text.replace("report: {", "report: {cards: 2, "))
     made = feature_cards(read_study(folder), [])
-    assert [card["name"] for card in made["cards"]] == ["late/3", "late/40", "early/5"]
-    assert "1 of 4 examined features have no card" in made["notes"][1]
+    assert [card["name"] for card in made["cards"]] == ["late/3", "early/5"]
+    assert "2 of 4 examined features have no card" in made["notes"][1]
     assert [d.name for d in draw_cards(read_study(folder)) if d.kind == "card"] == [
-        "late-3-card", "late-40-card", "early-5-card"
+        "late-3-card", "early-5-card"
     ]  # fmt: skip
     page = write_report(folder).read_text(encoding="utf-8")
-    assert "1 of 4 examined features have no card" in page
+    assert "2 of 4 examined features have no card" in page
     assert 'id="feature-early-5"' in page
     assert 'id="feature-early-6"' not in page
     assert len(examined(read_study(folder))["features"]) == 4
