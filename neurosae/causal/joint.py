@@ -318,7 +318,7 @@ def _control_table(made: Both) -> pd.DataFrame:
     for name, L, controls in (("free", made.free, made.controls_free), ("frozen", made.frozen, made.controls)):
         values = np.r_[interaction_of(L).mean(), controls]
         parts.append(pd.DataFrame({"contrast": name, "set": np.arange(-1, len(controls)), "value": values}))
-    return pd.concat(parts, ignore_index=True).assign(is_slope=False, feature=-1)
+    return pd.concat(parts, ignore_index=True).assign(is_slope=False, feature=-1, label="mean I, logits")
 
 
 def _surface_table(job: Job, at: Setting, ask: Any, *, settings: Any, seed: int) -> pd.DataFrame:

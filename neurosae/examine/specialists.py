@@ -181,12 +181,7 @@ def _chosen(
     """
     if ask.features is None:
         return None
-    rising = {
-        name: tested._replace(table=tested.table.assign(value=tested.table["value"].clip(lower=0)))
-        if tested.table["kind"].eq("specialists").any() else tested
-        for name, tested in earlier.items()
-    }  # fmt: skip
-    return features_from_earlier(ask, sites, rising)[0]
+    return features_from_earlier(ask, sites, earlier)[0]
 
 
 # --- the answer -----------------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def control_histogram(table: pd.DataFrame) -> Figure:
     Parameters
     ----------
     table : DataFrame
-        Long table `site region mode contrast set value is_slope`; set -1 is the target.
+        Long table `site region mode contrast set value is_slope`; set -1 is the target. `label` names another measure.
     """
     groups = list(table.groupby(["site", "region", "mode", "contrast", "feature"], sort=False, dropna=False))[:12]
     n_columns = min(3, len(groups))
@@ -68,7 +68,8 @@ def control_histogram(table: pd.DataFrame) -> Figure:
         axes.axvline(target, color=PLUS if target > 0 else MINUS, lw=2)
         axes.axvline(0, color=MUTED, lw=0.8, ls=":")
         axes.set_title(f"{shorten(f'{key[2]}: {key[3]}', 26)}\n{shorten(f'{key[1]} · {key[0]}', 26)}", fontsize=8)
-        axes.set_xlabel("slope" if bool(part["is_slope"].iloc[0]) else "mean change", fontsize=8)
+        measure = "slope" if bool(part["is_slope"].iloc[0]) else "mean change"
+        axes.set_xlabel(shorten(part["label"].iloc[0]) if "label" in part else measure, fontsize=8)
         tidy(axes)
     for axes in grid[len(groups) :]:
         axes.set_axis_off()

@@ -135,8 +135,8 @@ def _refuse_few(data: ItemData, inference: Inference, place: Place) -> None:
 def features_from_earlier(ask: Any, sites: Mapping[str, AnnData], earlier: Mapping[str, Tested]):
     """Features chosen by an earlier test of one effect on other items, or named ones; sorted, by site.
 
-    Of every site the `top` features by |value|, the largest that a feature has at any region and position of the
-    earlier test; ties by the index of the feature.
+    Of every site the `top` features by |value| (by value where the earlier test is one-sided), the largest that a
+    feature has at any region and position of the earlier test; ties by the index of the feature.
 
     Raises
     ------
@@ -154,7 +154,9 @@ def features_from_earlier(ask: Any, sites: Mapping[str, AnnData], earlier: Mappi
             f"Set `split: localizer` on '{choice.from_}'."
         )
     refuse_several(table, f"'{choice.from_}'")
-    table = table[table["status"] == "ok"].assign(size=lambda t: -t["value"].abs()).sort_values(["size", "feature"])
+    table = table[table["status"] == "ok"]
+    size = table["value"].where(table["alternative"].eq("greater").fillna(False), table["value"].abs())
+    table = table.assign(size=-size).sort_values(["size", "feature"])
     chosen = {site: table[table["site"] == site].drop_duplicates("feature").head(choice.top) for site in sites}
     for site, rows in chosen.items():
         if not len(rows):

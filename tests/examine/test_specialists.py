@@ -246,12 +246,16 @@ def test_features_of_an_earlier_test_are_those_of_the_largest_z():
     sites = {"late": responses_to(topic_design(), noise(70, 6, seed=1))}
     rows = {"site": "late", "effect": "x", "split": "localizer", "status": "ok", "feature": [0, 1, 2, 3]}
     rows["value"] = [-9.0, 2.0, 3.0, 1.0]
-    for kind, wanted in (("specialists", [1, 2]), ("contrast", [0, 2])):
-        earlier = {"find": Tested(pd.DataFrame({**rows, "kind": kind}), None, {})}
+    for kind, side, wanted in (("specialists", "greater", [1, 2]), ("contrast", "two-sided", [0, 2])):
+        earlier = {"find": Tested(pd.DataFrame({**rows, "kind": kind, "alternative": side}), None, {})}
         chosen = _chosen(ask, sites, earlier)
         assert chosen is not None
         assert chosen["late"].tolist() == wanted
-    same = {"find": Tested(pd.DataFrame({**rows, "kind": "specialists", "split": "test"}), None, {})}
+    same = {
+        "find": Tested(
+            pd.DataFrame({**rows, "kind": "specialists", "split": "test", "alternative": "greater"}), None, {}
+        )
+    }
     with pytest.raises(DataError, match="chosen and tested on the same items"):
         _chosen(ask, sites, same)
 
