@@ -28,7 +28,7 @@ from neurosae.spec.files import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, REPORTS = ROOT / "results", ROOT / "docs" / "reports"
-LIMIT, PICTURE = 1_200_000, 60_000  # bytes of a report, of its picture
+LIMIT, PICTURE = 1_500_000, 60_000  # bytes of a report, of its picture
 STUDIES = {
     "number_agreement": "number-volcano",
     "number_causal": "",

@@ -1,7 +1,8 @@
 r"""A smaller SVG that draws the same: what matplotlib writes, without what no browser needs.
 
 Coordinates keep two decimals (a hundredth of a point), ids that nothing refers to and groups that carry nothing go,
-`style` attributes that recur become classes, one rule per distinct style, and white space goes where it means nothing.
+`style` attributes that recur become classes, one rule per distinct style, ids are short, and white space goes where it
+means nothing.
 No element that draws is dropped or changed.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape, quoteattr
 
@@ -37,6 +39,7 @@ def compact(svg: str, *, prefix: str) -> str:
     named = set(re.findall(r"url\(#([^)]+)\)", svg)) | set(re.findall(r'href="#([^"]+)"', svg))
     for element in root.iter():
         _tidy(element, named)
+    _rename(root, prefix)
     styles = Counter(element.get("style", "") for element in root.iter())
     often = [style for style, n in styles.items() if style and n > 1 and "max-width" not in style]
     classes = {style: f"{prefix}{_letters(k)}" for k, style in enumerate(sorted(often))}
@@ -44,8 +47,36 @@ def compact(svg: str, *, prefix: str) -> str:
         if (known := classes.get(element.get("style", ""))) is not None:
             del element.attrib["style"]
             element.set("class", " ".join(filter(None, (element.get("class"), known))))
+    for element in root.iter(f"{SVG}g"):
+        _hoist(element, {name: style for style, name in classes.items()})
     rules = "".join(f".{name}{{{style}}}" for style, name in classes.items())
     return _written(root, f"<style>{rules}</style>" if rules else "")
+
+
+def _rename(root: ElementTree.Element, prefix: str) -> None:
+    """Ids of one or two letters in the place of hashes, in every reference too; prefixed ids keep their prefix."""
+    ids = [found for element in root.iter() if (found := element.get("id")) is not None]
+    short = {name: f"{prefix}-{_letters(k)}" for k, name in enumerate(ids)}
+    for element in root.iter():
+        for key, value in element.attrib.items():
+            if key == "id":
+                element.set(key, short[value])
+            elif key.endswith("href") and value.startswith("#"):
+                element.set(key, f"#{short.get(value[1:], value[1:])}")
+            elif "url(#" in value:
+                element.set(key, re.sub(r"url\(#([^)]+)\)", lambda m: f"url(#{short.get(m[1], m[1])})", value))
+
+
+def _hoist(group: ElementTree.Element, rules: Mapping[str, str]) -> None:
+    """A class that all markers of a group share moves to the group, from which they inherit it."""
+    shared = {child.get("class", "") for child in group}
+    if len(group) < 2 or len(shared) > 1 or any(child.tag != f"{SVG}use" for child in group):
+        return
+    name = shared.pop()
+    if name in rules and not re.search(r"(^|;)(opacity|clip-path|filter|mask|display|transform)", rules[name]):
+        for child in group:
+            del child.attrib["class"]
+        group.set("class", " ".join(filter(None, (group.get("class"), name))))
 
 
 def _tidy(element: ElementTree.Element, named: set[str]) -> None:
@@ -61,6 +92,8 @@ def _tidy(element: ElementTree.Element, named: set[str]) -> None:
         element.set("d", re.sub(r"\s*([A-Za-z])\s*", r"\1", " ".join(element.get("d", "").split())))
     if "transform" in element.attrib:
         element.set("transform", NUMBER.sub(_finer, element.get("transform", "")))
+    if "clip-path" in element.attrib:
+        element.set("style", f"{element.get('style', '')};clip-path:{element.attrib.pop('clip-path')}")
     if "style" in element.attrib:
         parts = (part.split(":", 1) for part in element.get("style", "").split(";") if part.strip())
         element.set("style", ";".join(f"{name.strip()}:{value.strip()}" for name, value in parts))

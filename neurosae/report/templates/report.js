@@ -20,7 +20,7 @@ for (const box of document.querySelectorAll("[data-table]")) {
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
       const number = head.classList.contains("number");
-      const value = (row) => row.cells[column].dataset.sort;
+      const value = (row) => row.cells[column].dataset.sort ?? row.cells[column].textContent;
       const order = (a, b) => {
         const x = value(a), y = value(b);
         if (x === "" || y === "") return (x === "") - (y === "");
