@@ -17,6 +17,7 @@ from neurosae.causal.scoring import Lexicon
 from neurosae.errors import DataError, choose
 from neurosae.spec.generation import GenerationBlock
 from neurosae.spec.results import Tested
+from neurosae.stats.asked import refuse_several
 from neurosae.stats.communities import reference_activations
 
 
@@ -73,6 +74,7 @@ def chosen_features(ask: Any, site: str, earlier: Mapping[str, Tested], *, alpha
     if set(table["split"].dropna()) & {ask.split}:
         raise DataError(f"features would be chosen and tested on the same items; set split: localizer on "
                         f"'{choice.from_}'.")  # fmt: skip
+    refuse_several(table, f"'{choice.from_}'")
     table = table[table["status"].eq("ok").to_numpy(bool) & table["site"].eq(site).to_numpy(bool)]
     rows = table.assign(size=-table["value"].abs()).sort_values(["size", "feature"]).drop_duplicates("feature")
     if not len(rows):

@@ -10,7 +10,8 @@ import torch
 
 from neurosae.causal.edits import Edit
 from neurosae.causal.prompted import next_word_odds, prompts_of
-from neurosae.causal.pushes import Push, pushed
+from neurosae.causal.material import as_dose
+from neurosae.causal.pushes import Push, Steered, material_of, measured, pushed
 from neurosae.causal.scoring import Lexicon
 from neurosae.causal.written import generation
 from neurosae.errors import DataError
@@ -50,6 +51,30 @@ def test_steering_claims_nothing_for_features_without_effect():
     assert (found.table["x_p_controls"] > 0.05).all()
     assert (found.table["p_corr"] > 0.05).all()
     assert len(found.extras["controls"]) == 2 * 100
+
+
+def test_controls_are_their_own_doses_against_the_plain_score():
+    """Two control sets, each at its own p90, by hand: mean change of the odds from those without an edit."""
+    w = world()
+    ask = GenerationBlock.model_validate(
+        {"test": "generation", **NEXT, "dose": "p90", "times": [2], "towards": "minus", "features": {"ids": [0, 1]}}
+    )
+    material = material_of(w.stimuli, (w.model, w.dictionary), ask, texts=w.texts, seed=1)
+    usual = np.flatnonzero(material.reference.density * material.reference.n_tokens >= 20)
+    sets = np.array([usual[usual > 1][:2], usual[usual > 1][2:4]])
+    own = as_dose("p90", material.reference, [0, 1])
+    doses = [as_dose("p90", material.reference, one) for one in sets]
+    assert all(not np.allclose(dose, own) for dose in doses)
+    chosen = Steered(np.array([0, 1]), np.array([1, -1]), "named")
+    found = measured(material, chosen, ask, pushes=[Push(-1, 2)], sets=sets)
+    prompts = material.asked.prompts
+    for k, (one, dose) in enumerate(zip(sets, doses, strict=True)):
+        amount = -2 * np.array([1, -1]) * dose
+        edit = Edit(HOOK, "steer", "all", dictionary=w.dictionary, features=tuple(one.tolist()), dose=amount)
+        odds = next_word_odds(w.model, prompts["prompt"].tolist(), [(), (edit,)], lexicon=Lexicon(("he",), ("she",)))[0]
+        change = odds[1] - odds[0]
+        by_item = [change[(prompts["item"] == item).to_numpy()].mean() for item in dict.fromkeys(prompts["item"])]
+        assert found.controls[0, k] == pytest.approx(np.mean(by_item), abs=1e-5)
 
 
 def test_written_texts_are_scored_item_by_item():
