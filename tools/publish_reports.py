@@ -38,6 +38,7 @@ STUDIES = {
     "patching": "",
     "attention": "",
     "composition": "",
+    "attraction": "",
 }
 """Analyses, and the figure that stands for each; where none is named, the first that is wide enough to read."""
 HEAD = """# Reports of the shipped studies

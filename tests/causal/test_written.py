@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from neurosae.causal.edits import Edit
-from neurosae.causal.prompted import next_word_odds, prompts_of
 from neurosae.causal.material import as_dose
+from neurosae.causal.prompted import next_word_odds, prompts_of
 from neurosae.causal.pushes import Push, Steered, material_of, measured, pushed
 from neurosae.causal.scoring import Lexicon
 from neurosae.causal.written import generation
