@@ -228,7 +228,7 @@ def _balanced(gap: np.ndarray, n: int) -> np.ndarray:
 def _words(sets: np.ndarray, *, n_away: int) -> str:
     uses = np.unique(sets, return_counts=True)[1]
     again = "" if uses.max() == 1 else f", which share features: one recurs {uses.mean():.1f} times on average"
-    left = f"; {n_away} features were no candidates: they answer to the contrast, or point like a target" * (n_away > 0)
+    left = f"; no candidates, for answering to the contrast or pointing like a target: {n_away}" * (n_away > 0)
     return f"{len(sets)} matched control sets of {sets.shape[1]}{again}{left}"
 
 

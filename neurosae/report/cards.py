@@ -66,6 +66,10 @@ def _record(folder: Path) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+ON_CARDS = ("card", "tuning", "deciles")
+"""Figures that stand on a card, and nowhere else on the page."""
+
+
 def draw_cards(study: Study) -> Iterator[Drawing]:
     """What each examined feature with a card does: distribution and cells, levels of factors, scores of its label."""
     tables = examined(study)
@@ -119,7 +123,7 @@ def feature_cards(study: Study, figures: list[dict[str, Any]]) -> dict[str, Any]
     tables = examined(study)
     if "features" not in tables:
         return {}
-    drawn = {figure["name"]: figure for figure in figures if figure["kind"] in ("card", "tuning", "deciles")}
+    drawn = {figure["name"]: figure for figure in figures if figure["kind"] in ON_CARDS}
     features = tables["features"]
     cards = [_card(tables, row, drawn) for _, row in carded(study, features).iterrows()]
     record = _record(Path(study.folder) / FOLDER)
@@ -181,9 +185,7 @@ def _card(tables: Mapping[str, pd.DataFrame], row: pd.Series, drawn: Mapping[str
             for _, r in mine("inversions").iterrows()
         ],
         "examples": list(_examples(mine("examples"), mine("distributions"))),
-        "figures": [
-            drawn[name] for kind in ("card", "tuning", "deciles") if (name := f"{slug(site)}-{feature}-{kind}") in drawn
-        ],
+        "figures": [drawn[name] for kind in ON_CARDS if (name := f"{slug(site)}-{feature}-{kind}") in drawn],
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from neurosae.report.cards import draw_cards, feature_cards
+from neurosae.report.cards import ON_CARDS, draw_cards, feature_cards
 from neurosae.report.claims import other_cautions
 from neurosae.report.limits import limits
 from neurosae.report.page import (
@@ -116,6 +116,7 @@ def _context(study: Study, drawings: list[Drawing]) -> dict[str, Any]:
          "svg": svg_text(d.figure, f"f{i}", f"{d.test} {d.title}. {d.caption}".strip())}
         for i, d in enumerate(drawings)
     ]  # fmt: skip
+    elsewhere = ("weights", "training", *ON_CARDS)
     return {
         "name": name,
         "title": str(report.get("title") or name.replace("_", " ")),
@@ -139,7 +140,7 @@ def _context(study: Study, drawings: list[Drawing]) -> dict[str, Any]:
         "test_ids": {test: slug(test) for test in tests},
         "design_figures": [f for f in figures if f["kind"] == "weights"],
         "dictionary_figures": [f for f in figures if f["kind"] == "training"],
-        "overview_figures": [f for f in figures if not f["test"] and f["kind"] not in ("weights", "training", "card")],
+        "overview_figures": [f for f in figures if not f["test"] and f["kind"] not in elsewhere],
         "features": feature_cards(study, figures),
         "warning": content_warning(study),
         "methods": paragraphs,
