@@ -8,21 +8,26 @@ from tests.report.synthetic import write_study
 
 
 @pytest.fixture(scope="session")
-def study_folder(tmp_path_factory):
-    """A study with planted effects and its report."""
-    from neurosae.report.html import write_report
-
-    folder = write_study(tmp_path_factory.mktemp("study") / "number_agreement")
-    write_report(folder)
-    return folder
+def stored(tmp_path_factory):
+    """The files of a study with planted effects, before any report."""
+    return write_study(tmp_path_factory.mktemp("study") / "number_agreement")
 
 
 @pytest.fixture(scope="session")
-def study(study_folder):
-    """The stored files of that study."""
+def study(stored):
+    """That study, as it is stored."""
     from neurosae.report.stored import read_study
 
-    return read_study(study_folder)
+    return read_study(stored)
+
+
+@pytest.fixture(scope="session")
+def study_folder(stored):
+    """Its folder with the report; all figures are drawn, so tests that need it stand in one file, test_html."""
+    from neurosae.report.html import write_report
+
+    write_report(stored)
+    return stored
 
 
 @pytest.fixture(scope="session")

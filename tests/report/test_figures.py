@@ -184,14 +184,6 @@ def test_fits_draws_a_bar_per_model_and_place(study):
     assert sum(b.get_facecolor()[3] == 0 for b in bars) == (rows["p_corr"] > 0.05).sum()
 
 
-def test_draw_study_uses_every_registered_figure(study_folder):
-    """Safe names; every kind of figure is drawn for a study that has everything, as SVG and as PNG."""
-    names = sorted(p.stem for p in (study_folder / "figures").glob("*.svg"))
-    assert names == sorted(p.stem for p in (study_folder / "figures").glob("*.png"))
-    assert {n.rsplit("-")[-1] for n in names} == set(FIGURES)
-    assert all(re.fullmatch(r"[\w.-]+", n) for n in names)
-
-
 def test_figures_leave_the_session_as_it_was(number):
     """Neither the caller's settings nor pyplot's list of figures change."""
     before = dict(mpl.rcParams)

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from neurosae.errors import StoreError
+from neurosae.report.figures import FIGURES
 from neurosae.report.html import render, write_report
 from neurosae.spec.results import as_results, read_results, write_results
 from tests.report.synthetic import WORDS, contrast_test, design_text, item_names, stimuli_table, write_study
@@ -79,21 +80,37 @@ def test_every_result_is_counted(study, page):
     assert f"{len(study.results):,} rows" in page
 
 
-def test_page_is_made_again_from_stored_files_alone(study_folder, tmp_path, page):
+def test_draw_study_uses_every_registered_figure(study_folder):
+    """Safe names; every kind of figure is drawn for a study that has everything, as SVG and as PNG."""
+    names = sorted(p.stem for p in (study_folder / "figures").glob("*.svg"))
+    assert names == sorted(p.stem for p in (study_folder / "figures").glob("*.png"))
+    assert {n.rsplit("-")[-1] for n in names} == set(FIGURES)
+    assert all(re.fullmatch(r"[\w.-]+", n) for n in names)
+
+
+def test_page_holds_the_grid_of_patching(study_folder, page):
+    """The stored study is written as one page with the figure and the methods."""
+    assert "Activation patching (patch; logit_diff)" in page
+    assert (study_folder / "figures" / "patch-patching.svg").is_file()
+
+
+def test_page_is_made_again_from_stored_files_alone(tmp_path):
     """A copy of the files without page and figures gives the same bytes, figures included."""
-    copy = tmp_path / "number_agreement"
-    shutil.copytree(study_folder, copy, ignore=shutil.ignore_patterns("figures", "report.html"))
+    folder, copy = write_study(tmp_path / "one" / "study", tests=("interference",)), tmp_path / "two" / "study"
+    page = write_report(folder).read_text(encoding="utf-8")
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("figures", "report.html"))
     assert write_report(copy).read_text(encoding="utf-8") == page
-    names = sorted(p.name for p in (study_folder / "figures").iterdir())
+    names = sorted(p.name for p in (folder / "figures").iterdir())
+    assert len(names) > 4
     assert names == sorted(p.name for p in (copy / "figures").iterdir())
-    assert all((copy / "figures" / n).read_bytes() == (study_folder / "figures" / n).read_bytes() for n in names)
+    assert all((copy / "figures" / n).read_bytes() == (folder / "figures" / n).read_bytes() for n in names)
 
 
 @pytest.mark.parametrize("missing", ["results.parquet", "provenance.json", "stimuli.parquet", "design.yaml"])
-def test_write_report_refuses_an_unfinished_study(study_folder, tmp_path, missing):
+def test_write_report_refuses_an_unfinished_study(stored, tmp_path, missing):
     """The message names the file that is missing, and nothing is written."""
     copy = tmp_path / "study"
-    shutil.copytree(study_folder, copy, ignore=shutil.ignore_patterns("figures", "report.html", missing))
+    shutil.copytree(stored, copy, ignore=shutil.ignore_patterns("figures", "report.html", missing))
     with pytest.raises(StoreError, match=missing):
         write_report(copy)
     assert not (copy / "report.html").exists()

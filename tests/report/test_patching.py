@@ -67,9 +67,3 @@ def test_grid_has_a_square_per_place(rows):
             "1.00",
         ]
         assert len(axes.get_yticks()) == 4
-
-
-def test_page_holds_the_grid(study_folder, page):
-    """The stored study is written as one page with the figure and the methods."""
-    assert "Activation patching (patch; logit_diff)" in page
-    assert (study_folder / "figures" / "patch-patching.svg").is_file()
