@@ -28,7 +28,7 @@ from neurosae.spec.files import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, REPORTS = ROOT / "results", ROOT / "docs" / "reports"
-LIMIT, PICTURE = 1_500_000, 60_000  # bytes of a report, of its picture
+LIMIT, PICTURE = 2_000_000, 60_000  # bytes of a report, of its picture
 STUDIES = {
     "number_agreement": "number-volcano",
     "number_causal": "",
@@ -142,10 +142,10 @@ def entry(name: str, study: Study) -> str:
     rows = study.results[study.results["p_corr"].notna()]
     ways = [word for way, word in ADJUSTED.items() if (rows["p_adjust"] == way).any()]
     families = rows["family"].nunique()
-    held = (
-        f"Units are {int(rows['n_units'].max())} items; each of {families} families of tests is corrected by itself "
-        f"({listed(ways)})."
+    which = (
+        "one family of tests is corrected" if families == 1 else f"each of {families} families of tests is corrected"
     )
+    held = f"Units are {int(rows['n_units'].max())} items; {which} by itself ({listed(ways)})."
     said = [s for s in statements(study) if not s.localizer]
     yes, no = ([s for s in said if (s.verdict == "found") == wanted] for wanted in (True, False))
     lines = [f"- {'found' if s in yes else 'not found'}, `{s.test}`: {_first(s.text)}" for s in [*yes, *no]]

@@ -173,11 +173,11 @@ def _numbers(rows: pd.DataFrame) -> Iterator[Column]:
 
 
 def _column(label: str, about: str, values: pd.Series, *, texts: list[str] | None = None, sign: bool = False) -> Column:
-    """A column of numbers: three digits to read, eight to sort by."""
+    """A column of numbers: three digits to read, the stored number to sort by."""
     numbers = values.to_numpy(dtype=float, na_value=np.nan)
     classes = [("plus" if v > 0 else "minus" if v < 0 else "") if sign else "" for v in numbers]
     cells = [
-        {"text": t, "sort": "" if np.isnan(v) else f"{v:.8g}", "class": c}
+        {"text": t, "sort": "" if np.isnan(v) else repr(float(v)), "class": c}
         for t, v, c in zip(texts or [digits(v) for v in numbers], numbers, classes, strict=True)
     ]
     return {"label": label, "about": about, "kind": "number"}, cells

@@ -316,7 +316,7 @@ def test_localizer_signs_are_those_of_the_rows_that_chose():
     adata = world("C0", n_items=8, seed=0)
     rows = [("w", 3, 2.0), ("v", 3, -5.0), ("w", 7, 4.0), ("v", 7, -1.0)]
     table = pd.DataFrame(rows, columns=["region", "feature", "value"]).assign(
-        site="s", status="ok", split="localizer", effect="a", kind="contrast"
+        site="s", status="ok", split="localizer", effect="a", kind="contrast", alternative="two-sided"
     )
     other = table.assign(feature=table["feature"] + 1)
     choice = {name: SimpleNamespace(from_=f"find_{name}", top=2, name=name) for name in "ab"}
