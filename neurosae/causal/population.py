@@ -77,7 +77,7 @@ def _row(one: Slopes, shared: Settings) -> dict[str, Any]:
         return row | {"status": made.status, "note": made.refused}
     row |= {
         "value": made.t, "dof": made.dof, "estimate": made.estimate, "se": made.se, "ci_low": made.low,
-        "ci_high": made.high, "ci_level": 0.95, "p_unc": made.p, "p_min": 0.0, "x_var_item": made.var_item,
+        "ci_high": made.high, "ci_level": 0.95, "p_unc": made.p, "x_var_item": made.var_item,
         "x_var_feature": made.var_feature, "x_var_resid": made.var_resid,
         "p_method": "REML of (1 | item) + (1 | feature), all three normal",
     }  # fmt: skip
