@@ -19,7 +19,7 @@ import torch
 from neurosae.errors import ModelError, choose
 from neurosae.extraction.boot import boot_folder, boot_objects, boot_toy, fuse_activations, quiet, state_hash
 from neurosae.extraction.passes import DTYPES, LanguageModel, hooked_pass, logits_of
-from neurosae.extraction.selftest import batch_invariance, probe, trie_problem
+from neurosae.extraction.selftest import batch_invariance, mlp_by_token, probe, trie_problem
 from neurosae.extraction.sites import canonical_hooks
 from neurosae.extraction.source import find_checkpoint, weights_hash
 from neurosae.extraction.tokens import Bos, Tokenizer, byte_tokenizer, load_tokenizer, tokenizer_in_memory
@@ -98,6 +98,7 @@ def _finished(
         bridge=bridge, tokens=tokens, name=facts["name"], **numbers, is_causal=False, has_head=False,
         device=device, dtype=dtype, hooks=canonical_hooks(bridge.hook_dict), provenance={},
     )  # fmt: skip
+    draft = replace(draft, mlp_by_token=mlp_by_token(draft))
     is_causal, has_head = probe(draft)
     no_trie = trie_problem(replace(draft, is_causal=is_causal), facts["config"])
     facts |= numbers | {

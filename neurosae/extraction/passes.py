@@ -38,6 +38,7 @@ class LanguageModel:
     has_head : measured: the unembedding of the last residual stream gives the model's logits
     packing : asked for: `auto`, `trie` or `buckets`
     no_trie : why stimuli cannot share the tokens of a common beginning; empty where they can, measured
+    mlp_by_token : measured: an MLP gives a token what it gives it among others, so it need not see all of them
     hooks : every known hook name -> canonical name
     provenance : source, hashes, config, dtype, device, weights mode, BOS rule, versions
     """
@@ -57,6 +58,7 @@ class LanguageModel:
     provenance: Mapping[str, Any]
     packing: str = "auto"
     no_trie: str = ""
+    mlp_by_token: bool = False
 
     @property
     def last_hook(self) -> str:
@@ -143,13 +145,13 @@ def _fewer_rows(
     """Run the MLP of the last block that is needed on the wanted cells alone.
 
     Nothing reads its other rows: the pass ends at that block's residual stream, or at the normalization behind it, and
-    an MLP works token by token.
+    this model's MLPs work token by token, which was measured when it was loaded.
     """
     layers = [(int(found[1]), name) for name in hooks if (found := LAYER.match(name))]
     last = max((layer for layer, name in layers if name.endswith("hook_resid_post")), default=-1)
     deeper = [n for n in hooks if not (found := LAYER.match(n)) or int(found[1]) > last]
     inside = any(layer == last and "mlp" in name for layer, name in layers)
-    if last < 0 or inside or any(not name.endswith("hook_scale") for name in deeper):
+    if not model.mlp_by_token or last < 0 or inside or any(not name.endswith("hook_scale") for name in deeper):
         return contextlib.nullcontext()
     blocks = getattr(model.bridge, "blocks", None)
     mlp = getattr(blocks[last], "mlp", None) if blocks is not None else None

@@ -7,6 +7,7 @@ a batch, or in a trie, and one at a time, and the two must agree to rounding.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,16 @@ def probe(model: LanguageModel) -> tuple[bool, bool]:
             return True, False
     spread = TOLERANCE[model.dtype] * float(logits.square().mean().sqrt())
     return True, own.shape == logits.shape and float((own - logits).abs().max()) <= max(spread, 1e-5)
+
+
+def mlp_by_token(model: LanguageModel) -> bool:
+    """Measure whether the last MLP may run on single tokens: whether it gives a token what it gives it among others."""
+    n = min(6, model.n_ctx)
+    ids, alone = torch.arange(n)[None] * 7 % model.n_vocab, replace(model, mlp_by_token=True)
+    whole = replace(model, mlp_by_token=False)
+    ask = {"hooks": [model.last_hook], "rows": [0], "cols": [n - 1]}
+    some, among = (hooked_pass(one, ids, torch.ones_like(ids), **ask)[model.last_hook] for one in (alone, whole))
+    return float((some - among).abs().max()) <= TOLERANCE[model.dtype] * float(among.square().mean().sqrt())
 
 
 def packed_and_alone(

@@ -19,6 +19,7 @@ from neurosae.errors import ModelError
 from neurosae.extraction import packing
 from neurosae.extraction.model import batch_invariance, hooked_pass, load_model, logits_of
 from neurosae.extraction.packing import pad
+from neurosae.extraction.selftest import mlp_by_token
 from neurosae.extraction.tokens import token_ids
 
 TEXTS = ["the keys to the old cabinets are near", "the dog is", "houses"]
@@ -111,6 +112,21 @@ def test_the_last_mlp_runs_on_wanted_tokens_alone(checkpoint, family):
     torch.testing.assert_close(few, most[at], rtol=1e-6, atol=1e-6)
     assert seen == [2, ids.size, ids.size]
     assert "forward" not in vars(mlp)
+
+
+def test_an_mlp_that_mixes_tokens_runs_whole(checkpoint, monkeypatch):
+    """It adds the token before: measured as such, and then wanted cells alone equal all of them."""
+    model = load_model(checkpoint("gpt2"), device="cpu")
+    assert model.mlp_by_token
+    mlp = model.bridge.blocks[model.n_layers - 1].mlp.original_component
+    plain = mlp.forward
+    monkeypatch.setattr(mlp, "forward", lambda x: plain(x) + torch.nn.functional.pad(x, (0, 0, 1, 0))[:, :-1])
+    assert not mlp_by_token(model)
+    mixed = dataclasses.replace(model, mlp_by_token=mlp_by_token(model))
+    ids, mask = pad(token_ids(model.tokens, [TEXTS[0]]))
+    one = hooked_pass(mixed, ids, mask, hooks=[model.last_hook], rows=[0], cols=[2])[model.last_hook]
+    every = hooked_pass(mixed, ids, mask, hooks=[model.last_hook], rows=[0] * 5, cols=range(5))[model.last_hook]
+    torch.testing.assert_close(one[0], every[2], rtol=1e-6, atol=1e-6)
 
 
 def test_hooked_pass_refuses_a_silent_hook(toy_model, monkeypatch):
