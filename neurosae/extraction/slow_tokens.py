@@ -51,11 +51,15 @@ class SlowBackend:
 
     def token_to_id(self, token: str) -> int | None:
         """Id of a token, None if there is none of this name."""
-        return self.tokenizer.get_vocab().get(token)
+        return self.get_vocab().get(token)
+
+    def get_vocab(self) -> dict[str, int]:
+        """All tokens by name."""
+        return self.tokenizer.get_vocab()
 
     def to_str(self) -> str:
         """What its ids depend on, for the hash."""
-        return json.dumps([type(self.tokenizer).__qualname__, sorted(self.tokenizer.get_vocab().items())])
+        return json.dumps([type(self.tokenizer).__qualname__, sorted(self.get_vocab().items())])
 
     def _offsets(self, text: str, ids: list[int]) -> list[tuple[int, int]]:
         offsets, done = [], 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -109,6 +109,8 @@ def make_tokenizer(backend: Backend, *, bos_token: str | None = None, bos: Bos =
         backend = tokenizers.Tokenizer.from_str(definition)
         backend.no_truncation()
         backend.no_padding()
+        if getattr(backend.model, "dropout", None):
+            backend.model.dropout = None  # merges left out at random, a device of training: other ids at every call
     prefix, suffix = _habit(backend)
     bos_id = backend.token_to_id(bos_token) if bos_token else None
     if bos_id is None and prefix:
@@ -155,13 +157,25 @@ def byte_tokenizer(*, bos: Bos = "auto") -> Tokenizer:
 
 
 def _habit(backend: Backend) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    plain = backend.encode("a", add_special_tokens=False).ids
-    full = backend.encode("a", add_special_tokens=True).ids
-    extra = len(full) - len(plain)
-    for at in range(extra + 1):
-        if full[at : at + len(plain)] == plain:
-            return tuple(full[:at]), tuple(full[at + len(plain) :])
+    """Ids that the tokenizer puts before and after a text, read off a word that it knows and that is no special."""
+    for text in _probes(backend):
+        try:
+            plain, full = (backend.encode(text, add_special_tokens=added).ids for added in (False, True))
+        except DataError:
+            raise
+        except Exception:  # the Rust side raises bare Exception, for a word beyond a closed vocabulary
+            continue
+        places = [at for at in range(len(full) - len(plain) + 1) if full[at : at + len(plain)] == plain]
+        if plain and len(places) == 1:  # no token, or one that equals a special, says nothing about before and after
+            return tuple(full[: places[0]]), tuple(full[places[0] + len(plain) :])
     raise ModelError("the tokenizer changes a text when it adds its special tokens; set `bos: false`.")
+
+
+def _probes(backend: Backend) -> Iterator[str]:
+    yield "a"
+    for i in sorted(backend.get_vocab().values()):  # a vocabulary without an a
+        if word := backend.decode([i], skip_special_tokens=True).strip():
+            yield word
 
 
 def _unknown_id(backend: Backend, definition: str) -> int | None:
@@ -229,9 +243,17 @@ def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 
 
 def _encodings(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Any]:
-    if len(texts) < 8:  # starting the threads of a batch costs more than a few texts do
-        return [tokenizer.backend.encode(text, add_special_tokens=False) for text in texts]
-    return tokenizer.backend.encode_batch(list(texts), add_special_tokens=False)
+    try:
+        if len(texts) < 8:  # starting the threads of a batch costs more than a few texts do
+            return [tokenizer.backend.encode(text, add_special_tokens=False) for text in texts]
+        return tokenizer.backend.encode_batch(list(texts), add_special_tokens=False)
+    except DataError:
+        raise
+    except Exception as error:  # bare Exception again
+        raise DataError(
+            f"the tokenizer cannot read these texts ({error}); use words of its vocabulary, or a tokenizer that has a "
+            "token for unknown words."
+        ) from None
 
 
 def _encoded(tokenizer: Tokenizer, text: str, encoding: Any) -> Encoded:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from neurosae.errors import DataError, ModelError
 from neurosae.extraction.tokens import (
@@ -167,6 +169,41 @@ def test_specials_follow_the_recorded_rule(checkpoint, tokenizer_of):
     assert with_bos(llama, False).rule == "false"
     with pytest.raises(ModelError, match="no bos_token"):
         with_bos(tokenizer_of("byte-level"), True)
+
+
+@pytest.mark.parametrize("special", ["<s>", "<unk>"])
+def test_the_habit_is_read_off_a_word_that_the_tokenizer_knows(special):
+    """A vocabulary without an `a` drops it, or makes it the unknown token, which may be BOS too: BOS stays in front."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>" if special == "<unk>" else None))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(special_tokens=[special, "</s>"], show_progress=False)
+    backend.train_from_iterator(["кошка видит собаку"], trainer)
+    around = [(special, 0), ("</s>", 1)]
+    backend.post_processor = processors.TemplateProcessing(single=f"{special} $A </s>", special_tokens=around)
+    tokenizer = make_tokenizer(backend)
+    assert (tokenizer.prefix, tokenizer.suffix, tokenizer.bos_id) == ((0,), (1,), 0)
+    assert token_ids(tokenizer, ["кошка"]) == [backend.encode("кошка").ids]
+
+
+def test_a_closed_vocabulary_is_read_and_other_words_are_refused():
+    """Words without a token for the unknown: specials are found all the same, and a foreign word is our error."""
+    backend = Tokenizer(models.WordLevel({"<s>": 0, "кошка": 1}))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens(["<s>"])
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer = make_tokenizer(backend)
+    assert token_ids(tokenizer, ["кошка"]) == [[0, 1]]
+    with pytest.raises(DataError, match=r"cannot read these texts .* a token for unknown words"):
+        encode(tokenizer, ["a"])
+
+
+def test_merges_are_never_left_out_at_random(tokenizer_of):
+    """A tokenizer saved with the dropout of its training gives the same ids at every call."""
+    definition = json.loads(tokenizer_of("byte-level").backend.to_str())
+    definition["model"]["dropout"] = 0.9
+    text = "the old keys near houses"
+    ids = token_ids(make_tokenizer(Tokenizer.from_str(json.dumps(definition))), [text] * 10)
+    assert ids == token_ids(tokenizer_of("byte-level"), [text]) * 10
 
 
 def test_token_ids_agree_with_transformers(checkpoint, shared_data):
