@@ -23,6 +23,8 @@ from neurosae.extraction.source import first_line
 from neurosae.extraction.tokens import byte_tokenizer
 
 Change = Callable[[Any], Any]  # a model of transformers -> one to take in its place
+Said = tuple[torch.Tensor, torch.Tensor] | None  # ids, and the logits that transformers computes from them
+SAME = 1e-3  # largest max|d| / rms of the logits: float32 shows 1e-6, a setting that is left out .1
 
 
 def boot_folder(folder: Path, device: torch.device, change: Change | None = None) -> tuple[Any, bool]:
@@ -39,6 +41,7 @@ def boot_folder(folder: Path, device: torch.device, change: Change | None = None
     lost: list[str] = []
     left: list[str] = []
     known: list[str] = []
+    plain: list[Said] = []
 
     class Checked:
         @staticmethod
@@ -49,7 +52,9 @@ def boot_folder(folder: Path, device: torch.device, change: Change | None = None
             lost.extend(sorted(info["missing_keys"]))
             left.extend(sorted(info["unexpected_keys"]))
             known.extend(model.state_dict())
-            return change(model) if change else model
+            model = (change(model) if change else model).eval()
+            plain.append(_said_by(model))
+            return model
 
     try:
         with quiet():
@@ -64,7 +69,34 @@ def boot_folder(folder: Path, device: torch.device, change: Change | None = None
             "check config.json and the weight files, or copy the checkpoint again."
         ) from error
     _check_weights(folder, lost=lost, left=left, known=known)
+    _check_same(bridge, plain[0], name=str(folder))
     return bridge, not lost
+
+
+def _said_by(model: Any) -> Said:
+    """Ids, and what transformers predicts from them; None where its forward pass takes no ids alone."""
+    try:
+        ids = torch.arange(6)[None] * 7 % model.get_input_embeddings().weight.shape[0]
+        with torch.inference_mode():
+            return ids, model(ids.to(model.device)).logits.float().cpu()
+    except Exception:  # two stacks, images: refused by name once the bridge is there
+        return None
+
+
+def _check_same(bridge: Any, plain: Said, *, name: str) -> None:
+    """Refuse a model whose bridge predicts otherwise: it builds attention anew, and leaves settings out silently."""
+    if plain is None or not torch.isfinite(plain[1]).all() or not plain[1].any():
+        return  # what is no number is refused by the self-test
+    ids, wanted = plain[0].to(bridge.cfg.device), plain[1]
+    with torch.inference_mode():
+        logits = bridge(ids, return_type="logits", attention_mask=torch.ones_like(ids)).float().cpu()
+    error = float((logits - wanted).abs().max() / wanted.square().mean().sqrt()) if logits.shape == wanted.shape else 1
+    if not error <= SAME:
+        raise ModelError(
+            f"{name}: with hook points of transformer-lens {version('transformer-lens')} the model predicts otherwise "
+            f"than in transformers (relative error {error:.1e}), so a setting of config.json is not known there; use "
+            "a model with the usual settings of its architecture."
+        )
 
 
 def _check_weights(folder: Path, *, lost: Sequence[str], left: Sequence[str], known: Sequence[str]) -> None:
@@ -100,13 +132,16 @@ def boot_objects(model: Any, device: torch.device) -> Any:
     try:
         own = copy.deepcopy(model).to(device).float()
         own.set_attn_implementation("eager")  # as for folders: the others give hook points nothing to fire on
+        plain = _said_by(own.eval())
         with quiet():
-            return TransformerBridge.boot_transformers("memory", hf_model=own, tokenizer=_stand_in(), device=device)
+            bridge = TransformerBridge.boot_transformers("memory", hf_model=own, tokenizer=_stand_in(), device=device)
     except Exception as error:
         raise ModelError(
             f"this {type(model).__name__} cannot be read ({first_line(error)}); save it with save_pretrained, and "
             "give the folder."
         ) from error
+    _check_same(bridge, plain, name=type(model).__name__)
+    return bridge
 
 
 def _stand_in() -> Any:

@@ -76,6 +76,16 @@ def test_an_architecture_without_hook_points_is_refused_by_its_name(saved):
         load_model(folder, device="cpu")
 
 
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_setting_that_the_bridge_leaves_out_is_refused(saved, *, in_memory):
+    """GPT-2 with unscaled attention: another stream than that of transformers, without a word of the bridge."""
+    settings = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32, "vocab_size": 340}
+    folder = saved("GPT2LMHeadModel", "GPT2Config", settings | {"scale_attn_weights": False})
+    source = (AutoModelForCausalLM.from_pretrained(folder), None) if in_memory else folder
+    with pytest.raises(ModelError, match=r"predicts otherwise than in transformers .* a setting of config.json"):
+        load_model(source, device="cpu")
+
+
 def test_an_encoder_with_a_decoder_is_refused_in_one_sentence(saved):
     """Two stacks have two residual streams: refused when the model is loaded."""
     settings = {"d_model": 16, "num_layers": 2, "num_heads": 2, "d_ff": 24, "d_kv": 8, "vocab_size": 340}
