@@ -195,7 +195,7 @@ def _options(given: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _special(tokens: Any) -> np.ndarray:
-    added = getattr(tokens.backend, "get_added_tokens_decoder", dict)()
+    added = tokens.backend.get_added_tokens_decoder()
     return np.array([i for i, token in added.items() if token.special], dtype=np.int64)
 
 

@@ -123,7 +123,7 @@ def hooked_pass(
         def hook_function(tensor: Any, hook: Any) -> None:
             _refuse_shape(name, tensor, tokens.shape)
             cells = tensor[row, col] if head is None else tensor[row, col, head]
-            got[name] = cells.float().flatten(1).clone()  # clone: hooks hand out references
+            got[name] = cells.float().flatten(1)  # gathered, so a copy: no reference holds the whole tensor
             if len(got) == n_wanted:
                 raise _Stop
 

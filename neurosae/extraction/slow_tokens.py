@@ -24,6 +24,13 @@ class SlowEncoding(NamedTuple):
     offsets: list[tuple[int, int]]
 
 
+class Added(NamedTuple):
+    """A token beside the learned vocabulary, and whether texts end or begin with it, or it stands for nothing."""
+
+    content: str
+    special: bool
+
+
 class SlowBackend:
     """The part of a fast tokenizer that is needed here, around a tokenizer object of transformers without one."""
 
@@ -56,6 +63,16 @@ class SlowBackend:
     def get_vocab(self) -> dict[str, int]:
         """All tokens by name."""
         return self.tokenizer.get_vocab()
+
+    def get_added_tokens_decoder(self) -> dict[int, Added]:
+        """Special tokens and others that were added to the vocabulary, by id."""
+        special = set(self.tokenizer.all_special_ids)  # those of ByT5 are no specials by their own flag
+        every = sorted({*self.tokenizer.added_tokens_decoder, *special})
+        return {i: Added(self.id_to_token(i), i in special) for i in every}
+
+    def get_vocab_size(self) -> int:
+        """Number of ids."""
+        return len(self.tokenizer)
 
     def to_str(self) -> str:
         """What its ids depend on, for the hash."""

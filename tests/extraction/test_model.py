@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from neurosae.errors import ModelError
-from neurosae.extraction import packing
+from neurosae.extraction import packing, selftest
 from neurosae.extraction.model import batch_invariance, hooked_pass, load_model, logits_of
 from neurosae.extraction.packing import pad
-from neurosae.extraction.selftest import mlp_by_token
+from neurosae.extraction.selftest import mlp_by_token, packed_and_alone
 from neurosae.extraction.tokens import token_ids
 
 TEXTS = ["the keys to the old cabinets are near", "the dog is", "houses"]
@@ -130,10 +130,12 @@ def test_an_mlp_that_mixes_tokens_runs_whole(checkpoint, monkeypatch):
 
 
 def test_hooked_pass_refuses_a_silent_hook(toy_model, monkeypatch):
-    """A hook point that exists but never fires is an error."""
+    """A misspelt hook point is named before the pass, one that exists but never fires after it."""
+    ids = np.ones((1, 3), dtype=int)
+    with pytest.raises(ModelError, match=r"Did you mean 'blocks\.1\.hook_resid_post'"):
+        hooked_pass(toy_model, ids, ids, hooks=["blocks.1.hook_resid_pst"], rows=[0], cols=[0])
     deaf = SimpleNamespace(run_with_hooks=lambda ids, **_: None)
     model = dataclasses.replace(toy_model, bridge=deaf)
-    ids = np.ones((1, 3), dtype=int)
     with pytest.raises(ModelError, match=r"never fired: blocks\.1\.hook_resid_post"):
         hooked_pass(model, ids, ids, hooks=["blocks.1.hook_resid_post"], rows=[0], cols=[0])
 
@@ -154,6 +156,23 @@ def test_batch_invariance_refuses_an_unmasked_batch(checkpoint, monkeypatch):
         batch_invariance(model, token_ids(model.tokens, TEXTS), model.last_hook)
 
 
+def test_the_self_test_looks_at_the_worst_hook_point(monkeypatch):
+    """Relative to the size of the vectors; what is no number is worse than any number."""
+    flat = {name: torch.full((4, 2), 2.0) for name in ("a", "b", "c")}
+    packed = flat | {"b": flat["b"] + 1, "c": flat["c"] + 0.5}
+    monkeypatch.setattr(selftest, "packed_and_alone", lambda *_, **__: (packed, flat))
+    assert selftest.packing_error(None, [], ["a", "b", "c"], packing="buckets") == (0.5, "b")
+    packed["c"] = flat["c"] * float("nan")
+    assert selftest.packing_error(None, [], ["a", "b", "c"], packing="buckets")[1] == "c"
+
+
+def test_the_self_test_leaves_out_specials(toy_model):
+    """BOS is no row, and its long vector would hide the errors of those that are."""
+    ids = token_ids(toy_model.tokens, TEXTS)
+    packed, alone = packed_and_alone(toy_model, ids, [toy_model.last_hook], packing="buckets")
+    assert len(packed[toy_model.last_hook]) == len(alone[toy_model.last_hook]) == sum(len(i) - 1 for i in ids)
+
+
 def test_load_model_records_provenance(checkpoint):
     """Hashes, dtype, device, weights mode and BOS rule are in the record; reduced precision is named."""
     facts = load_model(checkpoint("gpt2"), device="cpu", dtype="bfloat16").provenance
@@ -161,6 +180,7 @@ def test_load_model_records_provenance(checkpoint):
     assert len(facts["weights_hash"]) == len(facts["tokenizer_hash"]) == 64
     assert facts["config"]["n_layer"] == 3
     assert "nothing before" in facts["bos"]
+    assert set(facts["versions"]) == {"torch", "transformers", "transformer-lens", "tokenizers"}
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -224,6 +244,14 @@ def test_encoder_without_a_head_has_no_logits(checkpoint, tmp_path):
     assert not model.has_head
     with pytest.raises(ModelError, match="has no head"):
         logits_of(model, torch.zeros(1, 32))
+
+
+def test_a_causal_model_without_its_head_has_no_logits(checkpoint, tmp_path):
+    """transformers fills a missing head with random numbers, and these do read the last stream: nothing is scored."""
+    folder = broken(checkpoint("llama"), tmp_path / "m", lambda t: t.pop("lm_head.weight"))
+    model = load_model(folder, device="cpu")
+    assert model.is_causal
+    assert not model.has_head
 
 
 @pytest.mark.parametrize(

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import weakref
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from neurosae.errors import DataError
-from neurosae.extraction import run
+from neurosae.errors import DataError, ModelError
+from neurosae.extraction import packing as layout
+from neurosae.extraction import record, run
+from neurosae.extraction.firing import firing_order
 from neurosae.extraction.model import hooked_pass, load_model
 from neurosae.extraction.packing import pack, pad
 from neurosae.extraction.responses import provenance_of
 from neurosae.extraction.run import extract
+from neurosae.extraction.tokens import token_ids
 
 REGIONS = {"regions": ["head", "whole"]}
 
@@ -62,6 +66,84 @@ def test_only_wanted_cells_are_held(toy_model):
     hooks = [f"blocks.{i}.{name}" for i in range(4) for name in ("hook_resid_post", "hook_attn_out", "hook_mlp_out")]
     got = hooked_pass(toy_model, ids, mask, hooks=hooks, rows=[0, 1], cols=[58, 3])
     assert all(x.untyped_storage().nbytes() == x.numel() * 4 == 2 * 64 * 4 for x in got.values())
+
+
+def test_whole_activations_die_during_the_pass(toy_model, monkeypatch):
+    """At the deepest hook point nothing is left of the shallow ones but their cells: no list of caches grows."""
+    seen, left = [], []
+    real = toy_model.bridge.run_with_hooks
+
+    def watched(function):
+        def hook_function(tensor, hook):
+            left.append(sum(ref() is not None for ref in seen[:2]))
+            seen.append(weakref.ref(tensor))
+            return function(tensor, hook)
+
+        return hook_function
+
+    def spying(ids, *, fwd_hooks, **settings):
+        return real(ids, fwd_hooks=[(name, watched(function)) for name, function in fwd_hooks], **settings)
+
+    monkeypatch.setattr(toy_model.bridge, "run_with_hooks", spying)
+    ids, mask = pad([np.arange(1, 60), np.arange(2, 50)])
+    hooks = [f"blocks.{i}.hook_resid_post" for i in range(4)]
+    got = hooked_pass(toy_model, ids, mask, hooks=hooks, rows=[0, 1], cols=[58, 3])
+    assert len(got) == len(left) == 4
+    assert left[-1] == 0
+
+
+def test_a_pass_keeps_no_graph(toy_model):
+    """What leaves the model has no history: a graph would hold every activation that it came from."""
+    ids = np.ones((1, 3), dtype=int)
+    got = hooked_pass(toy_model, ids, ids, hooks=[toy_model.last_hook], rows=[0], cols=[2])[toy_model.last_hook]
+    assert not got.requires_grad
+    assert got.is_inference()
+
+
+def test_the_model_is_given_ids_and_a_mask_never_strings(checkpoint, toy_stimuli, tiny, *, monkeypatch):
+    """A string would get a BOS of the model's own, and an encoder's list of strings leaves its pads unmasked."""
+    model = load_model(checkpoint("bert"), device="cpu")
+    given = []
+    real = model.bridge.run_with_hooks
+    monkeypatch.setattr(
+        model.bridge,
+        "run_with_hooks",
+        lambda ids, **settings: (given.append((ids, settings)), real(ids, **settings))[1],
+    )
+    extract(toy_stimuli, model, {"s": dataclasses.replace(tiny(1), d=32)}, positions=REGIONS)
+    assert len(given) > 2
+    for ids, settings in given:
+        assert ids.dtype == torch.long
+        assert settings["attention_mask"].shape == ids.shape
+
+
+def test_extraction_measures_its_own_stimuli(checkpoint, toy_stimuli, tiny, *, monkeypatch):
+    """A batch that would move vectors is found before the first response, on the stimuli themselves, long ones too."""
+    model = load_model(checkpoint("bert"), device="cpu")
+    site, asked = {"s": dataclasses.replace(tiny(1), d=32)}, []
+    real = record.batch_invariance
+    monkeypatch.setattr(record, "batch_invariance", lambda m, ids, hooks: (asked.append(ids), real(m, ids, hooks))[1])
+    found = provenance_of(extract(toy_stimuli, model, site, positions=REGIONS)["s"])["batch_invariance"]
+    lengths = [len(ids) for ids in asked[0]]
+    every = {len(ids) for ids in token_ids(model.tokens, toy_stimuli["text"].tolist())}
+    assert 0 < found < 1e-5
+    assert (min(lengths), max(lengths)) == (min(every), max(every))
+    assert len(set(lengths)) == len(lengths) == min(8, len(every))
+    monkeypatch.setattr(layout, "pad", lambda lists: (pad(lists)[0], pad(lists)[1] * 0 + 1))
+    with pytest.raises(ModelError, match="other vectors in a batch than alone"):
+        extract(toy_stimuli, model, site, positions=REGIONS)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert", "neox", "mistral"])
+def test_attention_of_a_model_in_memory_can_be_read(checkpoint, family):
+    """Patterns fire, as for a folder, whatever kernel the model was made with."""
+    import transformers
+
+    kind = transformers.AutoModelForMaskedLM if family == "bert" else transformers.AutoModelForCausalLM
+    theirs = kind.from_pretrained(checkpoint(family), attn_implementation="sdpa")
+    model = load_model((theirs, None), device="cpu")
+    assert [f.shape for f in firing_order(model, ["blocks.1.attn.hook_pattern"])] == [(2, 4, 3, 3)]
+    assert theirs.config._attn_implementation == "sdpa"
 
 
 def test_padding_never_leaks(checkpoint):
