@@ -26,6 +26,7 @@ from neurosae.causal.pairs import (
     clamp_pair,
     edit_of,
     n_alone,
+    n_together,
     outcomes_of,
     surface,
 )
@@ -96,7 +97,8 @@ def joint_clamp(
     Notes
     -----
     H0: the effects of the sets add up, or no more fails to add up than for pairs like these. With a normalization that
-    is not frozen, effects never add up; with a probability as outcome, freezing does not help.
+    is not frozen, effects never add up; with a probability as outcome, freezing does not help. Pairs are matched on
+    what a part does where the other is not: ablated from a text that has both, a part takes its interaction along.
     """
     given = dict(options or {})
     settings, effects = settings_of(given.pop("inference", None)), dict(given.pop("effects", {}))
@@ -231,7 +233,7 @@ def planned(settled: Sequence[tuple[Job, Setting]], ask: JointClampBlock) -> pd.
             runs = {"sets in all coalitions, free and frozen": 2 * (2**n_sets - 1)}
         else:
             runs = {"target pair, free and frozen": 6, "controls alone": n_alone(ask.n_controls),
-                    "matched pairs, free and frozen": 4 * ask.n_controls}  # fmt: skip
+                    "matched pairs, free and frozen": n_together(at.mode, ask.n_controls)}  # fmt: skip
             runs |= {"surface, free and frozen": 2 * (2 * k + k * k)} if k and at.mode == "clamp" else {}
         parts += [part_of(at.place, where, name, n_conditions=n) for name, n in runs.items()]
         if ask.off_target:

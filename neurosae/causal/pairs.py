@@ -27,7 +27,8 @@ class Both(NamedTuple):
 
     free, frozen : (n_units, 4) in the order 0, A, B, AB;  numbers, unit : of the units
     controls_free, controls : mean I of the matched pairs (K,);  balance : how well they are matched
-    single : mean single effects of the target, frozen;  note : how controls were chosen, or why there are none
+    single : mean single effects of the target as pairs are matched on them, frozen (`single_effects`)
+    note : how controls were chosen, or why there are none
     """
 
     free: np.ndarray
@@ -117,6 +118,23 @@ def four(mode: str, *runs: np.ndarray) -> np.ndarray:
     return np.stack(parts, axis=-1)
 
 
+def single_effects(mode: str, *runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What each part does where the other is not: clamped alone, or ablated with the other ablated already.
+
+    Ablated alone from a text that has both, a part takes its interaction with the other along: what is left out is
+    L(AB) - L(B) = (L(A) - L(0)) + I. Pairs matched on that would be matched on what is tested.
+
+    Examples
+    --------
+    A pure conjunction, ablated from AB: neither part does anything without the other.
+
+    >>> single_effects("ablate", *np.array([[4.0], [0.0], [0.0], [0.0]]))
+    (array([0.]), array([0.]))
+    """
+    clean, first, second, both = runs
+    return (first - clean, second - clean) if mode == "clamp" else (both - second, both - first)
+
+
 def clamp_pair(
     at: Setting, sets: tuple[Sequence[int], Sequence[int]], *, n_controls: int, excluded: Sequence[int], seed: int
 ) -> Both:
@@ -125,10 +143,10 @@ def clamp_pair(
     L = [outcomes_of(at, [edit_of(at, a), edit_of(at, b), edit_of(at, np.r_[a, b])], frozen=f) for f in (False, True)]
     made = [by_unit(at, values) for values in L]
     free, frozen = (four(at.mode, *D.T) for D, _, _ in made)
-    single = np.array([(made[1][0][:, k] - made[1][0][:, 0]).mean() for k in (1, 2)])
+    single = np.array([effect.mean() for effect in single_effects(at.mode, *made[1][0].T)])
     empty = Both(free, frozen, made[0][1], made[0][2], np.empty(0), np.empty(0), pd.DataFrame(), single, "")
     try:
-        found = _controls(at, (a, b), single, n=n_controls, excluded=excluded, seed=seed)
+        found = _controls(at, (a, b), (single, L[1]), n=n_controls, excluded=excluded, seed=seed)
     except DataError as error:
         return empty._replace(note=str(error))
     return empty._replace(controls_free=found[0], controls=found[1], balance=found[2], note=found[3])
@@ -139,16 +157,42 @@ def n_alone(n_pairs: int) -> int:
     return 2 * (int(np.ceil(SPARE * n_pairs)) + PLAIN)
 
 
+def n_together(mode: str, n_pairs: int) -> int:
+    """How many runs the pairs take, free and frozen: clamped, the frozen single effects are those of the choice."""
+    return (4 if mode == "clamp" else 6) * n_pairs
+
+
+def _effects(
+    at: Setting, sets: tuple[np.ndarray, np.ndarray], singles: Sequence[list[tuple[Edit, ...]]], *, target: np.ndarray
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Mean single effects of control sets in the place of either part, and their outcomes, all frozen.
+
+    When ablating, a control set meets the text that its target met: without the other part of the target pair.
+    """
+    clean, first, second, _ = target.T
+    if at.mode == "clamp":
+        gone, before = ((), ()), (clean, clean)
+    else:
+        gone, before = (edit_of(at, sets[1]), edit_of(at, sets[0])), (second, first)
+    run = outcomes_of(at, [one + rest for some, rest in zip(singles, gone, strict=True) for one in some], frozen=True)
+    parts = np.split(run[:, 1:], [len(singles[0])], axis=1)
+    changes = [part - base[:, None] for part, base in zip(parts, before, strict=True)]
+    return [by_unit(at, change)[0].mean(axis=0) for change in changes], run
+
+
 def _controls(
     at: Setting,
     sets: tuple[np.ndarray, np.ndarray],
-    single: np.ndarray,
+    target: tuple[np.ndarray, np.ndarray],
     *,
     n: int,
     excluded: Sequence[int],
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray, pd.DataFrame, str]:
-    """Mean I of matched pairs, free and frozen; how well they are matched; how they were chosen."""
+    """Mean I of matched pairs, free and frozen; how well they are matched; how they were chosen.
+
+    target : single effects of both sets (2,), and their frozen outcomes (n_stimuli, 4) in the order of the runs
+    """
     as_features = at.controls == "features"
     table = covariates(at.place, at.reference, mode=at.mode, dose=at.dose, needs_activity=as_features)
     match = [name for name in at.match if name == "density" or (name == "size" and as_features)]
@@ -164,11 +208,9 @@ def _controls(
         for k, own in enumerate(sets)
     ]  # drawn at random: the yardstick of differences, and more candidates
     tried = [np.concatenate([one.sets, plain.sets]) for one, plain in zip(made, free, strict=True)]
-    singles = [control_of(at, (own,), (s,)) for own, some in zip(sets, tried, strict=True) for s in some]
-    alone = outcomes_of(at, singles, frozen=True)
-    effects = (by_unit(at, alone[:, 1:] - alone[:, :1])[0]).mean(axis=0)
+    singles = [[control_of(at, (own,), (s,)) for s in some] for own, some in zip(sets, tried, strict=True)]
+    (first, second), alone = _effects(at, sets, singles, target=target[1])
     m += PLAIN
-    first, second = effects[:m], effects[m:]
     toward = [_toward(at, W, own) for own in sets]
     others = [np.stack([_toward(at, W, s) for s in some]) for some in tried]
     cosine = (float(toward[0] @ toward[1]), others[0] @ others[1].T)
@@ -176,15 +218,15 @@ def _controls(
     near = (cosine[0], np.where(overlap, np.nan, cosine[1]))
     apart = slice(-PLAIN, None)
     spread = [float(np.std(first[apart])), float(np.std(second[apart])), float(np.std(cosine[1][apart, apart]))]
-    pairs, balance = matched_pairs(single, first, second, cosine=near, n=n, match=at.match, spread=spread)
-    own_sets = [(tried[0][i], tried[1][j]) for i, j in pairs]
-    together = [control_of(at, sets, both) for both in own_sets]
+    pairs, balance = matched_pairs(target[0], first, second, cosine=near, n=n, match=at.match, spread=spread)
+    together = [control_of(at, sets, (tried[0][i], tried[1][j])) for i, j in pairs]
+    one_by_one = [singles[0][i] for i in pairs[:, 0]] + [singles[1][j] for j in pairs[:, 1]]
     means = []
     for is_frozen in (False, True):
-        more = [] if is_frozen else [singles[i] for i in pairs[:, 0]] + [singles[m + j] for j in pairs[:, 1]]
-        run = outcomes_of(at, [*together, *more], frozen=is_frozen)
+        known = is_frozen and at.mode == "clamp"  # their outcomes are those that they were chosen by
+        run = outcomes_of(at, together + ([] if known else one_by_one), frozen=is_frozen)
         clean, joint = run[:, :1], run[:, 1 : n + 1]
-        if is_frozen:
+        if known:
             one, other = alone[:, 1 + pairs[:, 0]], alone[:, 1 + m + pairs[:, 1]]
         else:
             one, other = run[:, n + 1 : 2 * n + 1], run[:, 2 * n + 1 :]

@@ -155,8 +155,8 @@ class JointClampBlock(_Causal):
     """features: control sets are edited in the same way; directions: their decoder rows are added, as long as the edit
     of the target set is at each token, which matches size exactly."""
     match: OneOrMore = ("density", "size", "effect", "cosine")
-    """What pairs are matched on: density and size of either set, its effect alone, cosine of the pair. What is left out
-    is shown all the same."""
+    """What pairs are matched on: density and size of either set, its effect alone (ablated: with the other part already
+    ablated), cosine of the pair. What is left out is shown all the same."""
     freeze: Literal["final", "downstream"] = "downstream"
     """What is held at the run without edits; the claim needs the interaction free and frozen."""
 

@@ -32,15 +32,15 @@ def leaning(n=1000, seed=0):
     )  # fmt: skip
 
 
-def clamped(circuit, *, features=None, **options):
+def clamped(circuit, *, features=None, dictionary=None, **options):
     """Joint clamp of the two concepts at the last token."""
     given = {"parts": ["a", "b"], "effects": EFFECTS, "texts": circuit.stimuli["text"].tolist(), "n_tokens": 500,
              "dose": 1.0, "doses": [], "controls": "directions", "direction": "clamp", "off_target": False,
              "inference": {"n_permutations": 500}}  # fmt: skip
     asked = {name: value for name, value in (given | options).items() if value is not None}
     return joint_clamp(
-        circuit.stimuli, circuit.model, leaning(), features=features or {"a": [0], "b": [1]}, region="last",
-        options=asked, seed=1,
+        circuit.stimuli, circuit.model, dictionary or leaning(), features=features or {"a": [0], "b": [1]},
+        region="last", options=asked, seed=1,
     )  # fmt: skip
 
 
@@ -97,12 +97,42 @@ def test_ablation_agrees_with_clamping(small_and):
     assert (read.directions, grade_of({"code": 0.001}, causal=read)) == (("clamp", "ablate"), 3)
 
 
-def test_unmatched_pairs_make_no_claim(small_and):
-    """Ablating one concept of a conjunction loses all of it; no control does that, which is said."""
+def test_ablating_a_pure_conjunction_can_be_judged(small_and):
+    """Ablated alone a concept takes the neuron along, 4 logits; matched is what it does without the other: nothing."""
     row = clamped(small_and, direction="ablate", match=["effect", "cosine"]).iloc[0]
+    assert row["status"] == "ok"
+    assert row["estimate"] == pytest.approx(4.0, abs=0.05)
+    assert (row["x_single_first"], row["x_single_second"]) == pytest.approx((0, 0), abs=0.01)
+    assert row["x_worst_smd"] < 0.1
+    assert row["p_unc"] == 0.01
+
+
+@pytest.mark.parametrize("mode", ["clamp", "ablate"])
+def test_control_sets_meet_the_text_that_their_target_met(small_and, mode):
+    """Edited as the target is, a control set has its single effect: with neither part, in either direction."""
+    from neurosae.causal.material import place_of, stimuli_for
+    from neurosae.causal.pairs import Setting, _effects, edit_of, outcomes_of, single_effects
+
+    level = "absent" if mode == "clamp" else "present"
+    rows = stimuli_for(small_and.stimuli, small_and.design, region="last", only={"a": level, "b": level})
+    place = place_of(rows, small_and.model, small_and.dictionary, region="last")
+    at = Setting(place, None, small_and.design, mode, 0.5 if mode == "clamp" else 0.0, "downstream")
+    sets = np.array([0, 2]), np.array([1])  # feature 2 is read directly, so that the parts differ
+    edits = [edit_of(at, own) for own in (*sets, np.concatenate(sets))]
+    L = outcomes_of(at, edits, frozen=True)
+    wanted = [float(effect.mean()) for effect in single_effects(mode, *L.T)]
+    found, _ = _effects(at, sets, ([edits[0]] * 2, [edits[1]]), target=L)
+    assert np.concatenate(found) == pytest.approx([wanted[0], *wanted], abs=1e-4)
+    assert abs(wanted[0]) > 0.01 + abs(wanted[1])
+
+
+def test_unmatched_pairs_make_no_claim():
+    """Both concepts are read, four logits each; of random directions none is, which is said."""
+    circuit = circuits.linear_circuit(n_items=8, n_controls=800)
+    row = clamped(circuit, dictionary=circuit.dictionary, direction="ablate", match=["effect"]).iloc[0]
     assert row["status"] == "untestable"
     assert "single effect of the first differs by" in row["note"]
-    assert row["x_p_items"] <= 0.01
+    assert row["x_p_items_free"] <= 0.01
     assert pd.isna(row["p_unc"])
 
 

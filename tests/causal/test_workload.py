@@ -53,16 +53,17 @@ def test_planned_conditions_are_those_that_run(circuit, monkeypatch, options, *,
     assert (table["seconds"] > 0).all()
 
 
-def test_planned_conditions_of_a_joint_clamp_are_those_that_run(circuit, monkeypatch):
+@pytest.mark.parametrize("direction", ["clamp", "ablate"])
+def test_planned_conditions_of_a_joint_clamp_are_those_that_run(circuit, monkeypatch, direction):
     """Target, control sets alone, pairs, surface."""
     tables, runs = [], counted(monkeypatch, pairs)
     plan = joint.planned
     monkeypatch.setattr(joint, "planned", lambda *given: tables.append(plan(*given)) or tables[-1])
-    clamped(circuit, match=["cosine"], doses=[0.5, 1.0])
+    clamped(circuit, match=["cosine"], doses=[0.5, 1.0], direction=direction)
     table = tables[0]
-    assert list(table["part"]) == ["target pair, free and frozen", "controls alone", "matched pairs, free and frozen",
-                                   "surface, free and frozen"]  # fmt: skip
-    # single edits of the pairs, frozen, were already run among those alone, and are run once more
+    parts = ["target pair, free and frozen", "controls alone", "matched pairs, free and frozen"]
+    assert list(table["part"]) == parts + ["surface, free and frozen"] * (direction == "clamp")
+    # clamped, single edits of the pairs were run among those alone; ablated, those had the other part removed
     assert sum(k for k, _ in runs) == table["conditions"].sum()
 
 
