@@ -55,7 +55,7 @@ def read_folder(folder: str | Path, *, device: str = "cpu") -> Dictionary:
     parts = _read_tensors(folder / KINDS[kind].parts) if kind and KINDS[kind].parts else (b"", {})
     card = _read_json(folder / CARD) if (folder / CARD).is_file() else {}
     density = np.load(folder / DENSITY, allow_pickle=False) if (folder / DENSITY).is_file() else None
-    settings = {name: config.get(name) for name in ("architecture", "k", "apply_b_dec_to_input", "d_in", "d_sae")}
+    settings = _settings(config)
     special = [kind, parts[0], config.get("max_iterations")] if kind and kind not in PLAIN else []
     digest = content_hash(raw, settings, *special)
     if kind:
@@ -65,6 +65,15 @@ def read_folder(folder: str | Path, *, device: str = "cpu") -> Dictionary:
     else:
         made = foreign(load_with_sae_lens(folder, device))
     return replace(made, density=density, card=card, hash=digest)
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that codes may depend on, for the hash: all that are not said to be off, but for what only stores."""
+    always = ("architecture", "k", "apply_b_dec_to_input", "d_in", "d_sae")
+    never = {*always, "metadata", "dtype", "device", "reshape_activations"}
+    off = (None, False, "none")
+    others = {name: value for name, value in config.items() if name not in never and value not in off}
+    return {name: config.get(name) for name in always} | others
 
 
 def _read_tensors(path: Path) -> tuple[bytes, dict[str, Tensor]]:
@@ -166,7 +175,7 @@ def from_state(config: Mapping[str, Any], state: Mapping[str, Tensor], *, where:
         return None
     tensors = {name: value.detach().float() for name, value in state.items()}
     raw = [value.cpu().contiguous().numpy().tobytes() for _, value in sorted(tensors.items())]
-    settings = {name: config.get(name) for name in ("architecture", "k", "apply_b_dec_to_input", "d_in", "d_sae")}
+    settings = _settings(config)
     return replace(_plain(kind, config, tensors, where=where), hash=content_hash(*raw, settings))
 
 
@@ -190,7 +199,7 @@ def foreign(sae: Any) -> Dictionary:
         )
     threshold = sae.threshold.detach().float() if getattr(sae, "threshold", None) is not None else unknown
     state = {name: value.detach().float().cpu().numpy().tobytes() for name, value in sorted(sae.state_dict().items())}
-    digest = content_hash(sae.cfg.architecture(), *state, *state.values())
+    digest = content_hash(_settings(config), *state, *state.values())
     return Dictionary(
         str(metadata.get("hook_name") or ""), "sae_lens", encoder, bias, decoder, sae.b_dec.detach().float(),
         threshold, None, bool(sae.cfg.apply_b_dec_to_input), metadata=metadata, hash=digest, sae=sae,

@@ -100,6 +100,16 @@ def test_hash_follows_weights(make_dictionary, tmp_path):
     assert a == b != c
 
 
+@pytest.mark.parametrize("setting", [{"rescale_acts_by_decoder_norm": True}, {"normalize_activations": "layer_norm"}])
+def test_hash_follows_settings(make_dictionary, tmp_path, setting):
+    """The same weights with a setting that gives other codes are another dictionary: no stored response serves both."""
+    write_folder(tmp_path / "a", make_dictionary("topk"))
+    before = read_folder(tmp_path / "a").hash
+    path = tmp_path / "a" / "cfg.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | setting))
+    assert read_folder(tmp_path / "a").hash != before
+
+
 BREAK = {
     "does not exist": lambda folder: [p.unlink() for p in folder.iterdir()] and folder.rmdir(),
     "has no cfg.json": lambda folder: (folder / "cfg.json").unlink(),
