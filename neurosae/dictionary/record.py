@@ -68,7 +68,7 @@ def read_folder(folder: str | Path, *, device: str = "cpu") -> Dictionary:
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that codes may depend on, for the hash: all that are not said to be off, but for what only stores."""
+    """The settings that codes may depend on, for the hash: all but what is off, and what only stores."""
     always = ("architecture", "k", "apply_b_dec_to_input", "d_in", "d_sae")
     never = {*always, "metadata", "dtype", "device", "reshape_activations"}
     off = (None, False, "none")
