@@ -13,15 +13,27 @@ import torch
 
 from neurosae.errors import DataError, ModelError
 from neurosae.extraction import packing as layout
-from neurosae.extraction import record, run
+from neurosae.extraction import record, run, shard
+from neurosae.extraction.cells import Wanted
 from neurosae.extraction.firing import firing_order
 from neurosae.extraction.model import hooked_pass, load_model
 from neurosae.extraction.packing import pack, pad
 from neurosae.extraction.responses import provenance_of
 from neurosae.extraction.run import extract
+from neurosae.extraction.store import key_folder, responses_key
 from neurosae.extraction.tokens import token_ids
 
 REGIONS = {"regions": ["head", "whole"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """What a key reads of a dictionary: hook point and hash, apart."""
+
+    hook: str
+    seed: int
+    n_features: int = 8
+    hash = property(lambda self: f"dictionary {self.seed}")
 
 
 def test_a_model_and_a_tokenizer_in_memory(checkpoint, toy_stimuli, tiny):
@@ -281,3 +293,90 @@ def test_packed_ids_never_exceed_the_vocabulary_or_lose_a_token():
         found = [packed.ids[row, path].tolist() for row, path in zip(packed.row, packed.paths, strict=True)]
         assert found == lists
         assert packed.ids.min() >= 0
+
+
+CHANGED = {
+    "text": lambda key: key(text=("text", "another")),
+    "target": lambda key: key(text=("target", " are")),
+    "foil": lambda key: key(text=("foil", " were")),
+    "span of a region": lambda key: key(text=("head_end", 1)),
+    "span of the target": lambda key: key(text=("verb_end", 1)),
+    "regions": lambda key: key(regions=("head",)),
+    "align": lambda key: key(align="start"),
+    "window": lambda key: key(window=(-1, 1)),
+    "keep_x": lambda key: key(keep_x=True),
+    "allow_straddle": lambda key: key(allow_straddle=True),
+    "scores": lambda key: key(scores=False),
+    "weights": lambda key: key(model=("weights_hash", "0")),
+    "weights mode": lambda key: key(model=("weights", "compat")),
+    "tokenizer": lambda key: key(model=("tokenizer_hash", "0")),
+    "dtype": lambda key: key(model=("dtype", "bfloat16 (autocast)")),
+    "prefix": lambda key: key(tokens={"prefix": ()}),
+    "suffix": lambda key: key(tokens={"suffix": (3,)}),
+    "hook": lambda key: key(site={"hook": "blocks.2.hook_resid_post"}),
+    "dictionary": lambda key: key(site={"seed": 7}),
+    "target slot": lambda key: key(slot=None),
+    "version": lambda key: key(version=999),
+}
+
+
+@pytest.mark.parametrize("what", CHANGED)
+def test_the_key_follows_everything_that_moves_numbers(toy_stimuli, toy_model, monkeypatch, *, what):
+    """One thing changed, another key; where the numbers were computed, and how many at once, is not part of it."""
+
+    def key(*, text=None, model=(), tokens=None, site=None, slot="verb", version=None, **asked):
+        stimuli = toy_stimuli.copy()
+        if text:
+            stimuli[text[0]] = [text[1], *stimuli[text[0]].tolist()[1:]]
+        facts = {**toy_model.provenance, **dict([model] if model else [])}
+        changed = dataclasses.replace(
+            toy_model, provenance=facts, tokens=dataclasses.replace(toy_model.tokens, **(tokens or {}))
+        )
+        sites = {"s": Named(**{"hook": "blocks.1.hook_resid_post", "seed": 0, **(site or {})})}
+        if version:
+            monkeypatch.setattr("neurosae.extraction.store.EXTRACTION_VERSION", version)
+        wanted = dataclasses.replace(Wanted(("head", "whole"), "region", None, False, False), **asked)
+        return key_folder("", responses_key(stimuli, wanted, model=changed, dictionaries=sites, target_slot=slot))
+
+    base = key()
+    assert key(model=("device", "cuda:1")) == key(model=("threads", 64)) == base
+    assert CHANGED[what](key) != base
+
+
+def test_the_key_follows_token_ids(toy_model):
+    """Stimuli without words are their ids."""
+    frames = [pd.DataFrame({"ids": [[1, 2, last]], "head_start": [0], "head_end": [2]}) for last in (3, 4)]
+    wanted = Wanted(("head",), "region", None, False, False)
+    one, two = (responses_key(f, wanted, model=toy_model, dictionaries={}, target_slot=None) for f in frames)
+    assert one != two
+
+
+def test_few_rows_are_held_dense_at_once(toy_stimuli, toy_model, tiny, *, monkeypatch):
+    """Cells go through a dictionary, and logits through the head, a chunk at a time; the numbers stay."""
+    site, counts, logits = {"s": tiny(2)}, [], []
+    whole = extract(toy_stimuli, toy_model, site, positions=REGIONS)["s"]
+    monkeypatch.setattr(shard, "CHUNK_BYTES", 4 * 96 * 5)
+    real, head = type(site["s"]).encode, shard.logits_of
+    monkeypatch.setattr(type(site["s"]), "encode", lambda self, x: (counts.append(len(x)), real(self, x))[1])
+    monkeypatch.setattr(shard, "logits_of", lambda model, x: (logits.append(len(x)), head(model, x))[1])
+    parts = extract(toy_stimuli, toy_model, site, positions=REGIONS)["s"]
+    assert max(counts) == 5
+    assert max(logits) == 1
+    assert abs(parts.X - whole.X).max() < 1e-6
+    np.testing.assert_allclose(parts.obs["surprisal"], whole.obs["surprisal"], rtol=1e-5)
+
+
+def test_what_is_said_of_features_is_theirs():
+    """decoder_norm, threshold, density and origin of var are those of the dictionary, under their own names."""
+
+    class Told(Named):
+        decoder_norm, threshold, density, origin = (property(lambda self, k=k: np.full(8, float(k))) for k in range(4))
+
+    told = Told("blocks.1.hook_resid_post", 0)
+    var = run.features_table("s", told)
+    assert [set(var[name]) for name in ("decoder_norm", "threshold", "density", "origin")] == [
+        {0.0},
+        {1.0},
+        {2.0},
+        {3.0},
+    ]

@@ -61,6 +61,15 @@ def test_region_tokens_recovers_every_word(tokenizer_of, kind, text):
     assert min(seen) >= tokenizer.first
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_token_ids_invariant_to_how_many_texts(tokenizer_of, kind):
+    """Many texts at once go another way into the tokenizer: its own specials are added by neither."""
+    tokenizer = tokenizer_of(kind)
+    alone = [token_ids(tokenizer, [text])[0] for text in TEXTS]
+    assert token_ids(tokenizer, TEXTS * 3) == alone * 3
+    assert [e.ids.tolist() for e in encode(tokenizer, TEXTS * 3)] == alone * 3
+
+
 @pytest.mark.parametrize("text", [" the dog", "été"])
 def test_region_tokens_leaves_out_a_dummy_blank(tokenizer_of, text):
     """A lone blank sign, which may share the offsets of the first letter, is no part of the word."""
