@@ -194,12 +194,16 @@ def test_reduced_precision_reports_switched_features(checkpoint, toy_stimuli, ti
     assert provenance_of(out)["model"]["dtype"] == "bfloat16 (autocast)"
 
 
-def test_dictionaries_decide_about_bos(toy_model, tiny):
-    """prepend_bos of the dictionaries holds while bos is auto; a disagreement is refused."""
+def test_dictionaries_decide_about_bos(ask, toy_model, tiny):
+    """prepend_bos of the dictionaries holds while bos is auto, and is recorded; a disagreement is refused."""
     open_rule = dataclasses.replace(toy_model, tokens=dataclasses.replace(toy_model.tokens, rule="auto"))
     without, with_ = tiny(1, metadata={"prepend_bos": False}), tiny(1, metadata={"prepend_bos": True})
     assert run._with_bos(open_rule, {"a": without})[1].prefix == ()
     assert run._with_bos(toy_model, {"a": without})[1].prefix == (256,)
+    found = provenance_of(ask(model=open_rule, sites={"a": without})["a"])
+    assert found["model"]["bos"].startswith("nothing before")
+    assert found["first_token"] == 0
+    assert toy_model.provenance["bos"].startswith("<bos> before")
     with pytest.raises(ModelError, match=r"disagree about BOS \(a without, b with\)"):
         run._with_bos(open_rule, {"a": without, "b": with_})
 

@@ -245,6 +245,15 @@ def test_replaced_token_scores_single_tokens_only(tokenizer_of):
     assert replaced_token(tokenizer, text, (4, 7), word="cabinet")[0] is None
 
 
+def test_replaced_token_refuses_another_context():
+    """Where a word changes the tokens before it, the two continuations would be predicted from different contexts."""
+    vocab = {name: i for i, name in enumerate(("w", "x", "y", "z", "xy", "wx"))}
+    tokenizer = make_tokenizer(Tokenizer(models.BPE(vocab=vocab, merges=[("x", "y"), ("w", "x")])))
+    assert [e.ids.tolist() for e in encode(tokenizer, ["wxy", "wxz"])] == [[0, 4], [5, 3]]
+    assert replaced_token(tokenizer, "wxy", (2, 3), word="z") == (None, "the tokens before 'z' change with it")
+    assert replaced_token(tokenizer, "wxz", (2, 3), word="z") == (3, "")
+
+
 def test_load_tokenizer_refuses_a_folder_without_one(tmp_path):
     """A missing or broken tokenizer.json is one sentence with the remedy."""
     with pytest.raises(ModelError, match=r"has no tokenizer\.json; write one"):
