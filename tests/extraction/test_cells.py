@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from neurosae.errors import DataError
-from neurosae.extraction.cells import WHOLE, WINDOW, Wanted, plan_cells
+from neurosae.extraction.cells import WHOLE, WINDOW, Wanted, cut_ids, plan_cells
 
 
 def plan(stimuli, model, **asked):
@@ -52,3 +54,16 @@ def test_plan_cells_refuses(toy_stimuli, toy_model):
     long = toy_stimuli.assign(text=toy_stimuli["text"] + " and" * 40)
     with pytest.raises(DataError, match=r"stimulus 'i0/a/sg/sg' has 186 tokens .* toy takes at most 96 \(24 stimuli"):
         plan(long, toy_model)
+
+
+def test_cut_ids_end_at_the_last_token_that_is_needed(toy_stimuli, toy_model):
+    """Causal: at the last wanted or scored token, not one later; where tokens look ahead, nothing is cut."""
+    cells = plan(toy_stimuli, toy_model, regions=("head",))
+    last = cells.rows.groupby("row")["token_index"].max()
+    cut = cut_ids(cells, is_causal=True, is_scored=False)
+    assert [len(ids) for ids in cut] == (last + 1).tolist()
+    assert [ids.tolist() for ids in cut] == [ids[: len(c)].tolist() for ids, c in zip(cells.ids, cut, strict=True)]
+    later = replace(cells, target=cells.target.assign(at=last.to_numpy() + 2))
+    assert [len(ids) for ids in cut_ids(later, is_causal=True, is_scored=True)] == (last + 3).tolist()
+    assert [len(ids) for ids in cut_ids(later, is_causal=True, is_scored=False)] == (last + 1).tolist()
+    assert cut_ids(later, is_causal=False, is_scored=True) is cells.ids
