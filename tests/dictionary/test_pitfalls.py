@@ -10,18 +10,20 @@ import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 
-from neurosae.dictionary import alternatives, kinds
+from neurosae.dictionary import alternatives, budget, kinds, load, texts, train
 from neurosae.dictionary.evaluate import reference_contexts, splice
-from neurosae.dictionary.kinds import signed_dictionary
+from neurosae.dictionary.interaction_study import interaction_study
+from neurosae.dictionary.kinds import neuron_dictionary, signed_dictionary
 from neurosae.dictionary.load import check_fit
 from neurosae.dictionary.pathology import pathology
 from neurosae.dictionary.plan import training_key
+from neurosae.dictionary.record import folder_content, foreign
 from neurosae.dictionary.settings import settings_of
 from neurosae.dictionary.texts import sample_texts, special_ids
 from neurosae.dictionary.train import train_dictionary
 from neurosae.errors import ModelError
 from neurosae.extraction.model import load_model
-from neurosae.extraction.tokens import byte_tokenizer, make_tokenizer, tokenizer_in_memory
+from neurosae.extraction.tokens import byte_tokenizer, decode, make_tokenizer, tokenizer_in_memory, with_bos
 from tests.dictionary.conftest import HOOK
 from tests.extraction.conftest import save_checkpoint
 
@@ -48,9 +50,21 @@ def test_a_tokenizer_without_a_fast_version_ends_texts_too(toy):
     model = dataclasses.replace(toy, tokens=tokenizer_in_memory(ByT5Tokenizer()))
     assert {0, 1, 2} <= special_ids(model)
     assert 65 not in special_ids(model)
-    texts = sample_texts(model, 60, seed=1)
-    assert texts
-    assert not any("</s>" in text or "<pad>" in text for text in texts)
+    written = sample_texts(model, 60, seed=1)
+    assert written
+    assert not any("</s>" in text or "<pad>" in text for text in written)
+
+
+def test_a_document_stops_at_its_end(toy, monkeypatch):
+    """What a model writes after the end sign is another text: it is left out, and the sign with it."""
+    script = [65, 66, 256, 67, 256]
+
+    def scripted(_):
+        return lambda ids: torch.nn.functional.one_hot(torch.tensor([script[ids.shape[1] - 1]] * 2), 257) * 100.0
+
+    monkeypatch.setattr(texts, "_next_logits", scripted)
+    written = texts._write(toy, torch.Generator().manual_seed(0), length=5, n_writers=2)
+    assert written == [[65, 66], [65, 66]]
 
 
 # --- weights as they are, or folded ---------------------------------------------------------------------------------
@@ -142,3 +156,99 @@ def test_few_rows_are_encoded_at_once(make_dictionary, monkeypatch, *, kind):
     made.reconstruct(x)
     assert max(counts) == 7
     assert sum(counts) == 100
+
+
+def test_the_recipe_is_the_default():
+    """Centred, scaled, annealed, a 32nd of the auxiliary loss, dead after a twentieth of the steps, no ghosts."""
+    made = settings_of({}, 64)
+    assert (made.center, made.scale, made.recalibrate, made.ghost_grads) == (True, True, True, False)
+    assert (made.anneal, made.aux, made.dead_window) == (0.4, 1 / 32, 0.05)
+    assert settings_of({"d_sae": 32, "k": 4}, 64).k0 == 32  # k starts at the width, or at all features
+
+
+def test_two_dictionaries_need_the_memory_of_both(toy, toy_texts, tmp_path, *, monkeypatch):
+    """Each fits, both do not: refused before the first step."""
+    ask = {"d_sae": 640, "k": 4, "n_tokens": 4000, "batch": 100}
+    one = budget.budget(settings_of(ask, 16), 16).memory
+    monkeypatch.setattr(budget, "free_memory", lambda _: int(1.5 * one))
+    monkeypatch.setattr(train, "_begin", lambda *_, **__: pytest.fail("began"))
+    sites = {name: {**ask, "hook": HOOK, "out": tmp_path / name, "seed": i} for i, name in enumerate("ab")}
+    with pytest.raises(ModelError, match=r"d_sae 640 .* and 1 more beside it, needs .* of memory"):
+        train.train_dictionaries(toy, toy_texts, sites)
+
+
+def test_held_out_documents_are_never_decomposed(toy):
+    """The documents of the card are no part of the fit, a repeated one neither."""
+    asked = alternatives.asked_of({"kind": "pca", "n_tokens": 100_000}, 16)
+    documents = [f"document {i} of a hundred" for i in range(100)]
+    contexts, held_out = alternatives._split(toy, documents * 2, asked)
+    fitted = {decode(toy.tokens, ids.tolist()) for ids in contexts.ids}
+    assert len(held_out) == 5
+    assert fitted == set(documents) - set(held_out)
+
+
+# --- what a dictionary says of itself -------------------------------------------------------------------------------
+
+
+def test_a_dictionary_that_speaks_of_another_bos_is_announced(toy, toy_texts):
+    """Where the analysis sets the rule; where it does not, the fit is measured with the dictionary's own."""
+    raw = neuron_dictionary(HOOK, 16)
+    without = dataclasses.replace(raw, metadata={**raw.metadata, "prepend_bos": False})
+    fixed = dataclasses.replace(toy, tokens=with_bos(toy.tokens, True))
+    free = dataclasses.replace(toy, tokens=dataclasses.replace(toy.tokens, rule="auto"))
+    with pytest.warns(UserWarning, match="trained with prepend_bos: False, but the analysis asks for the opposite"):
+        assert check_fit(without, fixed, texts=toy_texts).fit["warnings"]
+    assert check_fit(without, free, texts=toy_texts).fit["warnings"] == ()
+    lossy = dataclasses.replace(without, W_dec=without.W_dec * 0.9)
+    bare = dataclasses.replace(toy, tokens=with_bos(toy.tokens, False))
+    assert check_fit(lossy, free, texts=toy_texts).fit == check_fit(lossy, bare, texts=toy_texts).fit
+    said = dataclasses.replace(lossy, metadata={**raw.metadata, "prepend_bos": True})
+    assert (
+        check_fit(said, free, texts=toy_texts).fit["fvu_here"]
+        != check_fit(lossy, free, texts=toy_texts).fit["fvu_here"]
+    )
+
+
+def test_check_fit_refuses_a_hook_point_that_never_varies(make_dictionary):
+    """The same vector at every token has no variance: FVU is no number, and no number passes a threshold."""
+    with pytest.raises(ModelError, match="gives the same vector at every token"):
+        load._refuse(make_dictionary("topk"), {"fvu": float("nan"), "l0": 4.0}, {"fvu": None, "l0": None})
+
+
+def test_heads_are_read_flattened_by_a_dictionary_of_sae_lens(lens):
+    """Its own reshaping of hook_z would take rows for heads."""
+    config = lens.StandardSAEConfig(
+        d_in=16, d_sae=32, reshape_activations="hook_z", normalize_activations="layer_norm",
+        metadata=lens.saes.sae.SAEMetadata(hook_name="blocks.0.attn.hook_z"),
+    )  # fmt: skip
+    made = foreign(lens.StandardSAE(config))
+    x = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    assert made.kind == "sae_lens"
+    assert made.encode(x).shape == (5, 32)
+    assert made.decode(made.encode(x)).shape == (5, 16)
+
+
+def test_a_jointly_trained_folder_says_so(make_dictionary):
+    """The plain part of an interaction dictionary has adapted to its term: whoever loads it alone can read that."""
+    plain = make_dictionary("topk")
+    joint = dataclasses.replace(plain, kind="interaction", parts={"V": torch.ones(64, 2), "M": torch.ones(2, 16)})
+    assert folder_content(joint)[0]["metadata"]["co_adapted"] is True
+    assert "co_adapted" not in folder_content(plain)[0]["metadata"]
+
+
+def test_pathology_leaves_specials_alone(toy, toy_texts, make_dictionary, *, monkeypatch):
+    """BOS is replaced neither by its reconstruction nor by a random error."""
+    made, rows = make_dictionary("topk"), []
+    real = type(made).reconstruct
+    monkeypatch.setattr(type(made), "reconstruct", lambda self, x: (rows.append(len(x)), real(self, x))[1])
+    pathology(made, toy, toy_texts, n_tokens=200, n_draws=1)
+    contexts = reference_contexts(toy, toy_texts, n_tokens=200, seed=0)
+    assert sum(rows) == 2 * contexts.n_rows.sum()
+
+
+def test_interaction_study_refuses_arms_without_room():
+    """The arms with more codes need more features than that."""
+    rows = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    ask = {"d_sae": 6, "k": 4, "rank": 2, "n_tokens": 1000, "batch": 50}
+    with pytest.raises(ModelError, match="arms with k up to 6 need more features than that, not 6"):
+        interaction_study(rows, rows, settings=ask)
