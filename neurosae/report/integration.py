@@ -36,6 +36,9 @@ LIMITS = (
     "them, which takes the causal read-out.",
     "A gain of its own for every feature counts as integration here. Run the same file on a model with random weights "
     "and on a second dictionary before the grade is interpreted.",
+    "A dictionary that is narrower than what the model tells apart merges features that occur together, so a feature "
+    "for a conjunction can be the work of its width: the grade should hold in dictionaries of twice and four times as "
+    "many features, and their training text should have the parts apart as well as together.",
 )
 EXPLORATORY = "Synergy and the predictive ladder are exploratory: they raise no grade."
 

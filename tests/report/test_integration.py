@@ -58,6 +58,7 @@ def test_a_conjunction_is_reported_with_its_share_and_its_limits(study):
         "exploratory",
         "random weights",
         "gain of its own",
+        "twice and four times as many features",
     ):
         assert sentence in words
 
