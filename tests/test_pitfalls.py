@@ -80,6 +80,14 @@ def test_only_a_release_goes_through_the_hub_of_sae_lens():
     assert callers == {"dictionary/load.py"}
 
 
+def test_interventions_never_share_nodes():
+    """In a trie a token stands for several stimuli: an edit of one of them would reach the others."""
+    shared = {"trie", "pack", "grow", "trie_groups", "choose_packing", "run_shard"}
+    for file, tree in TREES.items():
+        if file.startswith("causal/"):
+            assert not identifiers(tree) & shared, file
+
+
 @pytest.mark.parametrize(
     ("name", "offline", "switched"), [("embedded", False, True), ("gpt2", False, False), ("gpt2", True, True)]
 )
