@@ -56,6 +56,17 @@ def test_load_measures_on_own_samples(trained, toy):
     assert made.fit["n_tokens"] >= 2000
 
 
+def test_load_measures_at_the_positions_that_were_learned(toy, toy_texts, tmp_path):
+    """A dictionary of short contexts is measured on short ones: later positions are no evidence against it."""
+    short = SMALL | {"context": 8}
+    train_dictionary(toy, toy_texts, hook=HOOK, out=tmp_path / "d", settings=short)
+    made = load_dictionary(site(tmp_path / "d"), toy, texts=toy_texts)
+    longer = rewrite(tmp_path / "d", tmp_path / "longer", metadata={"context_size": 64})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        assert load_dictionary(site(longer), toy, texts=toy_texts).fit["fvu_here"] > 2 * made.fit["fvu_here"]
+
+
 def test_load_accepts_an_alias_of_the_hook(trained, toy, toy_texts, *, tmp_path):
     """Two names of one hook point are one place."""
     made = rewrite(trained, tmp_path / "d", metadata={"hook_name": "blocks.1.hook_out"})
