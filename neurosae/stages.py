@@ -24,6 +24,7 @@ from neurosae.spec.files import atomic_path, content_hash, write_atomic
 from neurosae.spec.results import Tested, ranked
 
 STRONGEST = 8  # features of a test whose course is kept
+GIVEN = "training_texts.json"  # in the folder of a study: what `neurosae train --text` named
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,37 @@ def keep_inputs(study: Study) -> None:
     write_atomic(study.folder / "design.yaml", Path(study.spec.design).read_bytes())
     write_table(study.folder / "stimuli.parquet", study.stimuli)
     write_table(study.folder / "stimuli.csv", study.stimuli)
+
+
+# ------------------------------------------------------------------ training texts
+
+
+def remember_texts(folder: Path, texts: Iterable[Path]) -> None:
+    """Note which texts the last training of a study was given in place of those of its file; none: forget them."""
+    given = [str(text.absolute()) for text in texts]
+    if given and all(Path(text).exists() for text in given):
+        write_json(folder / GIVEN, {"texts": given})
+    else:
+        (folder / GIVEN).unlink(missing_ok=True)
+
+
+def with_given_texts(spec: Any, folder: Path) -> Any:
+    """The analysis with those texts: what runs after a training reads the dictionaries that it made."""
+    given = tuple(read_json(folder / GIVEN).get("texts", ()))
+    if not given:
+        return spec
+    sites = dict(spec.sites)
+    for name, site in spec.sites.items():
+        if site.dictionary.train:
+            train = site.dictionary.train.model_copy(update={"texts": given})
+            sites[name] = site.model_copy(update={"dictionary": site.dictionary.model_copy(update={"train": train})})
+    return spec.model_copy(update={"sites": sites})
+
+
+def given_words(folder: Path) -> list[str]:
+    """The sentence for the report, where the analysis file alone does not say what dictionaries were trained on."""
+    names = ", ".join(Path(text).name for text in read_json(folder / GIVEN).get("texts", ()))
+    return [f"dictionaries were trained on {names}, named by `train --text` and not by the analysis"] if names else []
 
 
 # ------------------------------------------------------------------ responses

@@ -21,13 +21,16 @@ from neurosae.stages import (
     aligned,
     as_values,
     collapsed,
+    given_words,
     keep_courses,
     keep_inputs,
     read_json,
     remember_responses,
+    remember_texts,
     run_test,
     say,
     unchanged_responses,
+    with_given_texts,
     write_json,
 )
 
@@ -73,7 +76,8 @@ def prepare_study(
 ) -> Study:
     """Read and check both files; whatever can be refused is refused here, before a model is loaded."""
     path, out, registry = Path(path), Path(out), ns.TESTS if tests is None else tests
-    spec = _override(ns.load_analysis(path, registry), overrides or {})
+    spec = ns.load_analysis(path, registry)
+    spec = with_given_texts(_override(spec, overrides or {}), out / spec.name)
     design = None if spec.design is None else ns.load_design(spec.design)
     stimuli = pd.DataFrame() if design is None else ns.expand(design)
     checks = None if design is None else ns.check(design, spec, stimuli, tokenizer=tokenizer_of(spec), path=path)
@@ -191,6 +195,7 @@ def study_provenance(
     first, stored = next(iter(sites.values())), read_json(study.folder / "responses.json")
     warned = [w for record in sites.values() for w in record.get("warnings", [])]
     warned += [f"site {site}: {w}" for site, card in stored["dictionaries"].items() for w in card.get("warnings", [])]
+    warned += given_words(study.folder)
     groups = study.stimuli.groupby("split", observed=True)["item"]
     record = {
         "command": command_line(),
@@ -251,18 +256,20 @@ def train_study(study: Study, texts: list[Path]) -> dict[str, Path]:
 
     Parameters
     ----------
-    texts : files or data set folders that replace the sites' own `texts`; none: theirs, else the model's own samples
+    texts : files or data set folders that replace the sites' own `texts`, here and in all that is run afterwards; none:
+        theirs, else the model's own samples
 
     Returns
     -------
     {site: folder of the finished dictionary}
     """
-    given = tuple(str(text) for text in texts)
+    remember_texts(study.folder, texts)
+    spec = with_given_texts(ns.load_analysis(study.path, study.tests), study.folder)
     model = load_asked(study.spec.model, study.device)
-    asked = {name: site for name, site in sites_of(study.spec, model.n_layers).items() if site.dictionary.train}
+    asked = {name: site for name, site in sites_of(spec, model.n_layers).items() if site.dictionary.train}
     if not asked:
         raise SpecError(f"{study.path}:1: sites: none asks for training; write `dictionary: {{train: {{d_sae: …}}}}`.")
-    return ns.train_sites(asked, model, store=study.out, texts=given)
+    return ns.train_sites(asked, model, store=study.out, texts=tuple(map(str, texts)))
 
 
 def calibrate_study(study: Study, *, n_sets: int) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -294,3 +295,23 @@ def test_what_a_killed_run_left_half_written_goes(finished):
     (folder / "tests" / ".tmp-0a1b-screen.parquet").write_text("half")
     rerun(finished)
     assert not list(folder.rglob(".tmp-*"))
+
+
+def test_a_run_reads_the_dictionary_of_the_last_training(study, tmp_path):
+    """Texts of `train --text` hold for what follows, are named in the report, and are forgotten by a training without."""
+    path, out = study
+    recipe = "{train: {d_sae: 128, k: 4, n_tokens: 2560, batch: 128, context: 32, anneal: 0}}"
+    path.write_text(ANALYSIS.replace("{neurons: true}", recipe, 1))
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n\n".join(f"The boat number {i} was near the old house." for i in range(250)))
+    made = ns.train_study(ns.prepare_study(path, out), [corpus])
+    later = ns.prepare_study(path, out)
+    asked = {"early": later.spec.sites["early"]}
+    assert ns.train_sites(asked, ns.load_model("embedded"), store=out) == made
+    assert "corpus.txt" in stages.given_words(later.folder)[0]
+    assert stages.inputs_hash(later) != stages.inputs_hash(
+        dataclasses.replace(later, spec=ns.load_analysis(path, later.tests))
+    )
+    stages.remember_texts(later.folder, [])
+    assert ns.prepare_study(path, out).spec.sites["early"].dictionary.train.texts == ()
+    assert not stages.given_words(later.folder)
