@@ -28,10 +28,10 @@ LAYERS = """
 3  spec.attribution spec.causal spec.design spec.examine spec.examine_tests spec.factorial spec.generation
 3  spec.geometry spec.integration spec.patching spec.planning spec.positions spec.subjects
 4  design.importers design.regions design.units design.weights extraction.slow_tokens extraction.trie spec.blocks
-4  spec.geometry_checks
+4  dictionary.screen_kernels spec.geometry_checks
 5  design.confounds design.expand design.levels design.orthogonal design.regressors extraction.packing
 5  extraction.sites extraction.tokens spec.choices spec.circuits spec.interventions spec.maps spec.parametric
-5  spec.patching_checks
+5  dictionary.screen spec.patching_checks
 6  design.cautions design.check_report design.exchange design.token_checks dictionary.encode dictionary.products
 6  dictionary.pursuit dictionary.topk examine.endpoint extraction.cells extraction.passes extraction.responses
 6  extraction.source spec.analysis stats.kernels
@@ -127,7 +127,7 @@ ONLY = {
     "safetensors": ["dictionary.*"],
     "anndata": ["extraction.*"],
     "zarr": ["extraction.store", "extraction.archive"],
-    "numba": ["stats.*", "dictionary.encode"],
+    "numba": ["stats.*", "dictionary.screen_kernels"],
     "rsatoolbox": ["stats.rsa", "stats.rdm", "stats.model_comparison"],
     "sklearn": ["dictionary.*", "stats.*"],
     "networkx": ["stats.communities"],

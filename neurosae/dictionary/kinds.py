@@ -27,9 +27,10 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from neurosae.dictionary.encode import Screen, codes_threshold, codes_topk, prepare_screen
+from neurosae.dictionary.encode import codes_threshold, codes_topk
 from neurosae.dictionary.products import interaction_term
 from neurosae.dictionary.pursuit import matching_pursuit, nonnegative_codes
+from neurosae.dictionary.screen import Screen, prepare_screen
 from neurosae.dictionary.topk import threshold_codes, topk_codes
 from neurosae.errors import ModelError
 from neurosae.spec.files import content_hash
