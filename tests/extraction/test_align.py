@@ -27,6 +27,9 @@ def test_region_puts_the_last_token_at_zero(toy_stimuli, toy_model, tiny):
     plain = toy_stimuli["frame"].astype(str).to_numpy() == "a"
     assert_array_equal(last["token_index"].to_numpy()[plain], ends.to_numpy()[plain])
     assert set(last["token"]) == {"s", "e"}
+    for _, rows in out.obs.groupby(["stimulus", "region"], observed=True):
+        ordered = rows.sort_values("token_index")["position"].tolist()
+        assert ordered == list(range(1 - len(rows), 1))  # the token before the last is -1
 
 
 def test_windows_recover_a_planted_shift(toy_stimuli, toy_model, tiny):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +16,7 @@ from neurosae.extraction import budget, run, shard
 from neurosae.extraction.model import hooked_pass, load_model
 from neurosae.extraction.responses import provenance_of
 from neurosae.extraction.run import extract
-from neurosae.extraction.store import read_shard
+from neurosae.extraction.store import read_shard, shard_path, stored_responses, write_shard
 from neurosae.extraction.tokens import encode, region_tokens
 
 
@@ -135,6 +137,31 @@ def test_damaged_shards_are_computed_again(ask, tmp_path, damage):
     changed = {"truncated": data[:middle], "flipped": data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :]}
     path.write_bytes(changed.get(damage, data))
     assert read_shard(path, digest=digest + "x" * (damage == "other key")) is None
+
+
+def test_a_shard_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    """Killed while a shard is written: nothing lies under its name, not even half of it."""
+    path = shard_path(tmp_path, "late", 0)
+
+    def dies(file, **_):
+        Path(file).write_bytes(b"half") if isinstance(file, str | Path) else file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("neurosae.extraction.store.np.savez", dies)
+    with pytest.raises(KeyboardInterrupt):
+        write_shard(path, {"row": np.arange(3)}, digest="x")
+    assert not path.exists()
+
+
+def test_a_folder_is_trusted_for_its_whole_key_only(ask, toy_stimuli, tmp_path):
+    """Its name holds 12 digits of the hash; what was hashed is compared in full, and damage is no key."""
+    ask(store=tmp_path)
+    (folder,) = (tmp_path / "_store").iterdir()
+    key = json.loads((folder / "key.json").read_text())
+    assert stored_responses(tmp_path, key, stimuli=toy_stimuli) is not None
+    for content in (json.dumps(key | {"version": -1}), "{", ""):
+        (folder / "key.json").write_text(content)
+        assert stored_responses(tmp_path, key, stimuli=toy_stimuli) is None
 
 
 def test_key_follows_numbers_not_names(ask, toy_stimuli, tmp_path):
