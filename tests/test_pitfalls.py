@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import neurosae as ns
@@ -125,3 +126,11 @@ def test_an_own_dictionary_is_read_without_sae_lens():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_unequal_sparsity_is_said_below_the_tables():
+    """All quality measures move with L0: dictionaries that differ in it by more than a fifth are not compared."""
+    rows = pd.DataFrame({"site": ["a", "b"], "l0": [8.0, 16.0], "fvu": [0.2, 0.1], "l0_matched": [True, False]})
+    said = "L0 of b is more than 20 % from that of a"
+    assert said in ns.summarize_comparison({"comparison": rows})
+    assert said not in ns.summarize_comparison({"comparison": rows.assign(l0_matched=True)})

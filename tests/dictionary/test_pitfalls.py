@@ -10,7 +10,7 @@ import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 
-from neurosae.dictionary import alternatives, budget, kinds, load, texts, train
+from neurosae.dictionary import alternatives, budget, decompositions, kinds, load, texts, train
 from neurosae.dictionary.evaluate import reference_contexts, splice
 from neurosae.dictionary.interaction_study import interaction_study
 from neurosae.dictionary.kinds import neuron_dictionary, signed_dictionary
@@ -18,6 +18,7 @@ from neurosae.dictionary.load import check_fit
 from neurosae.dictionary.pathology import pathology
 from neurosae.dictionary.plan import training_key
 from neurosae.dictionary.record import folder_content, foreign
+from neurosae.dictionary.scorecard import overlap_table
 from neurosae.dictionary.settings import settings_of
 from neurosae.dictionary.texts import sample_texts, special_ids
 from neurosae.dictionary.train import train_dictionary
@@ -252,3 +253,21 @@ def test_interaction_study_refuses_arms_without_room():
     ask = {"d_sae": 6, "k": 4, "rank": 2, "n_tokens": 1000, "batch": 50}
     with pytest.raises(ModelError, match="arms with k up to 6 need more features than that, not 6"):
         interaction_study(rows, rows, settings=ask)
+
+
+def test_only_dictionaries_of_one_hook_point_are_matched(make_dictionary):
+    """Directions at two hook points are no directions of one space; features that never fire match nothing."""
+    one = make_dictionary("topk")
+    far = dataclasses.replace(one, hook="blocks.0.hook_resid_post")
+    assert not len(overlap_table({"a": one, "b": far}))
+    alive = {"a": np.arange(64) < 10, "b": np.arange(64) < 20}
+    found = overlap_table({"a": one, "b": one}, alive=alive).iloc[0]
+    assert (found.n_one, found.n_other, found.overlap_90) == (10, 20, 1)
+
+
+def test_an_unused_atom_becomes_the_worst_row():
+    """K-SVD: an atom that no row takes would stay for ever; it starts again from what is explained worst."""
+    x = torch.tensor([[3.0, 0.0, 0.0], [2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    atoms = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    made = decompositions._updated(x, atoms, 1, order=np.array([0, 1]))
+    assert made.tolist() == [[1, 0, 0], [0, 1, 0]]
