@@ -298,7 +298,7 @@ def test_what_a_killed_run_left_half_written_goes(finished):
 
 
 def test_a_run_reads_the_dictionary_of_the_last_training(study, tmp_path):
-    """Texts of `train --text` hold for what follows, are named in the report, and are forgotten by a training without."""
+    """Texts of `train --text` hold for what follows, stand in the report, and go with a training without."""
     path, out = study
     recipe = "{train: {d_sae: 128, k: 4, n_tokens: 2560, batch: 128, context: 32, anneal: 0}}"
     path.write_text(ANALYSIS.replace("{neurons: true}", recipe, 1))
