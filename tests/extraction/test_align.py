@@ -180,6 +180,7 @@ def test_dtw_warps_and_forbids_inference(toy_stimuli, toy_model, tiny):
     before = plain.obs.assign(value=plain.X[:, 5].toarray().ravel()).groupby("position")["value"].mean()
     assert spread.max() > before.max()
     assert out.X[:, 6].min() > 0.09  # a mean of tokens, not a sum and not an empty row
+    assert any("warped, for figures only; no test is made on them" in w for w in provenance_of(out)["warnings"])
     with pytest.raises(DataError, match=r"warped \(align: dtw\), for figures only"):
         item_cells(out, design_of(out), region="verb")
 
@@ -197,6 +198,8 @@ def test_data_driven_rules_refuse(toy_stimuli, toy_model, tiny):
         align({"s": raw}, "reference", window=WINDOW, max_shift=2, reference={"late": [5]})
     with pytest.raises(DataError, match="xcorr takes no reference features"):
         align({"s": raw}, "xcorr", window=WINDOW, max_shift=2, reference={"s": [5]})
+    with pytest.raises(DataError, match="xcorr needs the same rows at every site; those of 't' differ"):
+        align({"s": raw, "t": raw[:-1].copy()}, "xcorr", window=WINDOW, max_shift=2)
     with pytest.raises(DataError, match="a window of 2 positions is too short"):
         align(raw, "xcorr", window=(0, 1), max_shift=1)
     assert_allclose(align(raw, "region").X.sum(), raw[(raw.obs["region"] != "@window").to_numpy()].X.sum(), rtol=1e-5)

@@ -20,9 +20,10 @@ def responses(toy_stimuli, toy_model, tiny):
     return align(extract(toy_stimuli, toy_model, {"s": tiny(1)}, positions=asked))["s"]
 
 
-def test_collapse_agrees_with_a_loop(responses):
-    """Each rule equals numpy on the rows of one stimulus and region, implicit zeros included."""
-    obs = responses.obs
+@pytest.mark.parametrize("sign", [1, -1])
+def test_collapse_agrees_with_a_loop(responses, sign):
+    """Each rule equals numpy on the rows of one stimulus and region, implicit zeros and signed values included."""
+    obs, responses.X = responses.obs, sign * responses.X
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("neurosae.extraction.collapse._refuse_unequal_lengths", lambda *a: None)
         for rule, expected in {
