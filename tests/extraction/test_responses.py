@@ -74,6 +74,13 @@ def test_item_cells_refuses(responses, ask, message):
         item_cells(responses, design_of(responses), **ask)
 
 
+def test_item_cells_refuses_two_rows_of_one_stimulus(responses):
+    """Tokens that were not collapsed would count as if they were further frames."""
+    responses.obs["position"] = np.int32(0)
+    with pytest.raises(DataError, match=r"has two rows at region 'head', position 0; collapse first"):
+        item_cells(responses, design_of(responses), region="head")
+
+
 def test_responses_carry_provenance_and_design(responses, toy_design):
     """One JSON string holds both; the design comes back equal."""
     assert design_of(responses) == toy_design
