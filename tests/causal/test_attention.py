@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import transformers
@@ -12,9 +13,11 @@ from neurosae.causal.attention import attention, attention_shares, each_pattern,
 from neurosae.causal.lens import cell_means, lens_hooks, logit_lens, read_layers
 from neurosae.causal.scored import score_stimuli
 from neurosae.errors import ModelError
+from neurosae.extraction.model import load_model
 from neurosae.extraction.packing import pad
 from neurosae.stats.contrast import contrast
 from tests.causal.scenes import ROOT, agreement, agreement_stimuli, embedded, toy, toy_scored
+from tests.extraction.conftest import save_checkpoint
 
 
 def test_shares_agree_with_output_attentions_of_transformers():
@@ -57,6 +60,22 @@ def test_attention_to_later_regions_is_zero_and_contrasts_read_it():
     x = found[(found.obs["region"] == "pre_verb").to_numpy()]
     sign = np.where(x.obs["attractor"] == "pl", 1, -1)
     assert_allclose(rows.set_index("feature")["estimate"], (2 * sign[:, None] * x.X.toarray()).mean(0) / 1, atol=1e-5)
+
+
+def test_an_encoder_does_not_attend_to_padding(tmp_path):
+    """Read beside a longer text, a text gives what it gives by itself; all of its attention goes to its own tokens."""
+    texts = ["the key is near", "the old key near the house is near the dogs"]
+    stimuli = pd.DataFrame({"text": texts}, index=["short", "long"]).assign(item=["a", "b"], frame="f", split="test")
+    stimuli = stimuli.assign(noun_start=[4, 8], noun_end=[7, 11])
+    model = load_model(str(save_checkpoint(tmp_path, "bert")), device="cpu")
+    both, alone = (
+        score_stimuli(rows, model, regions=("noun", "all"), targets=False) for rows in (stimuli, stimuli.iloc[:1])
+    )
+    assert len(both.ids[0]) < len(both.ids[1])
+    pairs = [("noun", "noun"), ("noun", "all")]
+    found, wanted = attention_shares(both, pairs), attention_shares(alone, pairs)
+    for pair in pairs:
+        assert_allclose(found[pair][0], wanted[pair][0], atol=1e-6)
 
 
 def test_models_without_patterns_are_refused():

@@ -155,6 +155,13 @@ def test_the_mean_leaves_the_own_item_out():
         mean_of_others(made[1:], items[1:], item="b", shape=(2, 2))
 
 
+def test_the_mean_of_others_counts_from_the_end():
+    """Queries and keys of texts of other lengths are told apart by how far they are from the last."""
+    values = [np.zeros((2, 2)), np.array([[9.0, 9.0, 9.0], [9.0, 1.0, 2.0], [9.0, 3.0, 4.0]]), np.array([[5.0, 6.0]])]
+    found = mean_of_others(values, np.array(["a", "b", "c"]), item="a", shape=(2, 2))
+    assert found.tolist() == [[1.0, 2.0], [4.0, 5.0]]
+
+
 @pytest.mark.parametrize(
     ("thing", "region", "error", "message"),
     [

@@ -180,6 +180,28 @@ def test_generation_invariant_to_what_else_is_written(cached):
     assert continue_texts(cached, PROMPTS[2:], (), sampling=ask, seed=2).texts != alone.texts
 
 
+def test_every_prompt_and_sample_has_random_numbers_of_its_own(cached):
+    """So hot that all tokens are alike, a text is its random numbers: others for every prompt, sample and seed."""
+    ask = Sampling(8, 2, 1e9)
+    hot = continue_texts(cached, ["ab", "cd", "ab"], (), sampling=ask, seed=1)
+    new = [tuple(ids[n:].tolist()) for ids, n in zip(hot.ids, hot.start, strict=True)]
+    again = continue_texts(cached, ["ab"], (), sampling=ask, seed=2)
+    new += [tuple(ids[n:].tolist()) for ids, n in zip(again.ids, again.start, strict=True)]
+    assert new[:2] == new[4:6]
+    assert len(set(new)) == 6
+
+
+def test_edits_at_one_hook_point_add_up(cached, raw):
+    """Two pushes of one feature each at the same tokens are one push of both, whichever is named first."""
+    ask = Sampling(8, 1, 0)
+    two = [Edit(EARLY, "steer", "all", dictionary=raw, features=(j,), dose=d) for j, d in ((1, 4.0), (20, 8.0))]
+    both = continue_texts(cached, PROMPTS, [pushed(raw)], sampling=ask, seed=0)
+    for edits in (two, two[::-1]):
+        assert continue_texts(cached, PROMPTS, edits, sampling=ask, seed=0).texts == both.texts
+    assert continue_texts(cached, PROMPTS, two[:1], sampling=ask, seed=0).texts != both.texts
+    assert continue_texts(cached, PROMPTS, two[1:], sampling=ask, seed=0).texts != both.texts
+
+
 def test_doses_of_prompts_follow_their_prompt(cached, raw):
     """A dose per prompt reaches the rows of that prompt, in whatever batch they stand."""
     each = Edit(EARLY, "steer", "all", dictionary=raw, features=(1, 20), dose=np.array([[0, 0], [4.0, 8.0], [0, 0]]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +12,18 @@ import torch
 from neurosae.causal.costs import OFF_TARGET, neutral_costs
 from neurosae.causal.edits import Edit
 from neurosae.causal.joint import joint_clamp
+from neurosae.causal.joint_effects import interaction_of
+from neurosae.causal.material import place_of, reference_of, stimuli_for
+from neurosae.causal.pairs import (
+    Setting,
+    _effects,
+    clamp_means,
+    clamp_pair,
+    edit_of,
+    outcomes_of,
+    single_effects,
+    surface,
+)
 from neurosae.dictionary.kinds import Dictionary
 from neurosae.errors import DataError, SpecError
 from neurosae.spec.causal import JointClampBlock
@@ -92,7 +106,8 @@ def test_ablation_agrees_with_clamping(small_and):
     both = clamped(small_and, direction="both", match=["cosine"]).set_index("x_mode")
     assert both.loc["ablate", "estimate"] == pytest.approx(both.loc["clamp", "estimate"], abs=0.05)
     assert "single" not in both.loc["ablate", "note"]
-    assert (both["p_corr"] <= 0.02).all()
+    assert both["p_unc"].tolist() == [0.01, 0.01]
+    assert both["p_corr"].tolist() == [0.02, 0.02]  # Holm over both directions
     read = causal_of(both.reset_index())[circuits.HOOK, "last"]
     assert (read.directions, grade_of({"code": 0.001}, causal=read)) == (("clamp", "ablate"), 3)
 
@@ -107,12 +122,39 @@ def test_ablating_a_pure_conjunction_can_be_judged(small_and):
     assert row["p_unc"] == 0.01
 
 
+def pairs_of(circuit, mode, *, n_controls=20):
+    """The target pair and controls matched on single effects, with the activity of all texts as reference."""
+    level = "absent" if mode == "clamp" else "present"
+    rows = stimuli_for(circuit.stimuli, circuit.design, region="last", only={"a": level, "b": level})
+    place, every = (place_of(some, circuit.model, leaning(), region="last") for some in (rows, circuit.stimuli))
+    dose, reference = 1.0 if mode == "clamp" else 0.0, reference_of(every.codes)
+    at = Setting(place, reference, circuit.design, mode, dose, "downstream", "directions", ("effect",))
+    return clamp_pair(at, ((0,), (1,)), n_controls=n_controls, excluded=(), seed=0)
+
+
+@pytest.mark.parametrize("mode", ["clamp", "ablate"])
+def test_pairs_that_write_past_the_neuron_do_not_interact(small_and, mode):
+    """I of a matched pair is that of its own two edits, in the text as it is: nothing here, in either direction."""
+    made = pairs_of(small_and, mode)
+    assert len(made.controls) == len(made.controls_free) == 20, made.note
+    assert interaction_of(made.frozen) == pytest.approx(4, abs=0.05)
+    assert np.abs(made.controls).max() < 0.1
+    assert np.abs(made.controls_free).max() < 0.2
+    means = clamp_means(made).set_index(["norm", "first", "second"])["mean"]
+    for norm in ("free", "frozen"):  # in either direction the neuron is on with both, and off without either
+        assert means[norm].to_numpy() == pytest.approx([means[norm, 0, 0]] * 3 + [means[norm, 0, 0] + 4], abs=0.2)
+
+
+def test_pairs_behind_a_norm_interact_where_it_is_free():
+    """Controls are run free and frozen like their target: the norm makes them interact, and frozen they add up."""
+    made = pairs_of(circuits.linear_circuit(n_items=8), "clamp")
+    assert np.abs(made.controls).max() < 1e-4
+    assert made.controls_free.max() < -0.02
+
+
 @pytest.mark.parametrize("mode", ["clamp", "ablate"])
 def test_control_sets_meet_the_text_that_their_target_met(small_and, mode):
     """Edited as the target is, a control set has its single effect: with neither part, in either direction."""
-    from neurosae.causal.material import place_of, stimuli_for
-    from neurosae.causal.pairs import Setting, _effects, edit_of, outcomes_of, single_effects
-
     level = "absent" if mode == "clamp" else "present"
     rows = stimuli_for(small_and.stimuli, small_and.design, region="last", only={"a": level, "b": level})
     place = place_of(rows, small_and.model, small_and.dictionary, region="last")
@@ -138,9 +180,6 @@ def test_unmatched_pairs_make_no_claim():
 
 def test_one_clamp_by_hand(small_and):
     """L(AB) of one text is that of a plain forward pass whose stream was changed by hand."""
-    from neurosae.causal.material import place_of, stimuli_for
-    from neurosae.causal.pairs import Setting, edit_of, outcomes_of
-
     d = leaning()
     rows = stimuli_for(small_and.stimuli, small_and.design, region="last", only={"a": "absent", "b": "absent"})
     place = place_of(rows, small_and.model, d, region="last")
@@ -162,9 +201,6 @@ def test_one_clamp_by_hand(small_and):
 
 def test_dose_surface_grows_with_both_doses(small_and):
     """The neuron's threshold: nothing at half the dose of both, more with more of either."""
-    from neurosae.causal.material import place_of, reference_of, stimuli_for
-    from neurosae.causal.pairs import Setting, surface
-
     rows = stimuli_for(small_and.stimuli, small_and.design, region="last", only={"a": "absent", "b": "absent"})
     place = place_of(rows, small_and.model, leaning(), region="last")
     at = Setting(place, reference_of(place.codes), small_and.design, "clamp", 1.0, "downstream")
@@ -173,6 +209,18 @@ def test_dose_surface_grows_with_both_doses(small_and):
     assert values[0, 0] == 0
     assert (np.diff(values, axis=0) >= -1e-3).all()
     assert values[2, 2] == pytest.approx(1.3 * 8, abs=0.2)
+
+
+def test_dose_surface_tells_the_sets_apart(small_and):
+    """B acts half as strongly again: .5 A with 1 B is above the threshold by .5, 1 A with .5 B by .25."""
+    d = leaning()
+    d = replace(d, W_dec=torch.cat([d.W_dec[:1], 1.5 * d.W_dec[1:2], d.W_dec[2:]]))
+    rows = stimuli_for(small_and.stimuli, small_and.design, region="last", only={"a": "absent", "b": "absent"})
+    place = place_of(rows, small_and.model, d, region="last")
+    at = Setting(place, reference_of(place.codes), small_and.design, "clamp", 1.0, "downstream")
+    table = surface(at, ((0,), (1,)), [0.5, 1.0]).set_index(["first", "second"])["frozen"]
+    assert table["0.5", "1.0"] == pytest.approx(4, abs=0.2)
+    assert table["1.0", "0.5"] == pytest.approx(2, abs=0.2)
 
 
 def test_three_sets_give_shapley_interactions(small_and):

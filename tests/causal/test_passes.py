@@ -463,3 +463,18 @@ def test_one_text_that_does_not_fit_is_refused(and_circuit, monkeypatch):
     monkeypatch.setattr(passes, "_run", lambda plan, batch: (_ for _ in ()).throw(RuntimeError("shapes differ")))
     with pytest.raises(RuntimeError, match="shapes differ"):
         edited_outcomes(and_circuit.stimuli.head(4), and_circuit.model, [up])
+
+
+def test_batches_hold_no_more_than_asked_and_halves_lose_nobody(and_circuit):
+    """Ids of a batch, clean rows included; and a stimulus that no condition edits keeps its clean row."""
+    d = and_circuit.dictionary
+    conditions = [(Edit(d.hook, "steer", "last", dictionary=d, features=(j,), dose=1.0),) for j in range(6)]
+    made = plan.make_plan(
+        and_circuit.stimuli.head(9), and_circuit.model, conditions, outcomes=("logit_diff",), freeze="none"
+    )
+    for batch_tokens in (25, 60):
+        batches = plan.make_batches(made, batch_tokens)
+        assert max(len(one.stimulus) * (int(made.last[one.stimulus].max()) + 1) for one in batches) <= batch_tokens
+    whole = plan.Batch(np.array([4, 4, 4, 7]), np.array([-1, 0, 1, -1]), np.array([0, 0, 0, 3]))
+    rows = [pair for one in plan.halves(whole) for pair in zip(one.stimulus, one.condition, strict=True)]
+    assert {(4, -1), (4, 0), (4, 1), (7, -1)} == set(rows)

@@ -84,3 +84,11 @@ def test_activity_refuses_values_that_are_not_active():
         Activity(2).add(codes)
     with pytest.raises(DataError, match="outside 0 to 1"):
         Activity(2).quantile(90)
+
+
+def test_quantiles_divide_a_bin_in_proportion():
+    """Many values within one bin of the histogram: quantiles lie where they would if the bin were filled evenly."""
+    seen, values = Activity(1), np.linspace(1, 1 + 1 / 16, 4001, endpoint=False, dtype=np.float32)
+    seen.add(sp.csr_matrix(values[:, None]))
+    for q in (0.25, 0.5, 0.9):
+        assert seen.quantile(q)[0] == pytest.approx(1 + q / 16, abs=1e-3)

@@ -96,6 +96,31 @@ def test_examples_of_levels_and_quantiles(toy, words, made_dictionary):
     pd.testing.assert_frame_equal(found, again)
 
 
+def test_silent_examples_are_drawn_by_the_seed_and_hard_ones_fire_elsewhere(toy, words, made_dictionary):
+    """Zero and hard examples have no activation; the token of a hard one drives the feature in another place."""
+    dictionary, texts = made_dictionary(1), [w[:40] for w in words]
+    ask = {"top": 0, "quantiles": (), "random": 3, "zero": 6, "hard": 6}
+    found, again, other = (
+        top_examples(toy, dictionary, texts, features=FEATURES, settings=ask | {"seed": seed}) for seed in (0, 0, 1)
+    )
+    pd.testing.assert_frame_equal(found, again)
+    for kind in ("random", "zero", "hard"):
+        places = [set(t.loc[t["kind"] == kind, ["feature", "text", "token_index"]].itertuples(index=False, name=None))
+                  for t in (found, other)]  # fmt: skip
+        assert places[0] != places[1]
+    seen = watch(toy, {"a": dictionary}, texts, features={"a": FEATURES})["a"]
+    row_of = {pair: row for row, pair in enumerate(zip(seen.text.tolist(), seen.token_index.tolist(), strict=True))}
+    n_never = 0
+    for feature in FEATURES:
+        rows = seen.column(feature)[0]
+        own = found[found["feature"] == feature].groupby("kind")
+        at = {kind: [row_of[pair] for pair in zip(t["text"], t["token_index"], strict=True)] for kind, t in own}
+        assert not set(at["zero"] + at["hard"]) & set(rows.tolist())
+        assert np.isin(seen.ids[at["hard"]], seen.ids[rows]).all()
+        n_never += int((~np.isin(seen.ids[np.setdiff1d(np.arange(len(seen.ids)), rows)], seen.ids[rows])).sum())
+    assert n_never  # there are silent tokens that would be no hard examples
+
+
 def test_distributions_agree_with_counts(toy, words, made_dictionary):
     """Density and quantiles over all tokens and over those of a level; the histogram counts every active token."""
     dictionary, texts = made_dictionary(1), [w[:40] for w in words]

@@ -11,10 +11,12 @@ import torch
 from numpy.testing import assert_allclose
 
 from neurosae.dictionary.record import neuron_dictionary
+from neurosae.dictionary.vectors import vector_dictionary
 from neurosae.errors import DataError
 from neurosae.examine.inversion import (
     Target,
     _gradient,
+    _shortlist,
     embedding_cosines,
     invert_feature,
     swap_scores,
@@ -89,6 +91,43 @@ def test_invert_feature_pays_for_surprisal(toy, made_dictionary):
     x = hooked_pass(toy, ids, np.ones_like(ids), hooks=[toy.last_hook], rows=[0], cols=[2])[toy.last_hook]
     expected = int(logits_of(toy, x)[0][:256].argmax())
     assert paid["token_ids"] == [expected]
+
+
+def test_the_shortlist_of_a_place_is_that_of_its_own_gradient(toy, made_dictionary):
+    """First-order scores by hand, at a place that is not the last."""
+    target, usual = Target(toy, made_dictionary(1), 9, 4), np.arange(256)
+    E = toy.bridge.W_E.detach().float().numpy()
+    for place in (1, 2, 4):
+        score = (E - E[IDS[place]]) @ _gradient(target, IDS)[place].numpy()
+        assert _shortlist(target, IDS, place=place, usual=usual, n=5).tolist() == np.argsort(-score[:256])[:5].tolist()
+
+
+def test_surprisal_is_in_bits_of_the_searched_tokens(toy, made_dictionary):
+    """-log2 p of every found token given all before it, their mean, from one pass over the whole string."""
+    found = invert_feature(toy, made_dictionary(1), 9, text="ab", n_tokens=3, shortlist=8, settings={"rounds": 1})
+    ids = torch.tensor([[256, 64, 65, *found["token_ids"].iloc[-1]]])
+    with torch.inference_mode():
+        p = toy.bridge(ids, return_type="logits").softmax(-1)[0]
+    by_hand = [-np.log2(float(p[at - 1, ids[0, at]])) for at in (3, 4, 5)]
+    assert_allclose(found["surprisal"].iloc[-1], np.mean(by_hand), rtol=1e-4)
+
+
+def test_specials_are_never_tried_and_the_start_follows_the_seed(toy, made_dictionary):
+    """A feature that BOS drives highest is not answered with BOS; other seeds start from other strings."""
+    dictionary, every = made_dictionary(1), np.arange(257)
+    ids = np.column_stack([np.full(257, 256), np.full(257, 64), every])
+    x = hooked_pass(toy, ids, np.ones_like(ids), hooks=[dictionary.hook], rows=every, cols=np.full(257, 2))
+    x = x[dictionary.hook].numpy()
+    bos = vector_dictionary(x[256] - x.mean(axis=0), hook=dictionary.hook)
+    assert swap_scores(toy, bos, 0, ids=ids[0], place=2).argmax() == 256
+    assert invert_feature(toy, bos, 0, text="a", shortlist=None)["token_ids"].iloc[-1] != [256]
+    narrow = {"rounds": 1, "penalty": 0.0}
+    starts = [
+        invert_feature(toy, dictionary, 9, n_tokens=3, shortlist=1, settings=narrow | {"seed": seed})["text"].iloc[0]
+        for seed in (0, 0, 1, 2)
+    ]
+    assert starts[0] == starts[1]
+    assert len(set(starts)) > 1
 
 
 def test_embedding_cosines_agree_with_numpy(toy):

@@ -214,6 +214,16 @@ def test_labels_by_functions():
     assert_allclose(graded["rho"].item(), np.corrcoef(values.argsort().argsort(), scores.argsort().argsort())[0, 1])
 
 
+def test_another_label_is_scored_on_the_same_examples():
+    """A judge who looks at the text alone gives both labels one curve over the tenths of the range."""
+    labels = iter(["keys", "boats"])
+    found = label_features(shown(), lambda _: next(labels), judge=lambda _, texts: [int(t[-1]) % 4 for t in texts])
+    assert found["other_status"].tolist() == ["ok", "ok"]
+    for own, other in zip(found["deciles"], found["deciles_other"], strict=True):
+        assert_allclose(own, other)
+        assert len({score for score in own if not np.isnan(score)}) > 1
+
+
 def test_a_malformed_control_is_said_so():
     """Scores of another label that cannot be read: missing, with the reason, while the label's own stand."""
     labels = iter(["keys", "boats"])

@@ -55,15 +55,16 @@ def test_coactivation_communities_recover_topics():
     assert list(coactivation_communities(fires, n=2, seed=1)) == ["community 1", "community 2"]
 
 
-def test_coactivation_communities_agree_with_numpy_correlations(monkeypatch):
+@pytest.mark.parametrize("n", [4, 17])
+def test_coactivation_communities_agree_with_numpy_correlations(monkeypatch, n):
     """Edges are the strongest positive correlations of firing, also when blocks are small."""
     from neurosae.stats import communities
 
     fires = text(400, 3, 6)
     monkeypatch.setattr(communities, "BLOCK", 5)
-    edges = communities._neighbours(sp.csc_matrix(fires, dtype=float), fires.sum(axis=0), neighbours=4)
+    edges = communities._neighbours(sp.csc_matrix(fires, dtype=float), fires.sum(axis=0), neighbours=n)
     phi = np.corrcoef(fires.T.astype(float)) - 2 * np.eye(18)
-    best = {(min(f, g), max(f, g)) for f in range(18) for g in np.argsort(-phi[f])[:4] if phi[f, g] > 0}
+    best = {(min(f, g), max(f, g)) for f in range(18) for g in np.argsort(-phi[f])[:n] if phi[f, g] > 0}
     assert {(f, g) for f, g, _ in edges} == best
     assert all(np.isclose(weight, phi[f, g]) for f, g, weight in edges)
 
