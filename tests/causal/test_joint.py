@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from neurosae.causal import joint
 from neurosae.causal.costs import OFF_TARGET, neutral_costs
 from neurosae.causal.edits import Edit
 from neurosae.causal.joint import joint_clamp
@@ -235,6 +236,23 @@ def test_three_sets_give_shapley_interactions(small_and):
     assert table["p_corr"].isna().all()
     assert found.loc["a x b", "x_p_pairs"] >= found.loc["a x b", "p_unc"]
     assert set(table["unit"]) == {"item"}
+
+
+@pytest.mark.parametrize("direction", ["clamp", "ablate"])
+def test_a_coalition_is_what_is_there(small_and, monkeypatch, direction):
+    """On with all three sets alone, every pair has a third of it: clamped into nothing or ablated from all."""
+
+    def with_all(at, conditions, *, frozen):
+        edited = np.array([[k in edit.features for k in (0, 1, 2)] for (edit,) in conditions])
+        there = np.vstack([np.zeros(3, dtype=bool), edited]) ^ (at.mode == "ablate")
+        return (1 + 0.01 * np.arange(len(at.place.stimuli)))[:, None] * there.all(axis=1)
+
+    monkeypatch.setattr(joint, "outcomes_of", with_all)
+    level, sets = "absent" if direction == "clamp" else "present", {"a": [0], "b": [1], "c": [2]}
+    table = clamped(small_and, features=sets, parts=None, only={"a": level, "b": level}, direction=direction).set_index(
+        "x_contrast"
+    )
+    assert table["estimate"].to_numpy() == pytest.approx([1.035 / 3] * 3)
 
 
 def test_sets_must_be_apart(small_and):
