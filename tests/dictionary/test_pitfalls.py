@@ -167,6 +167,13 @@ def test_the_recipe_is_the_default():
     assert settings_of({"d_sae": 32, "k": 4}, 64).k0 == 32  # k starts at the width, or at all features
 
 
+@pytest.mark.parametrize("k0", [3, 33])
+def test_annealing_refuses_to_start_below_k_or_above_all_features(k0):
+    """k falls from k0: more than there are features would be an index out of range, fewer than k no annealing."""
+    with pytest.raises(ModelError, match=rf"k0 is {k0}; k falls from k0 to k, so it must lie between 4 and d_sae 32"):
+        settings_of({"d_sae": 32, "k": 4, "k0": k0}, 64)
+
+
 def test_two_dictionaries_need_the_memory_of_both(toy, toy_texts, tmp_path, *, monkeypatch):
     """Each fits, both do not: refused before the first step."""
     ask = {"d_sae": 640, "k": 4, "n_tokens": 4000, "batch": 100}

@@ -53,6 +53,14 @@ def test_pursuit_invariant_to_rows_beside():
     assert not together[-1].any()
 
 
+def test_pursuit_never_asks_for_more_atoms_than_there_are():
+    """More atoms per row than dimensions or atoms: as many as can be told apart, and no index out of range."""
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    found = matching_pursuit(x, torch.eye(3), 9)
+    assert found.kept.shape == (5, 3)
+    torch.testing.assert_close(torch.zeros(5, 3).scatter_(1, found.kept, found.values), x)
+
+
 def test_nonnegative_codes_agree_with_scipy():
     """The least squares of `scipy.optimize.nnls`, and never below 0."""
     parts, x = draws(10, 14).abs(), draws(30, 14, seed=1).abs()

@@ -235,10 +235,16 @@ def test_nothing_is_written_beside_the_folder(toy, toy_texts, tmp_path, *, monke
 
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    train_dictionary(toy, toy_texts, hook=HOOK, out=tmp_path / "d", settings=SMALL | {"architecture": "gated"})
+    stops = signal.SIGINT, signal.SIGTERM
+    before = [signal.signal(s, lambda *_: None) for s in stops]  # its own: an earlier test may have left others behind
+    try:
+        here = [signal.getsignal(s) for s in stops]
+        train_dictionary(toy, toy_texts, hook=HOOK, out=tmp_path / "d", settings=SMALL | {"architecture": "gated"})
+        assert [signal.getsignal(s) for s in stops] == here
+    finally:
+        for s, handler in zip(stops, before, strict=True):
+            signal.signal(s, handler)
     assert not list((tmp_path / "here").iterdir())
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_specials_never_enter_training(toy, toy_texts):
