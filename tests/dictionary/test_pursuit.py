@@ -58,7 +58,7 @@ def test_pursuit_never_asks_for_more_atoms_than_there_are():
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     found = matching_pursuit(x, torch.eye(3), 9)
     assert found.kept.shape == (5, 3)
-    torch.testing.assert_close(torch.zeros(5, 3).scatter_(1, found.kept, found.values), x)
+    assert_close(torch.zeros(5, 3).scatter_(1, found.kept, found.values), x)
 
 
 def test_nonnegative_codes_agree_with_scipy():
