@@ -85,6 +85,26 @@ def test_memory_is_refused_where_it_is_needed(toy_model, tiny, monkeypatch, *, d
         check_budget(model, {"s": tiny(1)}, **ask)
 
 
+def test_a_byte_too_few_is_refused(toy_model, tiny, monkeypatch):
+    """What is needed fits into exactly as much, and into no less."""
+    ask = dict(n_cells=100, longest=20, folder=None, keep_x=False, batch_tokens=64)
+    monkeypatch.setattr(budget, "free_memory", lambda: None)
+    needed = int(check_budget(toy_model, {"s": tiny(1)}, **ask)["memory_bytes"])
+    monkeypatch.setattr(budget, "free_memory", lambda: needed)
+    check_budget(toy_model, {"s": tiny(1)}, **ask)
+    monkeypatch.setattr(budget, "free_memory", lambda: needed - 1)
+    with pytest.raises(ModelError, match="GB of memory"):
+        check_budget(toy_model, {"s": tiny(1)}, **ask)
+
+
+@pytest.mark.parametrize(
+    ("card", "n"), [({"l0": 5.5}, 5), ({"k": 7}, 7), ({"l0": 900.0}, 600), ({}, 128), ({"k": "auto"}, 128)]
+)
+def test_active_features_are_those_of_the_card(card, n):
+    """L0 of the card, else k, else 128; never more than there are features."""
+    assert budget._active(SimpleNamespace(metadata=card, n_features=600)) == n
+
+
 def test_estimates_follow_what_is_stored_and_held(toy_model, tiny, tmp_path, *, monkeypatch):
     """Disk is asked for shards and the final copy, 4 bytes more per raw coordinate; memory holds the longest text."""
     asked = []

@@ -122,6 +122,25 @@ def test_killed_run_resumes_to_the_same_bytes(ask, tmp_path, monkeypatch):
         assert_same(whole[site], out[site])
 
 
+@pytest.mark.parametrize("lost", ["early", "late"])
+def test_a_shard_counts_as_stored_when_every_site_has_it(ask, tmp_path, monkeypatch, *, lost):
+    """Killed between the files of two sites: the shard is computed again, and nothing else is."""
+    for module in (run, shard):
+        monkeypatch.setattr(module, "SHARD", 7)
+    whole = ask()
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "write_site", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            ask(store=tmp_path)
+    shard_path(next((tmp_path / "_store").iterdir()), lost, 1).unlink()
+    real, computed = shard._forward, []
+    monkeypatch.setattr(shard, "_forward", lambda w, s, u: (computed.append(s[0]), real(w, s, u))[1])
+    out = ask(store=tmp_path)
+    assert computed == [7]
+    for site in out:
+        assert_same(whole[site], out[site])
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "other key"])
 def test_damaged_shards_are_computed_again(ask, tmp_path, damage):
     """A half-written or changed shard, or one of another key, is never used."""
