@@ -19,6 +19,7 @@ from typing import Any, cast
 import torch
 
 from neurosae.errors import ModelError
+from neurosae.extraction.siblings import SIBLINGS, as_bert
 from neurosae.extraction.source import first_line
 from neurosae.extraction.tokens import byte_tokenizer
 
@@ -35,6 +36,7 @@ def boot_folder(folder: Path, device: torch.device, change: Change | None = None
     ModelError
         If the checkpoint is broken, lacks weights below the head, or holds more layers than it says.
     """
+    import transformers
     from transformer_lens.model_bridge import TransformerBridge  # 3 to 11 s: only when a model is loaded
     from transformer_lens.model_bridge.sources.transformers import get_hf_model_class_for_architecture
 
@@ -48,6 +50,8 @@ def boot_folder(folder: Path, device: torch.device, change: Change | None = None
         def from_pretrained(*args: Any, **kwargs: Any) -> Any:
             architecture = kwargs["config"].architectures[0] if kwargs["config"].architectures else ""
             auto = cast(Any, get_hf_model_class_for_architecture(architecture))
+            if kwargs["config"].model_type in SIBLINGS:
+                auto = transformers.AutoModelForMaskedLM
             model, info = auto.from_pretrained(*args, output_loading_info=True, **kwargs)
             lost.extend(sorted(info["missing_keys"]))
             left.extend(sorted(info["unexpected_keys"]))
@@ -58,9 +62,11 @@ def boot_folder(folder: Path, device: torch.device, change: Change | None = None
 
     try:
         with quiet():
-            bridge = TransformerBridge.boot_transformers(
-                str(folder), device=device, model_class=Checked, tokenizer=_stand_in()
-            )
+            own: dict[str, Any] = {"model_class": Checked}
+            config = transformers.AutoConfig.from_pretrained(folder)
+            if config.model_type in SIBLINGS:
+                own = {"hf_model": as_bert(Checked.from_pretrained(folder, config=config, dtype=torch.float32))}
+            bridge = TransformerBridge.boot_transformers(str(folder), device=device, tokenizer=_stand_in(), **own)
     except Exception as error:  # transformers, safetensors and the bridge each raise their own
         if "supported architecture" in str(error) or "Unsupported architecture" in str(error):
             raise ModelError(_unsupported(folder)) from error
@@ -121,7 +127,7 @@ def _unsupported(folder: Path) -> str:
     names = ", ".join(config.get("architectures") or [str(config.get("model_type", "without a name"))])
     return (
         f"{folder}: architecture {names} is not known to transformer-lens {version('transformer-lens')}, so its hook "
-        "points have no names; use a model of another architecture, such as GPT-2, Llama, Pythia or BERT."
+        "points have no names; use a model of another architecture, such as GPT-2, Llama, Pythia, BERT or RoBERTa."
     )
 
 
@@ -134,7 +140,9 @@ def boot_objects(model: Any, device: torch.device) -> Any:
         own.set_attn_implementation("eager")  # as for folders: the others give hook points nothing to fire on
         plain = _said_by(own.eval())
         with quiet():
-            bridge = TransformerBridge.boot_transformers("memory", hf_model=own, tokenizer=_stand_in(), device=device)
+            bridge = TransformerBridge.boot_transformers(
+                "memory", hf_model=as_bert(own), tokenizer=_stand_in(), device=device
+            )
     except Exception as error:
         raise ModelError(
             f"this {type(model).__name__} cannot be read ({first_line(error)}); save it with save_pretrained, and "

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from neurosae.errors import ModelError
-from neurosae.extraction.model import batch_invariance, hooked_pass, load_model, logits_of
+from neurosae.extraction.model import batch_invariance, hooked_pass, load_model, logits_of, random_control
 from neurosae.extraction.responses import provenance_of
 from neurosae.extraction.run import extract
 from neurosae.extraction.tokens import make_tokenizer
@@ -68,11 +68,62 @@ def test_streams_and_logits_agree_with_transformers(saved, family):
     torch.testing.assert_close(logits_of(ours, got[hooks[1]]), whole.logits[0], rtol=0, atol=2e-5 * size)
 
 
+SIBLINGS = {
+    "Roberta": WIDE | {"intermediate_size": 24, "max_position_embeddings": 34, "type_vocab_size": 1},
+    "XLMRoberta": WIDE | {"intermediate_size": 24, "max_position_embeddings": 34, "tie_word_embeddings": False},
+    "DistilBert": {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24, "vocab_size": 340, "activation": "relu"},
+}
+
+
+@pytest.mark.parametrize("family", SIBLINGS)
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+def test_siblings_of_bert_agree_with_transformers(saved, family):
+    """RoBERTa, XLM-RoBERTa and DistilBERT are read as BERT: streams and logits, a padded text among them."""
+    folder = saved(f"{family}ForMaskedLM", f"{family}Config", SIBLINGS[family])
+    ours = load_model(folder, device="cpu")
+    theirs = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32).eval()
+    assert not ours.is_causal
+    assert ours.n_ctx == (512 if family == "DistilBert" else 32)
+    ids, mask = torch.arange(3, 19).reshape(2, 8), torch.ones(2, 8, dtype=torch.long)
+    ids[1, 5:], mask[1, 5:] = theirs.config.pad_token_id, 0
+    with torch.inference_mode():
+        whole = theirs(ids, attention_mask=mask, output_hidden_states=True)
+    rows, cols = mask.nonzero(as_tuple=True)
+    hooks = ["blocks.0.hook_resid_post", ours.last_hook]
+    got = hooked_pass(ours, ids, mask, hooks=hooks, rows=rows.tolist(), cols=cols.tolist())
+    for layer, hook in enumerate(hooks, start=1):
+        torch.testing.assert_close(got[hook], whole.hidden_states[layer][rows, cols], rtol=1e-5, atol=2e-5)
+    with torch.inference_mode():
+        logits = ours.bridge(ids, return_type="logits", attention_mask=mask)
+    torch.testing.assert_close(logits[rows, cols], whole.logits[rows, cols], rtol=1e-5, atol=1e-4)
+    in_memory = load_model((theirs, None), device="cpu")
+    again = hooked_pass(in_memory, ids, mask, hooks=hooks, rows=rows.tolist(), cols=cols.tolist())
+    assert torch.equal(again[hooks[1]], got[hooks[1]])
+    control = random_control(ours, "shuffle", seed=1)
+    other = hooked_pass(control, ids, mask, hooks=hooks, rows=rows.tolist(), cols=cols.tolist())
+    assert not torch.allclose(other[hooks[1]], got[hooks[1]], atol=0.1)
+
+
+def test_a_sibling_that_was_saved_without_its_head_is_read(saved):
+    """A bare RoBERTa: its streams do not need the head that transformers draws at random."""
+    folder = saved("RobertaModel", "RobertaConfig", SIBLINGS["Roberta"])
+    ours, theirs = load_model(folder, device="cpu"), AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = torch.arange(3, 12)[None]
+    with torch.inference_mode():
+        whole = theirs(ids).last_hidden_state[0]
+    got = hooked_pass(ours, ids, ids * 0 + 1, hooks=[ours.last_hook], rows=[0] * 9, cols=range(9))[ours.last_hook]
+    torch.testing.assert_close(got, whole, rtol=1e-5, atol=2e-5)
+    assert not ours.has_head
+
+
 def test_an_architecture_without_hook_points_is_refused_by_its_name(saved):
     """The reader learns that the architecture is the trouble, not that the files are damaged."""
-    settings = WIDE | {"intermediate_size": 24, "max_position_embeddings": 32}
-    folder = saved("RobertaForMaskedLM", "RobertaConfig", settings)
-    with pytest.raises(ModelError, match=r"RobertaForMaskedLM is not known .* use a model of another architecture"):
+    settings = WIDE | {"intermediate_size": 24, "max_position_embeddings": 32, "embedding_size": 8}
+    folder = saved("AlbertForMaskedLM", "AlbertConfig", settings)
+    with pytest.raises(ModelError, match=r"AlbertForMaskedLM is not known .* use a model of another architecture"):
+        load_model(folder, device="cpu")
+    folder = saved("RobertaForCausalLM", "RobertaConfig", SIBLINGS["Roberta"] | {"is_decoder": True})
+    with pytest.raises(ModelError, match=r"RobertaForCausalLM is not known"):
         load_model(folder, device="cpu")
 
 
