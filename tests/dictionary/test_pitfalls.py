@@ -14,10 +14,10 @@ from neurosae.dictionary import alternatives, budget, decompositions, kinds, loa
 from neurosae.dictionary.evaluate import reference_contexts, splice
 from neurosae.dictionary.interaction_study import interaction_study
 from neurosae.dictionary.kinds import neuron_dictionary, signed_dictionary
-from neurosae.dictionary.load import check_fit
+from neurosae.dictionary.load import check_fit, load_dictionary
 from neurosae.dictionary.pathology import pathology
 from neurosae.dictionary.plan import training_key
-from neurosae.dictionary.record import folder_content, foreign
+from neurosae.dictionary.record import folder_content, foreign, read_folder, write_folder
 from neurosae.dictionary.scorecard import overlap_table
 from neurosae.dictionary.settings import settings_of
 from neurosae.dictionary.texts import sample_texts, special_ids
@@ -215,6 +215,38 @@ def test_a_dictionary_that_speaks_of_another_bos_is_announced(toy, toy_texts):
         check_fit(said, free, texts=toy_texts).fit["fvu_here"]
         != check_fit(lossy, free, texts=toy_texts).fit["fvu_here"]
     )
+
+
+def test_check_fit_refuses_a_random_dictionary_without_a_card(toy, toy_texts, make_dictionary):
+    """Nothing is claimed that could be compared: nine tenths of the variance left over are too much by themselves."""
+    with pytest.raises(ModelError, match=r"leaves \d+\.\d% of the variance at blocks\.1\S+ unexplained: it"):
+        check_fit(make_dictionary("topk"), toy, texts=toy_texts)
+
+
+def test_check_fit_announces_another_sparsity(toy, toy_texts):
+    """Three times as many active features as its card says: neither refused nor passed over."""
+    raw = neuron_dictionary(HOOK, 16)
+    claims = dataclasses.replace(raw, metadata={**raw.metadata, "l0": 16 / 3})
+    with pytest.warns(UserWarning, match=r"16\.0 features are active per token here, but 5\.3 on its card"):
+        assert check_fit(claims, toy, texts=toy_texts).fit["warnings"]
+
+
+def test_a_folder_without_its_card_still_says_what_it_reached(toy, toy_texts, tmp_path):
+    """FVU and L0 lie in the settings too, which every tool copies: the fit check has something to compare with."""
+    ask = {"d_sae": 32, "k": 4, "n_tokens": 2000, "batch": 100}
+    made = train_dictionary(toy, toy_texts, hook=HOOK, out=tmp_path / "d", settings=ask)
+    (tmp_path / "d" / "card.json").unlink()
+    bare = read_folder(tmp_path / "d")
+    assert not bare.card
+    assert load._recorded(bare) == {"fvu": made.card["fvu"], "l0": made.card["l0"]}
+
+
+def test_load_refuses_a_misspelt_hook_point_by_its_nearest_name(toy, tmp_path, make_dictionary):
+    """Before the dictionary is read: what follows looks the name up."""
+    write_folder(tmp_path / "d", make_dictionary("topk"))
+    site = {"hook": "blocks.1.hook_resid_pots", "dictionary": {"path": str(tmp_path / "d")}}
+    with pytest.raises(ModelError, match=r"sites\.late: .* Did you mean 'blocks\.1\.hook_resid_post'"):
+        load_dictionary(site, toy, where="late")
 
 
 def test_check_fit_refuses_a_hook_point_that_never_varies(make_dictionary):
