@@ -4,7 +4,7 @@
                             <site>.zarr/            one AnnData, written once
                             parts/<site>/00012.npz  a shard of stimuli, until the zarr is complete
 
-The key holds whatever moves numbers: texts, regions, weights, tokenizer, specials, hooks, dictionaries, dtype and
+The key holds whatever moves numbers: texts, regions, weights and config, tokenizer, specials, hooks, dictionaries, dtype and
 `EXTRACTION_VERSION`. Names do not: factors, items and labels are joined from the current stimuli when responses are
 read, so renaming a level extracts nothing anew. Device and batch size move activations by rounding and are recorded.
 """
@@ -66,10 +66,19 @@ def responses_key(
         "keep_x": bool(asked.keep_x),
         "scores": bool(asked.scores),
         "allow_straddle": bool(asked.allow_straddle),
-        "model": {name: model.provenance[name] for name in ("weights_hash", "weights", "tokenizer_hash", "dtype")},
+        "model": {name: model.provenance[name] for name in ("weights_hash", "weights", "tokenizer_hash", "dtype")}
+        | {"config": _config_hash(model.provenance.get("config", {}))},
         "specials": [list(model.tokens.prefix), list(model.tokens.suffix)] if model.tokens else [[], []],
         "sites": {site: {"hook": d.hook, "dictionary": str(d.hash)} for site, d in sorted(dictionaries.items())},
     }
+
+
+def _config_hash(config: Mapping[str, Any]) -> str:
+    """Hash of the settings of a model, which the same weights compute with; names and versions are left out."""
+    kept = {
+        k: v for k, v in config.items() if k[0] != "_" and k not in ("transformers_version", "torch_dtype", "dtype")
+    }
+    return content_hash(json.dumps(kept, sort_keys=True, default=str))
 
 
 def key_folder(store: str | Path, key: Mapping[str, Any]) -> Path:

@@ -206,7 +206,7 @@ def test_token_ids_are_stimuli_of_a_model_without_a_tokenizer(toy_settings, tiny
 
 
 def test_a_stale_key_is_never_read(toy_stimuli, toy_model, tiny, *, tmp_path, monkeypatch):
-    """Another version of the extraction, dtype, weights mode, BOS rule, or set of scores computes anew."""
+    """Another version of the extraction, dtype, weights mode, BOS rule, config, or set of scores computes anew."""
     site, store = {"s": tiny(1)}, tmp_path
     extract(toy_stimuli, toy_model, site, positions=REGIONS, store=store)
     changes = [
@@ -214,6 +214,7 @@ def test_a_stale_key_is_never_read(toy_stimuli, toy_model, tiny, *, tmp_path, mo
         (dataclasses.replace(toy_model, provenance={**toy_model.provenance, "weights": "compat"}), REGIONS),
         (dataclasses.replace(toy_model, provenance={**toy_model.provenance, "dtype": "float16 (autocast)"}), REGIONS),
         (dataclasses.replace(toy_model, tokens=dataclasses.replace(toy_model.tokens, prefix=())), REGIONS),
+        (dataclasses.replace(toy_model, provenance=toy_model.provenance | {"config": {"act_fn": "relu"}}), REGIONS),
     ]
     monkeypatch.setattr(run, "check_sites", lambda *_: pytest.fail("computed"))
     extract(toy_stimuli, toy_model, site, positions=REGIONS, store=store)
