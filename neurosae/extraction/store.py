@@ -4,8 +4,8 @@
                             <site>.zarr/            one AnnData, written once
                             parts/<site>/00012.npz  a shard of stimuli, until the zarr is complete
 
-The key holds whatever moves numbers: texts, regions, weights and config, tokenizer, specials, hooks, dictionaries, dtype and
-`EXTRACTION_VERSION`. Names do not: factors, items and labels are joined from the current stimuli when responses are
+The key holds whatever moves numbers: texts, regions, weights, config, tokenizer, specials, hooks, dictionaries, dtype,
+and `EXTRACTION_VERSION`. Names do not: factors, items and labels are joined from the current stimuli when responses are
 read, so renaming a level extracts nothing anew. Device and batch size move activations by rounding and are recorded.
 """
 
