@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from neurosae.causal.controls import matched_pairs
+from neurosae.causal.controls import REFUSED, matched_pairs
 from neurosae.causal.inference import rank_p
 from neurosae.causal.joint_effects import interaction_of, joint_tests
+from neurosae.causal.pairs import four
 from neurosae.stats.scores import toy_output, toy_scale
 from neurosae.stats.worlds import world
 
@@ -77,6 +78,66 @@ def test_random_neurons_stay_within_the_band():
     found, _ = rates("toy_mlp", 40)
     assert found[0] > 0.9
     assert found[-1] <= below(40)
+
+
+def bare(name, seed):
+    """A network whose readout is as far from directions 0 and 1 as from any other; they are there in all items."""
+    net = world(name, n_items=N_ITEMS, seed=seed)
+    a, b = net.directions[:2]
+    v = net.v - 0.5 * a - 0.5 * b
+    if name == "toy_and":  # its neuron alone reads them, so that either does nothing without the other
+        v = v - np.linalg.lstsq(np.stack([a, b]), np.stack([a, b]) @ v, rcond=None)[0]
+        net = net._replace(W2=np.column_stack([net.W2[:, :-1], 1.5 * v / (v @ v)]))
+    return net._replace(v=v, X=net.X + DOSE * (a + b))
+
+
+def ablated(name, seed, *, behind=True):
+    """Directions 0 and 1 ablated, each control in the text that its target meets; p, and the worst difference.
+
+    behind : whether single effects are read with the other part gone, as they must be; or in the text that has it
+    """
+    net = bare(name, seed)
+    U, half, scale = net.directions, 190, toy_scale(net, net.X)
+
+    def left(*gone, frozen=True):
+        X = net.X - DOSE * np.sum(gone, axis=0) if gone else net.X
+        return toy_output(net, X, scale=scale if frozen else None)
+
+    a, b = U[:2]
+    gone = [(b,), (a,)] if behind else [(), ()]
+    single = [left(own, *other).mean() - left(*other).mean() for own, other in zip((a, b), gone, strict=True)]
+    first, second = U[20 : 20 + half], U[20 + half :]
+    effects = [
+        np.array([left(u, *other).mean() for u in some]) - left(*other).mean()
+        for some, other in zip((first, second), gone, strict=True)
+    ]
+    cosine = (float(a @ b), first @ second.T)
+    pairs, balance = matched_pairs(np.array(single), *effects, cosine=cosine, n=N_CONTROLS)
+    runs = [
+        [four("ablate", *(left(*e, frozen=f) for e in ((), (u,), (w,), (u, w)))) for u, w in
+         [(a, b), *((first[i], second[j]) for i, j in pairs)]]
+        for f in (False, True)
+    ]  # fmt: skip
+    controls = tuple(np.array([interaction_of(L).mean() for L in some[1:]]) for some in runs)
+    made = joint_tests(
+        runs[0][0], runs[1][0], np.arange(N_ITEMS), controls=controls, n_permutations=500, seed=seed
+    )  # fmt: skip
+    return made.p, balance["smd"].abs().max()
+
+
+def test_ablating_a_pure_conjunction_is_judged_and_found():
+    """Read with the other part there, the neuron's single effect is like no control's, and nothing could be claimed."""
+    found = np.array([ablated("toy_and", seed) for seed in range(10)])
+    assert ((found[:, 0] <= 0.05) & (found[:, 1] <= REFUSED)).mean() >= 0.8
+    before = np.array([ablated("toy_and", seed, behind=False) for seed in range(10)])
+    assert (before[:, 1] > REFUSED).all()
+
+
+@pytest.mark.parametrize("name", ["toy_norm", "toy_mlp"])
+def test_ablation_stays_within_the_band(name):
+    """Without a conjunction: random neurons and a normalization, directions like any other."""
+    found = np.array([ablated(name, seed) for seed in range(20)])
+    assert (found[:, 0] <= 0.05).mean() <= below(20)
 
 
 def test_a_probability_is_fooled_by_everything():

@@ -50,6 +50,17 @@ def test_ghost_loss_agrees_with_its_formula():
     assert not found[[0, 2, 3, 5]].any()  # the living learn nothing from it
 
 
+def test_ghosts_leave_the_reconstruction_alone():
+    """The residual is what they have to explain, not what they may move: no gradient reaches the living through it."""
+    given, x = rows(), torch.randn(6, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    decoded = torch.zeros(6, 5, dtype=torch.float64, requires_grad=True)
+    ghost_loss(given, x, decoded, dead=torch.tensor([1, 4, 7])).backward()
+    assert decoded.grad is None
+    for part in (given.encoder, given.bias, given.decoder):
+        assert part.grad[[1, 4, 7]].abs().sum() > 0
+        assert not part.grad[[0, 2, 3, 5, 6, 8, 9, 10, 11]].any()
+
+
 def test_rows_are_drawn_by_squared_loss():
     """A row with twice the loss is drawn four times as often; the same (seed, step) draws the same rows."""
     found = draw_rows(torch.tensor([1.0, 2.0, 0.0]), 50_000, seed=(3, 4, 5))
