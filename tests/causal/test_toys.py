@@ -127,9 +127,9 @@ def ablated(name, seed, *, behind=True):
 
 def test_ablating_a_pure_conjunction_is_judged_and_found():
     """Read with the other part there, the neuron's single effect is like no control's, and nothing could be claimed."""
-    found = np.array([ablated("toy_and", seed) for seed in range(10)])
-    assert ((found[:, 0] <= 0.05) & (found[:, 1] <= REFUSED)).mean() >= 0.8
-    before = np.array([ablated("toy_and", seed, behind=False) for seed in range(10)])
+    found = np.array([ablated("toy_and", seed) for seed in range(20)])
+    assert ((found[:, 0] <= 0.05) & (found[:, 1] <= REFUSED)).mean() >= 0.9
+    before = np.array([ablated("toy_and", seed, behind=False) for seed in range(5)])
     assert (before[:, 1] > REFUSED).all()
 
 

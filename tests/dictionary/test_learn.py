@@ -158,6 +158,25 @@ def test_dead_window_follows_its_setting():
     assert learner.dead().tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize("name", ["topk", "standard"])
+def test_silence_counts_steps_since_a_feature_was_active(name, monkeypatch):
+    """0 at the step at which it is active, one more at every other step, from the start if it never was."""
+    learner = learner_of(architecture=name)
+    x, real, steps = planted(64)[0], learner.loss, iter([[1, 3, 0], [0, 2, 0], [0, 0, 0], [0, 1, 0]])
+
+    def loss(x, step, *, dead):
+        counts = torch.ones(learner.settings.d_sae)
+        counts[:3] = torch.tensor(next(steps), dtype=torch.float32)
+        return *real(x, step, dead=dead)[:2], counts
+
+    monkeypatch.setattr(learner, "loss", loss)
+    seen = []
+    for step in range(4):
+        learner.step(x, step)
+        seen.append(learner.silent[:4].tolist())
+    assert seen == [[0, 0, 1, 0], [1, 0, 2, 0], [2, 1, 3, 0], [3, 0, 4, 0]]
+
+
 @pytest.mark.parametrize("name", ["topk", "abstopk", "batchtopk", "matryoshka"])
 def test_aux_is_the_coefficient(name):
     """The loss with dead features differs by aux times the auxiliary loss; ghost gradients switch it off."""
