@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from neurosae.dictionary.stream import batches, context_rows, hook_width, plan_blocks
+from neurosae.dictionary import stream
+from neurosae.dictionary.stream import Block, batches, context_rows, hook_width, plan_blocks
 from neurosae.dictionary.texts import make_contexts
 from neurosae.errors import DataError
 from tests.dictionary.conftest import HOOK
@@ -62,3 +63,19 @@ def test_plan_refuses_too_little_text():
 def test_hook_width_agrees_with_the_model(toy):
     """Measured, so that it holds for every kind of hook point."""
     assert [hook_width(toy, h) for h in (HOOK, "blocks.0.mlp.hook_post", "blocks.0.attn.hook_z")] == [16, 32, 16]
+
+
+def test_every_block_is_shuffled_by_itself(monkeypatch):
+    """Blocks of equal size have orders of their own, another one for another seed; each row comes once."""
+    monkeypatch.setattr(stream, "context_rows", lambda *a, hooks: {hooks[0]: torch.arange(12.0)[:, None]})
+    blocks = [Block(number, np.arange(3), 3) for number in range(2)]
+
+    def orders(seed):
+        found = [x["h"][:, 0] for x in stream.batches(None, None, blocks, hooks=["h"], batch=4, seed=seed)]
+        return [torch.cat(found[:3]).tolist(), torch.cat(found[3:]).tolist()]
+
+    first, second = orders(0)
+    assert sorted(first) == sorted(second) == list(range(12))
+    assert first != second
+    assert orders(1)[0] != first
+    assert orders(0) == [first, second]
