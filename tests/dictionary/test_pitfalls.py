@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 
 from neurosae.dictionary import alternatives, budget, decompositions, kinds, load, texts, train
+from neurosae.dictionary.architectures import LEARNERS
 from neurosae.dictionary.evaluate import reference_contexts, splice
 from neurosae.dictionary.interaction_study import interaction_study
 from neurosae.dictionary.kinds import neuron_dictionary, signed_dictionary
@@ -20,10 +23,11 @@ from neurosae.dictionary.plan import training_key
 from neurosae.dictionary.record import folder_content, foreign, read_folder, write_folder
 from neurosae.dictionary.scorecard import overlap_table
 from neurosae.dictionary.settings import settings_of
-from neurosae.dictionary.texts import sample_texts, special_ids
+from neurosae.dictionary.stream import context_rows
+from neurosae.dictionary.texts import make_contexts, sample_texts, special_ids
 from neurosae.dictionary.train import train_dictionary
 from neurosae.errors import ModelError
-from neurosae.extraction.model import load_model
+from neurosae.extraction.model import hooked_pass, load_model
 from neurosae.extraction.tokens import byte_tokenizer, decode, make_tokenizer, tokenizer_in_memory, with_bos
 from tests.dictionary.conftest import HOOK
 from tests.extraction.conftest import save_checkpoint
@@ -174,6 +178,56 @@ def test_annealing_refuses_to_start_below_k_or_above_all_features(k0):
         settings_of({"d_sae": 32, "k": 4, "k0": k0}, 64)
 
 
+def test_a_silent_feature_is_counted_until_it_fires():
+    """Steps since a feature was last active, for the auxiliary loss and for what counts as dead."""
+    learner = LEARNERS["topk"](settings_of({"d_sae": 32, "k": 2, "n_tokens": 2000, "batch": 50, "k0": 2}, 8), 8)
+    draws = torch.Generator().manual_seed(0)
+    wanted = np.zeros(32, dtype=int)
+    for step in range(4):
+        x = torch.randn(4, 8, generator=draws)
+        counts = learner.loss(x, step, dead=learner.dead())[2].detach().numpy()
+        learner.step(x, step)
+        wanted = np.where(counts > 0, 0, wanted + 1)
+        np.testing.assert_array_equal(learner.silent.numpy(), wanted)
+    assert wanted.max() > 0
+
+
+@pytest.mark.parametrize("architecture", ["standard", "gated", "jumprelu"])
+def test_penalties_refuse_rows_of_any_size(architecture):
+    """The size of a penalty means something only for rows of unit mean square."""
+    with pytest.raises(ModelError, match=f"scale: false does not go with {architecture}"):
+        settings_of({"d_sae": 32, "k": 4, "scale": False, "architecture": architecture}, 16)
+
+
+def test_rows_of_training_are_those_behind_bos(toy, toy_texts):
+    """BOS, whose norm is another, is never learned from; the row of every other token is that token's."""
+    contexts = make_contexts(toy.tokens, toy_texts[:3], length=48)
+    rows = context_rows(toy, contexts, np.arange(len(contexts.ids)), hooks=[HOOK])[HOOK]
+    wanted = []
+    for ids in contexts.ids:
+        assert ids[0] == 256
+        n = len(ids)
+        place = {"hooks": [HOOK], "rows": [0] * (n - 1), "cols": range(1, n)}
+        wanted.append(hooked_pass(toy, ids[None].astype(int), np.ones((1, n), dtype=int), **place)[HOOK])
+    torch.testing.assert_close(rows, torch.cat(wanted), rtol=1e-5, atol=1e-5)
+
+
+def test_the_curve_has_a_row_for_every_hundredth_of_the_steps(toy, toy_texts, tmp_path):
+    """From the first step to the last: whether a run went well is seen in how, not in where it ended."""
+    ask = {"d_sae": 32, "k": 4, "n_tokens": 4000, "batch": 100}
+    train_dictionary(toy, toy_texts, hook=HOOK, out=tmp_path / "d", settings=ask)
+    log = pd.read_csv(tmp_path / "d" / "training.csv")
+    assert log["step"].tolist() == list(range(40))
+    assert {"loss", "fvu", "l0", "dead", "k", "lr"} <= set(log)
+
+
+def test_too_large_a_dictionary_is_refused_before_text_is_written(toy, tmp_path, monkeypatch):
+    """The model would write for minutes what could never be learned from."""
+    monkeypatch.setattr(train, "own_texts", lambda *_, **__: pytest.fail("wrote"))
+    with pytest.raises(ModelError, match="use a smaller d_sae or batch"):
+        train_dictionary(toy, None, hook=HOOK, out=tmp_path / "d", settings={"d_sae": 10**10, "k": 4})
+
+
 def test_two_dictionaries_need_the_memory_of_both(toy, toy_texts, tmp_path, *, monkeypatch):
     """Each fits, both do not: refused before the first step."""
     ask = {"d_sae": 640, "k": 4, "n_tokens": 4000, "batch": 100}
@@ -274,6 +328,16 @@ def test_a_jointly_trained_folder_says_so(make_dictionary):
     joint = dataclasses.replace(plain, kind="interaction", parts={"V": torch.ones(64, 2), "M": torch.ones(2, 16)})
     assert folder_content(joint)[0]["metadata"]["co_adapted"] is True
     assert "co_adapted" not in folder_content(plain)[0]["metadata"]
+
+
+def test_read_refuses_an_encoder_under_another_architecture(make_dictionary, tmp_path):
+    """Codes of a pursuit in a folder of topk: one of the two names is wrong, and which decides about every number."""
+    write_folder(tmp_path / "d", make_dictionary("topk"))
+    config = json.loads((tmp_path / "d" / "cfg.json").read_text())
+    config["metadata"]["neurosae_encoder"] = "omp"
+    (tmp_path / "d" / "cfg.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="unknown neurosae_encoder of topk 'omp'"):
+        read_folder(tmp_path / "d")
 
 
 def test_pathology_leaves_specials_alone(toy, toy_texts, make_dictionary, *, monkeypatch):
