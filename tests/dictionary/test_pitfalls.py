@@ -11,10 +11,12 @@ import pytest
 import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
+from scipy import sparse
 
 from neurosae.dictionary import alternatives, budget, decompositions, kinds, load, texts, train
 from neurosae.dictionary.architectures import LEARNERS
 from neurosae.dictionary.evaluate import reference_contexts, splice
+from neurosae.dictionary.interaction import pair_strengths
 from neurosae.dictionary.interaction_study import interaction_study
 from neurosae.dictionary.kinds import neuron_dictionary, signed_dictionary
 from neurosae.dictionary.load import check_fit, load_dictionary
@@ -374,3 +376,13 @@ def test_an_unused_atom_becomes_the_worst_row():
     atoms = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
     made = decompositions._updated(x, atoms, 1, order=np.array([0, 1]))
     assert made.tolist() == [[1, 0, 0], [0, 1, 0]]
+
+
+def test_pairs_that_hardly_meet_are_no_candidates():
+    """A product seen in one row is no strength: both features must be active together in enough rows."""
+    eye, zeros = torch.eye(3), torch.zeros(3)
+    parts = {"V": torch.ones(3, 1), "M": torch.ones(1, 3)}
+    made = kinds.Dictionary("h", "interaction", eye, zeros, eye, zeros, zeros, 2, parts=parts)
+    codes = sparse.csr_matrix([[9.0, 9.0, 0.0], [0.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
+    assert pair_strengths(made, codes, least=1)[["first", "second"]].to_numpy().tolist() == [[0, 1], [1, 2]]
+    assert pair_strengths(made, codes, least=2)[["first", "second"]].to_numpy().tolist() == [[1, 2]]
