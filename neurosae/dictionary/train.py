@@ -56,6 +56,7 @@ from neurosae.dictionary.watch import (
     diagnosis,
     far_words,
     is_looked_at,
+    missed_words,
     moments,
     offset_words,
     spike_words,
@@ -307,6 +308,9 @@ def _finish(model: Any, data: Data, sites: Mapping[str, Site], *, runs: Mapping[
         density = counts[name] / n_rows
         scores = {str(n): v.item() if hasattr(v, "item") else v for n, v in row.items() if n not in NOT_HELD_OUT}
         scores |= {**never_active(counts[name], n_rows), "n_reference": n_rows, "densities": density_histogram(density)}
+        if missed := missed_words(scores["l0"], sites[name].settings):
+            cards[name]["warnings"].append(missed)
+            _say(name, missed)
         log = pd.DataFrame(runs[name].log).to_csv(index=False)
         finished[name] = replace(dictionary, density=density.astype(np.float32)), cards[name] | scores, log
     return finished

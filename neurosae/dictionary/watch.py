@@ -19,6 +19,7 @@ MANY_DEAD = 0.5
 LEAST_ROWS = 10_000  # a feature that is silent for fewer rows may just be rare
 SPIKE, MEMORY = 3.0, 50  # a loss above so many running medians, over so many steps
 MANY_SPIKES = 0.01  # of the steps
+MISSED = 1.5  # factor between L0 and k that is announced
 EARLY = 0.1  # share of the steps after which dead features are looked at, and again after annealing
 
 
@@ -120,6 +121,18 @@ def spike_words(spikes: int, n_steps: int) -> str:
     return (
         f"the loss jumped above {SPIKE:g} times its running median in {spikes:,} of {n_steps:,} steps; "
         "consider a smaller learning rate (lr) or a longer warm_up."
+    )
+
+
+def missed_words(l0: float, settings: Settings) -> str:
+    """The sentence about an L0 far from the k that was asked for; "" when it is near."""
+    if l0 > 0 and max(l0 / settings.k, settings.k / l0) <= MISSED:
+        return ""
+    steered = settings.architecture in ("standard", "gated", "jumprelu")
+    advice = "its penalty is steered towards k and had no time to arrive: train on more tokens (n_tokens)"
+    return (
+        f"{l0:.3g} features are active per token where k asks for {settings.k}; "
+        f"{advice if steered else 'compare it with dictionaries of its own L0, not of its k'}."
     )
 
 

@@ -11,7 +11,7 @@ from neurosae.dictionary.architectures import LEARNERS
 from neurosae.dictionary.budget import budget, require_budget, threads_for
 from neurosae.dictionary.settings import Settings, settings_of
 from neurosae.dictionary.train import train_dictionary
-from neurosae.dictionary.watch import MEMORY, checkpoints_of_dead, dead_words, diagnosis, moments
+from neurosae.dictionary.watch import MEMORY, checkpoints_of_dead, dead_words, diagnosis, missed_words, moments
 from neurosae.errors import ModelError, StoreError
 from tests.dictionary.conftest import HOOK
 from tests.dictionary.test_learn import D, planted
@@ -148,3 +148,19 @@ def test_busy_processors_are_said(monkeypatch):
     assert not module.busy_words(1)
     monkeypatch.setattr(module.os, "getloadavg", lambda: (0.2, 0, 0), raising=False)
     assert not module.busy_words(4)
+
+
+def test_a_sparsity_that_was_missed_is_said():
+    """Within a factor of 1.5 of k nothing; beyond it the remedy of the architecture."""
+    assert missed_words(5.9, LONG) == missed_words(2.7, LONG) == ""
+    assert missed_words(6.1, LONG).startswith("6.1 features are active per token where k asks for 4; compare it")
+    assert "(n_tokens)" in missed_words(1.0, replace(LONG, architecture="jumprelu"))
+    assert missed_words(0.0, LONG)
+
+
+def test_a_short_training_says_on_its_card_that_it_missed_k(toy, toy_texts, tmp_path):
+    """The penalty of `standard` is steered, and 30 steps are too few."""
+    settings = {"architecture": "standard", "d_sae": 48, "k": 2, "n_tokens": 960, "batch": 32, "aux": False}
+    card = train_dictionary(toy, toy_texts, hook=HOOK, settings=settings, out=tmp_path / "d").card
+    assert card["l0"] > 3
+    assert [words for words in card["warnings"] if "where k asks for 2" in words]
