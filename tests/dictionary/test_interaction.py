@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from neurosae.dictionary.interaction import FIRST, InteractionLearner, PermutedLearner, factor_norms, pair_strengths
-from neurosae.dictionary.interaction_study import interaction_gain, interaction_study, train_rows
+from neurosae.dictionary.interaction_study import _row, interaction_gain, interaction_study, train_rows
 from neurosae.dictionary.learn import TopKLearner
 from neurosae.dictionary.load import load_dictionary
 from neurosae.dictionary.pathology import pathology, random_error
@@ -203,6 +203,22 @@ def test_permuted_control_reads_other_rows():
     assert sorted(first.tolist()) == list(range(50))
     assert not torch.equal(first, kept[:, 0])
     assert not torch.equal(first, second)
+
+
+def test_the_permuted_arm_is_measured_as_it_was_trained(make_dictionary):
+    """Its term reads the codes of another row in the score too, or the control would be scored as what it is not."""
+    draws = torch.Generator().manual_seed(0)
+    parts = {"V": torch.randn(64, 3, generator=draws), "M": torch.randn(3, 16, generator=draws)}
+    made = replace(make_dictionary("topk"), kind="interaction", parts=parts)
+    x = torch.randn(40, 16, generator=draws)
+    asked = settings_of({"architecture": "interaction", "d_sae": 64, "k": 4, "rank": 3, "n_tokens": 20_000}, 16)
+    order = np.random.default_rng(5).permutation(40)
+    term = made.decode(made.encode(x)) - replace(made, kind="topk", parts={}).decode(made.encode(x))
+    left = x - replace(made, kind="topk", parts={}).reconstruct(x) - term[order]
+    wanted = float(left.square().sum() / (x - x.mean(0)).square().sum())
+    found = {arm: _row(arm, made, x, asked=asked, seed=5)["fvu"] for arm in ("interaction", "permuted")}
+    assert found["permuted"] == pytest.approx(wanted, rel=1e-4)
+    assert found["interaction"] != pytest.approx(wanted, rel=1e-3)
 
 
 def test_pair_strengths_recover_planted_pairs():

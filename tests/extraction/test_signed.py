@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ import neurosae as ns
 from neurosae.errors import DataError
 from neurosae.extraction.responses import build_responses, provenance_of
 from neurosae.extraction.signed import signed
+from neurosae.stages import as_values
 from neurosae.stats.simulate import example_design, simulate
 
 INFERENCE = {"n_permutations": 500}
@@ -54,6 +56,16 @@ def test_signed_recovers_the_values(fake):
     assert "signed values" in provenance_of(made)["warnings"][-1]
     assert one["late"] is like
     assert signed(made) is made
+
+
+def test_a_study_tests_values_unless_it_asks_for_halves(fake):
+    """By default f+ - f-, also at the layers of a pattern; `signed: false` of a site keeps its halves apart."""
+    like, values = fake
+    sites = {name: SimpleNamespace(signed=name != "apart") for name in ("pca", "apart", "every")}
+    study = SimpleNamespace(spec=SimpleNamespace(sites=sites))
+    given = {name: halves(values, like) for name in ("pca", "apart", "every.0")}
+    made = as_values(study, given)
+    assert {name: adata.n_vars for name, adata in made.items()} == {"pca": 40, "apart": 80, "every.0": 40}
 
 
 def test_signed_values_are_tested_as_they_are(fake):
