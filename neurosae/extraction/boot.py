@@ -21,15 +21,17 @@ import torch
 from neurosae.errors import ModelError
 from neurosae.extraction.siblings import SIBLINGS, as_bert
 from neurosae.extraction.source import first_line
-from neurosae.extraction.tokens import byte_tokenizer
+from neurosae.extraction.tokens import Tokenizer, byte_tokenizer
 
 Change = Callable[[Any], Any]  # a model of transformers -> one to take in its place
 Said = tuple[torch.Tensor, torch.Tensor] | None  # ids, and the logits that transformers computes from them
 SAME = 1e-3  # largest max|d| / rms of the logits: float32 shows 1e-6, a setting that is left out .1
 
 
-def boot_folder(folder: Path, device: torch.device, change: Change | None = None) -> tuple[Any, bool]:
-    """The bridge of a checkpoint, and whether its head was there.
+def boot_folder(
+    folder: Path, device: torch.device, change: Change | None = None, *, tokens: Tokenizer | None = None
+) -> tuple[Any, bool]:
+    """The bridge of a checkpoint, and whether its head was there; the specials of `tokens` are part of what is tried.
 
     Raises
     ------
@@ -57,7 +59,7 @@ def boot_folder(folder: Path, device: torch.device, change: Change | None = None
             left.extend(sorted(info["unexpected_keys"]))
             known.extend(model.state_dict())
             model = (change(model) if change else model).eval()
-            plain.append(_said_by(model))
+            plain.append(_said_by(model, tokens))
             return model
 
     try:
@@ -79,10 +81,12 @@ def boot_folder(folder: Path, device: torch.device, change: Change | None = None
     return bridge, not lost
 
 
-def _said_by(model: Any) -> Said:
+def _said_by(model: Any, tokens: Tokenizer | None = None) -> Said:
     """Ids, and what transformers predicts from them; None where its forward pass takes no ids alone."""
     try:
-        ids = torch.arange(6)[None] * 7 % model.get_input_embeddings().weight.shape[0]
+        n, pad = model.get_input_embeddings().weight.shape[0], getattr(model.config, "pad_token_id", None)
+        some = [i for i in (7 * k % n for k in range(7)) if i != pad][:6]  # RoBERTa leaves pads out of its count
+        ids = torch.tensor([[*tokens.prefix, *some, *tokens.suffix] if tokens else some])
         with torch.inference_mode():
             return ids, model(ids.to(model.device)).logits.float().cpu()
     except Exception:  # two stacks, images: refused by name once the bridge is there
@@ -100,8 +104,8 @@ def _check_same(bridge: Any, plain: Said, *, name: str) -> None:
     if not error <= SAME:
         raise ModelError(
             f"{name}: with hook points of transformer-lens {version('transformer-lens')} the model predicts otherwise "
-            f"than in transformers (relative error {error:.1e}), so a setting of config.json is not known there; use "
-            "a model with the usual settings of its architecture."
+            f"than in transformers (relative error {error:.1e}), so a setting of config.json is not known there, or "
+            "its special tokens are not those of the tokenizer; use one with the usual settings of its kind."
         )
 
 

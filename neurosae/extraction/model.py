@@ -149,7 +149,7 @@ def _objects(pair: tuple[Any, Any], device: torch.device, bos: Bos) -> tuple[Any
 def _folder(source: str | Path, device: torch.device, bos: Bos) -> tuple[Any, Tokenizer | None, dict[str, Any]]:
     folder = find_checkpoint(source)
     tokens = load_tokenizer(folder, bos=bos)  # first: what it lacks is told in our words
-    bridge, complete = boot_folder(folder, device)
+    bridge, complete = boot_folder(folder, device, tokens=tokens)
     facts = {"name": folder.name if Path(source).is_dir() else str(source), "source": str(folder)}
     facts |= {"complete": complete, "weights_hash": weights_hash(folder)}
     facts["config"] = json.loads((folder / "config.json").read_text(encoding="utf-8"))

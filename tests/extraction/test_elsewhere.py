@@ -116,6 +116,16 @@ def test_a_sibling_that_was_saved_without_its_head_is_read(saved):
     assert not ours.has_head
 
 
+def test_a_special_that_is_the_pad_of_a_sibling_is_refused(saved):
+    """RoBERTa leaves pads out of its positions, BERT does not: a BOS with the id of the pad would shift all of them."""
+    fine = saved("RobertaForMaskedLM", "RobertaConfig", SIBLINGS["Roberta"] | {"pad_token_id": 0}, tokenizer=byte_level)
+    assert not load_model(fine, device="cpu").is_causal  # an unused pad of another id is no trouble
+    settings = SIBLINGS["Roberta"] | {"pad_token_id": 1}
+    folder = saved("RobertaForMaskedLM", "RobertaConfig", settings, tokenizer=sentencepiece)  # its BOS is 1
+    with pytest.raises(ModelError, match=r"predicts otherwise than in transformers .* or its special tokens"):
+        load_model(folder, device="cpu")
+
+
 def test_an_architecture_without_hook_points_is_refused_by_its_name(saved):
     """The reader learns that the architecture is the trouble, not that the files are damaged."""
     settings = WIDE | {"intermediate_size": 24, "max_position_embeddings": 32, "embedding_size": 8}
