@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from neurosae.dictionary.architectures import LEARNERS
+from neurosae.dictionary.architectures import JUMP_COEFFICIENT, LEARNERS
 from neurosae.dictionary.learn import recalibrate
 from neurosae.dictionary.record import read_folder, write_folder
 from neurosae.dictionary.settings import ARCHITECTURES, BY_BATCH, settings_of
@@ -178,3 +178,22 @@ def test_first_features_of_matryoshka_reconstruct_alone():
         left[name] = float((made.decode(codes.tocsr()) - x).square().sum() / (x - x.mean(0)).square().sum())
     assert left["matryoshka"] < 0.75
     assert left["matryoshka"] < left["batchtopk"] - 0.1
+
+
+@pytest.mark.parametrize("name", ["standard", "gated", "jumprelu"])
+def test_a_penalty_rises_from_nothing(name, monkeypatch):
+    """Coefficients of sae-lens are 0 at the first step and whole after a tenth of the steps."""
+    made = settings_of({"architecture": name, "k": 4, "d_sae": 16, "n_tokens": 6_400, "batch": 64}, 8)
+    learner, given = LEARNERS[name](made, 8), []
+    real, x = learner.sae.training_forward_pass, torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+
+    def keeping(asked):
+        given.append(asked.coefficients)
+        return real(asked)
+
+    monkeypatch.setattr(learner.sae, "training_forward_pass", keeping)
+    whole = {"l1": 0.1, "l0": JUMP_COEFFICIENT}
+    for step, share in ((0, 0.0), (5, 0.5), (10, 1.0), (90, 1.0)):
+        learner.coefficient = torch.tensor(0.1, dtype=torch.float64)
+        learner.loss(x, step, dead=torch.arange(0))
+        assert given[-1] == pytest.approx({of: share * value for of, value in whole.items()})

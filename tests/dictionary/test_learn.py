@@ -97,6 +97,14 @@ def test_fold_is_exact(make_dictionary, kind):
     assert folded.encode(x).nnz == plain.encode((x - mean) / scale).nnz
 
 
+@pytest.mark.parametrize("k", [0.7, 3, 9.5])
+def test_a_recalibrated_threshold_keeps_exactly_k_per_row(make_dictionary, k):
+    """Over all rows together round(k n) values lie above it, the smallest of them included."""
+    d = make_dictionary("jumprelu")
+    x = 2 * torch.randn(1500, d.d_in, generator=torch.Generator().manual_seed(4))
+    assert len(recalibrate(d, x, k).encode(x).data) == round(k * 1500)
+
+
 def test_k_falls_from_the_width():
     """From d_in to k over 40 % of the steps, then k; a pure function of the step."""
     made = settings_of({"k": 4, "d_sae": 64, "n_tokens": 51_200, "batch": 512}, 32)
@@ -146,6 +154,16 @@ def test_learning_rate_follows_its_settings():
     assert rates[75] == pytest.approx(0.1 + 0.9 * 0.5)
     assert rates[-1] == pytest.approx(0.118)
     assert {learner_of(lr=1.0, decay=0.0).rate(step) for step in range(100)} == {1.0}
+
+
+@pytest.mark.parametrize("step", [0, 40, 99])
+def test_a_step_is_as_long_as_the_learning_rate(step):
+    """Adam's first step moves a parameter by its rate, whatever the gradient: that of warm-up, plateau or decay."""
+    learner = learner_of(lr=1e-2, warm_up=0.2, decay=0.2)
+    before = learner.parameters[0].detach().clone()
+    learner.step(planted(64)[0], step)
+    moved = (learner.parameters[0].detach() - before).abs()
+    assert float(moved.max()) == pytest.approx(learner.rate(step), rel=0.02)
 
 
 def test_dead_window_follows_its_setting():

@@ -147,3 +147,13 @@ def _write_or_die(path, text):
     if "shape" in text:
         raise Killed
     path.write_text(text, encoding="utf-8")
+
+
+def test_first_rows_come_from_everywhere(monkeypatch):
+    """Mean and scale are of random rows of the whole file, not of the texts that it begins with."""
+    monkeypatch.setattr(module, "BUFFER", 100)
+    kept = {"h": module.Cached(np.arange(4000, dtype=np.float32)[:, None], "float32")}
+    found = [first_rows(kept, seed=seed)["h"][:, 0].tolist() for seed in (0, 0, 1)]
+    assert len(set(found[0])) == 100
+    assert max(np.diff([0, *found[0], 4000])) < 600
+    assert found[0] == found[1] != found[2]
