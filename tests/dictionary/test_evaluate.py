@@ -141,7 +141,27 @@ def test_dead_comes_with_its_bound():
     assert (row["n_dead"], row["dead"], row["density_bound"], row["share_dense"]) == (2, 0.5, 0.003, 0.25)
 
 
+def test_a_dictionary_is_measured_on_contexts_that_it_learned_from(toy, toy_texts, make_dictionary):
+    """Later positions were never in its training: no context is longer, and the row says how long they are."""
+    made = make_dictionary("topk")
+    whole = evaluate_dictionary(made, toy, toy_texts, n_tokens=300).iloc[0]
+    short = replace(made, metadata=made.metadata | {"context_size": 7})
+    found = evaluate_dictionary(short, toy, toy_texts, n_tokens=300).iloc[0]
+    assert found["context"] == 7 < whole["context"]
+    contexts = reference_contexts(toy, toy_texts, n_tokens=300, seed=0, length=7)
+    x = context_rows(toy, contexts, np.arange(len(contexts.ids)), hooks=[made.hook])[made.hook]
+    assert found["fvu"] == pytest.approx(reconstruction(made, x)[0]["fvu"], rel=1e-9)
+
+
 def test_evaluate_refuses_no_text(toy, make_dictionary):
     """An empty text measures nothing."""
     with pytest.raises(DataError, match="fewer than 2 tokens"):
         evaluate_dictionary(make_dictionary("topk"), toy, ["a"])
+
+
+@pytest.mark.parametrize("lacks", ["has_head", "is_causal"])
+def test_nothing_is_predicted_without_a_head(toy, toy_texts, make_dictionary, *, lacks):
+    """An encoder, or a trunk with a random head: what reconstructs is scored, cross-entropy is missing."""
+    row = evaluate_dictionary(make_dictionary("topk"), replace(toy, **{lacks: False}), toy_texts, n_tokens=100).iloc[0]
+    assert row.filter(regex="^(ce|kl)_").isna().all()
+    assert row[["fvu", "l0", "dead"]].notna().all()

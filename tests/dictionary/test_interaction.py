@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from neurosae.dictionary.interaction import FIRST, InteractionLearner, PermutedLearner, factor_norms, pair_strengths
-from neurosae.dictionary.interaction_study import _row, interaction_gain, interaction_study, train_rows
+from neurosae.dictionary.interaction_study import _arms, _row, interaction_gain, interaction_study, train_rows
 from neurosae.dictionary.learn import TopKLearner
 from neurosae.dictionary.load import load_dictionary
 from neurosae.dictionary.pathology import pathology, random_error
@@ -203,6 +203,29 @@ def test_permuted_control_reads_other_rows():
     assert sorted(first.tolist()) == list(range(50))
     assert not torch.equal(first, kept[:, 0])
     assert not torch.equal(first, second)
+
+
+def test_arms_differ_in_what_they_are_named_after():
+    """Equal activity, equal parameters, a code more, a second linear decoder alone, the codes of other rows."""
+    asked = settings_of({"architecture": "interaction", "d_sae": 64, "k": 4, "rank": 3, "n_tokens": 20_000}, 16)
+    arms = _arms(asked, 16)
+    ask = {name: settings for name, (_, settings) in arms.items()}
+    assert ask["base"].architecture == "topk"
+    assert (ask["wider"].d_sae - 64) * 33 == pytest.approx(3 * (64 + 16), abs=33)
+    assert (ask["more_1"].k, ask["more_2"].k) == (5, 6)
+    assert (ask["duplicate"].rank, ask["duplicate"].linear_top) == (0, 4)
+    assert (ask["interaction"].rank, ask["interaction"].linear_top) == (3, 0)
+    assert ask["sequential"].interaction == "sequential"
+    assert {name for name, (learner, _) in arms.items() if learner is PermutedLearner} == {"permuted"}
+
+
+def test_interaction_gain_never_quotes_a_term_left_out():
+    """The rest of a jointly trained dictionary has adapted to its term: without it FVU says nothing of its worth."""
+    fvu = {"base": 0.2, "more_1": 0.18, "interaction": 0.17, "term_dropped": 0.6}
+    table = pd.DataFrame([{"arm": arm, "seed": s, "k": 4, "fvu": fvu[arm]} for s in (0, 1) for arm in fvu])
+    made = interaction_gain(table)
+    assert made["arm"].tolist() == ["interaction"]
+    assert made["best_rival"].tolist() == ["more_1"]
 
 
 def test_the_permuted_arm_is_measured_as_it_was_trained(make_dictionary):
