@@ -1,6 +1,7 @@
 """Responses on disk: shards while a run goes on, then one zarr per site, trusted only through its key.
 
     <store>/_store/<hash12>/key.json                what was hashed; written last, without it nothing is trusted
+                            files.json              hash of every file of the sites; what differs from it is refused
                             <site>.zarr/            one AnnData, written once
                             parts/<site>/00012.npz  a shard of stimuli, until the zarr is complete
 
@@ -30,9 +31,10 @@ from neurosae.errors import StoreError
 from neurosae.extraction.cells import Wanted
 from neurosae.extraction.responses import KEY, build_responses, row_names
 from neurosae.spec.design import Design
-from neurosae.spec.files import atomic_path, content_hash, write_atomic
+from neurosae.spec.files import atomic_path, content_hash, file_hash, write_atomic
 
 EXTRACTION_VERSION = 2  # raise by hand whenever the same inputs may give other numbers
+FILES = "files.json"  # hashes of the files of all sites
 NOT_JOINED = {"text", "target", "foil", "ids"}
 CELL_NUMBERS = ("row", "token_index", "n_tokens", "stimulus_tokens")
 NUMBERS = ("norm", "ln_scale", "surprisal", "logit_diff", "n_active", "sum_active", "recon_error")
@@ -88,6 +90,8 @@ def key_folder(store: str | Path, key: Mapping[str, Any]) -> Path:
 
 def is_complete(folder: Path, key: Mapping[str, Any]) -> bool:
     """Whether the folder was finished, for exactly this key."""
+    if not (folder / FILES).is_file():
+        return False  # of a version that kept no hashes
     try:
         return json.loads((folder / "key.json").read_text(encoding="utf-8")) == json.loads(json.dumps(dict(key)))
     except (OSError, ValueError):
@@ -173,10 +177,34 @@ def activations_of(arrays: Mapping[str, np.ndarray], n_features: int) -> sp.csr_
 
 def finish(folder: Path, key: Mapping[str, Any]) -> None:
     """Declare a folder complete, then drop its shards and what killed runs left half-written; the folder is locked."""
+    hashes = {str(path.relative_to(folder)): file_hash(path) for path in _files(folder)}
+    write_atomic(folder / FILES, json.dumps(hashes, indent=0, sort_keys=True) + "\n")
     write_atomic(folder / "key.json", json.dumps(dict(key), indent=1, sort_keys=True) + "\n")
     shutil.rmtree(folder / "parts", ignore_errors=True)
     for left in folder.glob(".tmp-*"):
         left.unlink() if left.is_file() else shutil.rmtree(left, ignore_errors=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for site in folder.glob("*.zarr") for path in site.rglob("*") if path.is_file())
+
+
+def check_files(folder: Path) -> None:
+    """Refuse sites whose files are not those that were written: zarr reads a chunk that is lost as zeros.
+
+    Raises
+    ------
+    StoreError
+        If a file was changed, added or lost.
+    """
+    try:
+        wanted = json.loads((folder / FILES).read_text(encoding="utf-8"))
+        found = {str(path.relative_to(folder)): file_hash(path) for path in _files(folder)}
+        wrong = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
+    except (ValueError, AttributeError):
+        wrong = [FILES]
+    if wrong:
+        raise StoreError(f"{folder / wrong[0]} is damaged or lost; delete {folder} and extract again.")
 
 
 def read_site(path: Path, stimuli: pd.DataFrame, design: Design | None) -> anndata.AnnData:
@@ -207,6 +235,7 @@ def stored_responses(
     folder = key_folder(store, key)
     if not is_complete(folder, key):
         return None
+    check_files(folder)
     return {site: read_site(folder / f"{site}.zarr", stimuli, design) for site in key["sites"]}
 
 
