@@ -96,6 +96,15 @@ def test_absorption_recovers_a_planted_pair():
     assert not len(apart)
 
 
+@pytest.mark.parametrize(("n", "pairs"), [(9, 0), (10, 2)])
+def test_absorption_says_nothing_of_rare_features(n, pairs):
+    """Of a few active tokens no share is known: below ten, features are left out."""
+    active = np.zeros((60, 2))
+    active[:n, 0], active[20 : 20 + n, 1] = 1, 1
+    decoder = torch.tensor([[1.0, 0.2], [1.0, 0.0]])
+    assert len(absorption(sparse.csr_matrix(active), np.full(60, 7), decoder)) == pairs
+
+
 def test_scaled_inputs_are_scored_in_any_number(lens, tmp_path):
     """sae-lens decodes with the scale of its last call: fails if more rows are decoded than were encoded at once."""
     sae = lens.StandardSAE(lens.StandardSAEConfig(d_in=4, d_sae=8192, normalize_activations="layer_norm"))

@@ -44,31 +44,36 @@ def test_weights_hash_invariant_to_place(checkpoint, tmp_path):
     assert weights_hash(tmp_path) != weights_hash(source.parent)
 
 
-def trap(*_, **__):
-    """What nobody may call."""
-    raise AssertionError("the network was asked")
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """What was asked of the network: connections, and downloads by the hub's client, none of which succeeds."""
+    calls = []
 
+    def unreachable(name):
+        def call(*_, **__):
+            calls.append(name)  # an exception alone would become the sentence that is expected anyway
+            raise OSError("no route")
 
-def test_find_checkpoint_refuses_to_ask_an_offline_hub(monkeypatch, tmp_path):
-    """With HF_HUB_OFFLINE not even a connection is tried."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(socket, "create_connection", trap)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", trap)
-    with pytest.raises(ModelError, match="is not on this machine"):
-        find_checkpoint("no/such-model")
-
-
-def test_find_checkpoint_refuses_an_unreachable_hub_at_once(monkeypatch, tmp_path):
-    """Where no connection can be made, the hub's client, which tries for half a minute, is never called."""
-
-    def unreachable(*_, **__):
-        raise OSError("no route")
+        return call
 
     for name in ("HF_HUB_OFFLINE", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(socket, "create_connection", unreachable)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", trap)
+    monkeypatch.setattr(socket, "create_connection", unreachable("connection"))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable("download"))
+    return calls
+
+
+def test_find_checkpoint_refuses_to_ask_an_offline_hub(monkeypatch, asked):
+    """With HF_HUB_OFFLINE not even a connection is tried."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError, match="is not on this machine"):
+        find_checkpoint("no/such-model")
+    assert asked == []
+
+
+def test_find_checkpoint_refuses_an_unreachable_hub_at_once(asked):
+    """Where no connection can be made, the hub's client, which tries for half a minute, is never called."""
     with pytest.raises(ModelError, match=r"the hub cannot be reached; put its checkpoint .* into a folder"):
         find_checkpoint("no/such-model")
+    assert asked == ["connection"]

@@ -131,6 +131,16 @@ def test_geometry_agrees_with_itself_and_not_with_noise(fake):
     assert apart["p"] > 0.01
 
 
+def test_geometry_agreement_invariant_to_what_items_share(fake):
+    """Texts of one item are alike in any dictionary: patterns of items that have nothing in common do not agree."""
+    rng = np.random.default_rng(3)
+    codes = np.unique(fake.obs["item"].astype(str), return_inverse=True)[1]
+    one, other = (
+        changed(fake, rng.random((16, 40))[codes] + 0.05 * rng.random(fake.shape)) for _ in range(2)
+    )  # every pair within an item is close in both
+    assert abs(geometry_agreement(one, other, n_permutations=2, **HERE)["rho"]) < 0.2
+
+
 def test_agreement_refuses_other_stimuli(fake):
     """Rows of different items cannot be paired."""
     fewer = fake[fake.obs["item"] != "i3"].copy()
