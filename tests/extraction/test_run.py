@@ -197,7 +197,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("file", ["late.zarr/X/data/c/0", "late.zarr/obs/surprisal/c/0", "files.json"])
-def test_damaged_responses_are_refused(ask, tmp_path, damage, file):
+def test_damaged_responses_are_refused(ask, tmp_path, *, damage, file):
     """A file of stored responses that was changed, cut or lost is never read as other numbers."""
     first = ask(store=tmp_path)
     (folder,) = (tmp_path / "_store").iterdir()
