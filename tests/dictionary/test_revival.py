@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from neurosae.dictionary import learn
 from neurosae.dictionary.architectures import LEARNERS
 from neurosae.dictionary.revival import Part, Rows, draw_rows, ghost_loss, resample
 from neurosae.dictionary.settings import settings_of
@@ -59,6 +60,27 @@ def test_ghosts_leave_the_reconstruction_alone():
     for part in (given.encoder, given.bias, given.decoder):
         assert part.grad[[1, 4, 7]].abs().sum() > 0
         assert not part.grad[[0, 2, 3, 5, 6, 8, 9, 10, 11]].any()
+
+
+def test_resampling_keeps_its_times_and_draws_anew(monkeypatch):
+    """Every so many steps, never at the last, after which nothing is learned; other random numbers every time."""
+    ask = {"k": 1, "anneal": 0.0, "d_sae": 200, "n_tokens": 1280, "batch": 64, "resample_every": 4, "seed": 3}
+    settings = settings_of(ask, 8)  # of 200 features no batch of 64 can wake more than 64
+    learner, seeds = LEARNERS["topk"](settings, 8), []
+
+    def keeping(loss, n, *, seed):
+        seeds.append(tuple(seed))
+        return draw_rows(loss, n, seed=seed)
+
+    monkeypatch.setattr(learn, "draw_rows", keeping)
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    for step in range(learner.n_steps):
+        learner.silent[:] = 99
+        learner.step(x, step)
+        learner.silent[:] = 0
+    assert len(seeds) == 4  # after steps 4, 8, 12 and 16 of 20
+    assert len(set(seeds)) == 4
+    assert {seed[0] for seed in seeds} == {3}
 
 
 def test_rows_are_drawn_by_squared_loss():
