@@ -22,6 +22,7 @@ from neurosae.dictionary.texts import Contexts, make_contexts, take_rows
 from neurosae.errors import DataError, ModelError
 from neurosae.extraction.packing import length_buckets, pad
 
+LONGEST = 256  # tokens of a context
 LOGITS = 1 << 22  # logits held at once per forward pass: 16 MB
 N_BOOTSTRAP = 1000
 BINS = np.arange(-7, 0.5, 0.5)  # of log10 density
@@ -62,9 +63,9 @@ def evaluate_dictionary(
     Returns
     -------
     DataFrame of one row
-        `hook n_tokens n_documents l0 fvu explained_variance cosine l2_ratio shrinkage encoder_cosine ce_base ce_sae
-        ce_zero ce_mean ce_recovered_zero ce_recovered_mean kl_sae kl_recovered_zero kl_recovered_mean n_features dead
-        n_dead density_bound share_dense`; those of `BOUNDED` are followed by `…_low` and `…_high`;
+        `hook n_tokens n_documents context l0 fvu explained_variance cosine l2_ratio shrinkage encoder_cosine ce_base
+        ce_sae ce_zero ce_mean ce_recovered_zero ce_recovered_mean kl_sae kl_recovered_zero kl_recovered_mean n_features
+        dead n_dead density_bound share_dense`; those of `BOUNDED` are followed by `…_low` and `…_high`;
         `dead` is the share of features that were never active on these tokens, `density_bound` (3 / n_tokens) the
         upper 95 % bound on the density of such a feature; intervals are 95 % percentiles of the bootstrap over
         documents. The columns of cross-entropy are missing values for a model without a head.
@@ -79,12 +80,16 @@ def evaluate_dictionary(
     >>> float(row.fvu), round(float(row.ce_recovered_mean), 6), int(row.l0)
     (0.0, 1.0, 8)
     """
-    contexts = reference_contexts(model, texts, n_tokens=n_tokens, seed=seed)
+    contexts = contexts_for(dictionary, model, texts, n_tokens=n_tokens, seed=seed)
     x = context_rows(model, contexts, np.arange(len(contexts.ids)), hooks=[dictionary.hook])[dictionary.hook]
     x = x.to(dictionary.W_dec.device)
     sums, counts = row_sums(dictionary, x)
     documents = np.repeat(contexts.documents, contexts.n_rows)
-    row = _scores(sums) | {"n_tokens": len(x), "encoder_cosine": _encoder_cosine(dictionary)}
+    row = _scores(sums) | {
+        "n_tokens": len(x),
+        "context": max(map(len, contexts.ids)),
+        "encoder_cosine": _encoder_cosine(dictionary),
+    }
     row |= _score_intervals(sums, documents, seed=seed) | never_active(counts, len(x))
     if model.is_causal and model.has_head:
         row |= _lost(splice(dictionary, model, contexts, center=x.mean(0)), seed)
@@ -98,7 +103,18 @@ BOUNDED = (
 )
 """Columns that are followed by the ends of their interval, `…_low` and `…_high`."""
 _NAMES = (
-    *("hook", "n_tokens", "n_documents", "l0", "fvu", "explained_variance", "cosine", "l2_ratio", "shrinkage"),
+    *(
+        "hook",
+        "n_tokens",
+        "n_documents",
+        "context",
+        "l0",
+        "fvu",
+        "explained_variance",
+        "cosine",
+        "l2_ratio",
+        "shrinkage",
+    ),
     *("encoder_cosine", "ce_base", "ce_sae", "ce_zero", "ce_mean", "ce_recovered_zero", "ce_recovered_mean", "kl_sae"),
     *("kl_recovered_zero", "kl_recovered_mean", "n_features", "dead", "n_dead", "density_bound", "share_dense"),
 )
@@ -107,7 +123,9 @@ COLUMNS = [
 ]
 
 
-def reference_contexts(model: Any, texts: Sequence[str], *, n_tokens: int, seed: int, length: int = 256) -> Contexts:
+def reference_contexts(
+    model: Any, texts: Sequence[str], *, n_tokens: int, seed: int, length: int = LONGEST
+) -> Contexts:
     """Random contexts that hold about `n_tokens` tokens."""
     if model.tokens is None:
         raise ModelError(f"{model.name} has no tokenizer, so no text can be given to it.")
@@ -115,6 +133,12 @@ def reference_contexts(model: Any, texts: Sequence[str], *, n_tokens: int, seed:
     if contexts.n_rows.sum() < 2:
         raise DataError("the texts hold fewer than 2 tokens; give more text to measure a dictionary on.")
     return take_rows(contexts, n_tokens, seed=seed)
+
+
+def contexts_for(dictionary: Dictionary, model: Any, texts: Sequence[str], *, n_tokens: int, seed: int) -> Contexts:
+    """Random contexts no longer than those that a dictionary learned from: it never saw a later position."""
+    length = min(int(dictionary.metadata.get("context_size") or LONGEST), LONGEST)
+    return reference_contexts(model, texts, n_tokens=n_tokens, seed=seed, length=length)
 
 
 @torch.no_grad()

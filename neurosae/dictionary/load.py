@@ -17,7 +17,7 @@ import torch
 
 from neurosae.dictionary.alternatives import fit_site
 from neurosae.dictionary.convert import read_dictionary
-from neurosae.dictionary.evaluate import reconstruction, reference_contexts
+from neurosae.dictionary.evaluate import contexts_for, reconstruction
 from neurosae.dictionary.record import (
     Dictionary,
     first_line,
@@ -38,7 +38,7 @@ from neurosae.extraction.tokens import with_bos
 __all__ = ["DICTIONARIES", "Dictionary", "check_fit", "load_dictionary"]
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "embedded"
-REFERENCE, LONGEST = 2_048, 256  # tokens of the fit check, and of one of its contexts
+REFERENCE = 2_048  # tokens of the fit check
 NO_FIT, POOR_FIT, SUSPECT = 0.9, 0.5, 0.3  # FVU that is refused; announced; tried under the other weights mode
 KEPT = 0.5  # share of the explained variance on its card that a dictionary must reach here
 PARTIAL = ("random", "diff_means", "vectors")  # decompositions that do not set out to reconstruct
@@ -280,8 +280,7 @@ def _measure(dictionary: Dictionary, model: Any, texts: Sequence[str]) -> dict[s
     wanted = dictionary.metadata.get("prepend_bos")
     if model.tokens is not None and model.tokens.rule == "auto" and wanted is not None:
         model = replace(model, tokens=with_bos(model.tokens, bool(wanted)))
-    length = min(int(dictionary.metadata.get("context_size") or LONGEST), LONGEST)  # later positions were never learned
-    contexts = reference_contexts(model, texts, n_tokens=2 * REFERENCE, seed=0, length=length)
+    contexts = contexts_for(dictionary, model, texts, n_tokens=2 * REFERENCE, seed=0)
     x = context_rows(model, contexts, np.arange(len(contexts.ids)), hooks=[dictionary.hook])[dictionary.hook]
     return reconstruction(dictionary, x.to(torch.device(model.device)))[0]
 

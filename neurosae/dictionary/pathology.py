@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from neurosae.dictionary.evaluate import reference_contexts
+from neurosae.dictionary.evaluate import contexts_for
 from neurosae.dictionary.kinds import Dictionary
 from neurosae.dictionary.texts import Contexts
 from neurosae.errors import ModelError
@@ -71,7 +71,7 @@ def pathology(
     """
     if not (model.is_causal and model.has_head):
         raise ModelError(f"{model.name} predicts no next token, so a divergence cannot be measured.")
-    contexts = reference_contexts(model, texts, n_tokens=n_tokens, seed=seed)
+    contexts = contexts_for(dictionary, model, texts, n_tokens=n_tokens, seed=seed)
     sums = _sums(dictionary, model, contexts, n_draws=n_draws, seed=seed)
     n, random = sums["n"].sum(), sums["random"].sum() / n_draws
     if not random > 0:

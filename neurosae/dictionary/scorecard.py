@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from neurosae.dictionary.evaluate import density_histogram, evaluate_dictionary, reference_contexts
+from neurosae.dictionary.evaluate import contexts_for, density_histogram, evaluate_dictionary, reference_contexts
 from neurosae.dictionary.kinds import Dictionary
 from neurosae.dictionary.overlap import absorption, decoder_overlap
 from neurosae.dictionary.pathology import pathology
@@ -76,7 +76,7 @@ def _row(made: Dictionary, model: Any, texts: Sequence[str], *, n_tokens: int, s
     except ModelError as error:  # nothing predicted, or nothing lost: said, not guessed
         row |= dict.fromkeys(("pathology", "pathology_low", "pathology_high"), np.nan)
         notes.append(f"pathology: {error}")
-    contexts = reference_contexts(model, texts, n_tokens=n_tokens, seed=seed)
+    contexts = contexts_for(made, model, texts, n_tokens=n_tokens, seed=seed)
     x = context_rows(model, contexts, np.arange(len(contexts.ids)), hooks=[made.hook])[made.hook]
     codes = made.encode(x)
     words = [ids[contexts.n_prefix : len(ids) - contexts.n_suffix] for ids in contexts.ids]

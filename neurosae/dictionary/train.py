@@ -304,6 +304,7 @@ def _finish(model: Any, data: Data, sites: Mapping[str, Site], *, runs: Mapping[
     counts, n_rows = _count_active(model, data.train, made, seed=s.order)
     finished: dict[str, Finished] = {}
     for name, dictionary in made.items():
+        dictionary = replace(dictionary, metadata={**dictionary.metadata, "context_size": sites[name].settings.context})
         row = evaluate_dictionary(dictionary, model, data.held_out, n_tokens=EVALUATED, seed=s.order).iloc[0]
         density = counts[name] / n_rows
         scores = {str(n): v.item() if hasattr(v, "item") else v for n, v in row.items() if n not in NOT_HELD_OUT}
