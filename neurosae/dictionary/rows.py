@@ -1,8 +1,9 @@
 """Activations on disk: every row of a hook point written once, then read in shuffled batches by any number of runs.
 
 A file holds the rows of the training contexts, in their order, as float32 or bfloat16; beside it a JSON file says that
-it is complete. While it is written, `.part.json` counts the blocks that have reached the disk, so a killed extraction
-goes on from there. Batch i is a pure function of (seed, i): the rows are shuffled anew in every epoch, whole ones only.
+it is complete, and its hash: one changed byte would train another dictionary. While it is written, `.part.json` counts
+the blocks that have reached the disk, so a killed extraction goes on from there. Batch i is a pure function of
+(seed, i): the rows are shuffled anew in every epoch, whole ones only.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tqdm.auto import tqdm
 from neurosae.dictionary.stream import BUFFER, context_rows, hook_width
 from neurosae.dictionary.texts import Contexts
 from neurosae.errors import DataError, StoreError
-from neurosae.spec.files import content_hash, lock, require_space, write_atomic
+from neurosae.spec.files import content_hash, file_hash, lock, require_space, write_atomic
 
 ROWS_VERSION = 1
 STORED = {"float32": np.dtype("<f4"), "bfloat16": np.dtype("<i2")}  # numpy has no bfloat16: its bits
@@ -63,7 +64,7 @@ def cached_rows(model: Any, contexts: Contexts, hooks: list[str], *, place: Plac
     Raises
     ------
     StoreError
-        If the disk is too small, a file is shorter than it says, or another run writes there.
+        If the disk is too small, a file is not the one that was written, or another run writes there.
     """
     missing = [hook for hook in hooks if not place.path(hook).with_suffix(".json").is_file()]
     if missing:
@@ -73,8 +74,12 @@ def cached_rows(model: Any, contexts: Contexts, hooks: list[str], *, place: Plac
 
 
 def _open(path: Path, dtype: str) -> Cached:
-    shape = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["shape"]
-    if not path.is_file() or path.stat().st_size != shape[0] * shape[1] * STORED[dtype].itemsize:
+    try:
+        said = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        shape, whole = said["shape"], said.get("sha256") == file_hash(path)
+    except (ValueError, KeyError, AttributeError, StoreError):  # of the JSON; of a file that is not there
+        shape, whole = (0, 0), False
+    if not whole or path.stat().st_size != shape[0] * shape[1] * STORED[dtype].itemsize:
         raise StoreError(f"{path} is not whole; delete it and {path.with_suffix('.json').name} to extract it again.")
     return Cached(np.memmap(path, dtype=STORED[dtype], mode="r", shape=tuple(shape)), dtype)
 
@@ -105,7 +110,8 @@ def _extract(model: Any, contexts: Contexts, hooks: list[str], *, place: Place) 
             bar.update(int(n_rows[chosen].sum()))
     for hook, file in files.items():
         file.rename(place.path(hook))
-        write_atomic(place.path(hook).with_suffix(".json"), json.dumps({"shape": [int(ends[-1]), widths[hook]]}))
+        said = {"shape": [int(ends[-1]), widths[hook]], "sha256": file_hash(place.path(hook))}
+        write_atomic(place.path(hook).with_suffix(".json"), json.dumps(said))
     progress.unlink(missing_ok=True)
 
 

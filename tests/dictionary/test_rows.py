@@ -106,12 +106,21 @@ def test_batches_are_pure_functions(toy, contexts, place):
 
 
 def test_rows_refuse(toy, contexts, place):
-    """Half a file, and fewer rows than a batch."""
+    """Half a file, one changed byte, a record that was cut, and fewer rows than a batch."""
     rows = cached_rows(toy, contexts, [HOOK], place=place)
     with pytest.raises(DataError, match="fewer than a batch of 100,000"):
         next(cached_batches(rows, batch=100_000, seed=0, start=0, n_steps=1))
     path = place.path(HOOK)
-    path.write_bytes(path.read_bytes()[:-4])
+    whole, record = path.read_bytes(), path.with_suffix(".json").read_text()
+    changed = bytearray(whole)
+    changed[len(changed) // 2] ^= 64
+    for data, said in ((bytes(changed), record), (whole, record[:-5])):
+        path.write_bytes(data)
+        path.with_suffix(".json").write_text(said)
+        with pytest.raises(StoreError, match="is not whole; delete it"):
+            cached_rows(toy, contexts, [HOOK], place=place)
+    path.with_suffix(".json").write_text(record)
+    path.write_bytes(whole[:-4])
     with pytest.raises(StoreError, match="is not whole; delete it"):
         cached_rows(toy, contexts, [HOOK], place=place)
     assert json.loads(path.with_suffix(".json").read_text())["shape"][1] == 16
