@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from neurosae.causal import joint
+from neurosae.causal.controls import matched_pairs
 from neurosae.causal.costs import OFF_TARGET, neutral_costs
 from neurosae.causal.edits import Edit
 from neurosae.causal.joint import joint_clamp
@@ -144,6 +145,20 @@ def test_pairs_that_write_past_the_neuron_do_not_interact(small_and, mode):
     means = clamp_means(made).set_index(["norm", "first", "second"])["mean"]
     for norm in ("free", "frozen"):  # in either direction the neuron is on with both, and off without either
         assert means[norm].to_numpy() == pytest.approx([means[norm, 0, 0]] * 3 + [means[norm, 0, 0] + 4], abs=0.2)
+
+
+def test_sets_that_share_a_feature_make_no_pair(small_and, monkeypatch):
+    """A feature that was drawn for both parts is a candidate for either, and never for both at once."""
+    given = []
+
+    def keeping(*effects, cosine, **options):
+        given.append(cosine[1])
+        return matched_pairs(*effects, cosine=cosine, **options)
+
+    monkeypatch.setattr("neurosae.causal.pairs.matched_pairs", keeping)
+    pairs_of(small_and, "clamp")
+    assert np.isnan(given[0]).any()
+    assert np.nanmax(given[0]) < 0.999
 
 
 def test_pairs_behind_a_norm_interact_where_it_is_free():
