@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from neurosae.errors import DataError
+from neurosae.extraction.source import config_hash
 from neurosae.spec.files import content_hash, write_atomic
 from neurosae.spec.results import Tested
 
@@ -20,7 +21,8 @@ def reference_texts(study: Any, ask: Any, model: Any) -> list[str]:
     if ask.texts:
         return list(read_texts(ask.texts))
 
-    key = content_hash(model.provenance.get("weights_hash"), ask.n_tokens, study.spec.seed)
+    config = config_hash(model.provenance.get("config", {}))
+    key = content_hash(model.provenance.get("weights_hash"), config, ask.n_tokens, study.spec.seed)
     path = study.folder / "tests" / f"reference_text.{key[:12]}.json"
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))

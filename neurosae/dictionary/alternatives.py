@@ -30,6 +30,7 @@ from neurosae.extraction.collapse import collapse
 from neurosae.extraction.run import extract
 from neurosae.extraction.signed import signed
 from neurosae.extraction.sites import check_hook
+from neurosae.extraction.source import config_hash
 from neurosae.spec.files import content_hash, require_space, require_writable, write_atomic
 
 FIT_VERSION = 1  # raised whenever the same settings would give other numbers
@@ -178,6 +179,7 @@ def _facts(model: Any, texts: Sequence[str] | None, asked: Asked, *, stimuli: pd
     if model.tokens is None:
         raise ModelError(f"{model.name} has no tokenizer, so no text can be given to it.")
     known = {n: model.provenance.get(n) for n in ("weights_hash", "weights", "tokenizer_hash")}
+    known["config_hash"] = config_hash(model.provenance.get("config", {}))
     source: dict[str, Any] = {"sampled_tokens": round(1.1 * asked.n_tokens), "sampled_seed": asked.seed}
     if texts is not None:
         source = {"text_hash": content_hash(*texts), "n_documents": len(texts)}
@@ -194,7 +196,8 @@ def text_to_decompose(model: Any, asked: Asked, store: str | Path, *, stimuli: p
 
 def _own_texts(model: Any, facts: Mapping[str, Any], store: str | Path) -> list[str]:
     """The model's own samples, written once for all fits of the same size and seed."""
-    wanted = {n: facts[n] for n in ("weights_hash", "tokenizer_hash", "prefix", "sampled_tokens", "sampled_seed")}
+    named = ("weights_hash", "config_hash", "tokenizer_hash", "prefix", "sampled_tokens", "sampled_seed")
+    wanted = {n: facts[n] for n in named}
     path = Path(store) / "_store" / "texts" / f"{content_hash(wanted)[:12]}.json"
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))

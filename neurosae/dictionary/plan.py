@@ -17,6 +17,7 @@ from neurosae.dictionary.stream import hook_width
 from neurosae.dictionary.texts import Contexts, make_contexts, sample_texts
 from neurosae.errors import DataError, ModelError, StoreError
 from neurosae.extraction.sites import check_hook
+from neurosae.extraction.source import config_hash
 from neurosae.spec.files import content_hash, require_writable, write_atomic
 
 TRAIN_VERSION = 2  # raised whenever the same settings would give other numbers
@@ -72,6 +73,7 @@ def facts_of_run(model: Any, texts: Sequence[str] | None, settings: Settings) ->
     if texts is not None and len(texts) < 2:
         raise DataError(f"training needs at least 2 documents, one of them held out, but there are {len(texts)}.")
     known = {n: model.provenance.get(n) for n in ("weights_hash", "weights", "tokenizer_hash")}
+    known["config_hash"] = config_hash(model.provenance.get("config", {}))
     if texts is None:
         source = {"sampled_tokens": min(settings.n_tokens, SAMPLED), "sampled_seed": settings.order}
     else:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from neurosae.errors import ModelError
 from neurosae.spec.files import content_hash, file_hash
@@ -96,6 +99,14 @@ def _hub_answers() -> bool:
 def weights_hash(folder: Path) -> str:
     """SHA-256 over the weight files, streamed."""
     return content_hash(*(file_hash(path) for path in weight_files(folder)))
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Hash of the settings of a model, which the same weights compute with; names and versions are left out."""
+    kept = {
+        k: v for k, v in config.items() if k[0] != "_" and k not in ("transformers_version", "torch_dtype", "dtype")
+    }
+    return content_hash(json.dumps(kept, sort_keys=True, default=str))
 
 
 def first_line(error: BaseException) -> str:

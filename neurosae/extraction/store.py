@@ -30,6 +30,7 @@ from zarr.errors import ZarrUserWarning
 from neurosae.errors import StoreError
 from neurosae.extraction.cells import Wanted
 from neurosae.extraction.responses import KEY, build_responses, row_names
+from neurosae.extraction.source import config_hash
 from neurosae.spec.design import Design
 from neurosae.spec.files import atomic_path, content_hash, file_hash, write_atomic
 
@@ -69,18 +70,10 @@ def responses_key(
         "scores": bool(asked.scores),
         "allow_straddle": bool(asked.allow_straddle),
         "model": {name: model.provenance[name] for name in ("weights_hash", "weights", "tokenizer_hash", "dtype")}
-        | {"config": _config_hash(model.provenance.get("config", {}))},
+        | {"config": config_hash(model.provenance.get("config", {}))},
         "specials": [list(model.tokens.prefix), list(model.tokens.suffix)] if model.tokens else [[], []],
         "sites": {site: {"hook": d.hook, "dictionary": str(d.hash)} for site, d in sorted(dictionaries.items())},
     }
-
-
-def _config_hash(config: Mapping[str, Any]) -> str:
-    """Hash of the settings of a model, which the same weights compute with; names and versions are left out."""
-    kept = {
-        k: v for k, v in config.items() if k[0] != "_" and k not in ("transformers_version", "torch_dtype", "dtype")
-    }
-    return content_hash(json.dumps(kept, sort_keys=True, default=str))
 
 
 def key_folder(store: str | Path, key: Mapping[str, Any]) -> Path:

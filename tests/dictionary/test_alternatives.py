@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,6 +40,10 @@ def test_fit_is_kept_and_found_again(toy, toy_texts, tmp_path, *, monkeypatch, k
     assert made.hash == again.hash
     with pytest.raises(AssertionError, match="fitted again"):
         fit_dictionary(toy, toy_texts, hook=HOOK, settings=ask | {"seed": 1}, store=tmp_path)
+    config = toy.provenance["config"] | {"eps": 0.1}  # the same weights compute something else
+    other = replace(toy, provenance=toy.provenance | {"config": config})
+    with pytest.raises(AssertionError, match="fitted again"):
+        fit_dictionary(other, toy_texts, hook=HOOK, settings=ask, store=tmp_path)
 
 
 def test_load_recovers_a_fitted_site(toy, toy_texts, tmp_path):

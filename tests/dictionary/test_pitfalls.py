@@ -101,10 +101,10 @@ def test_check_fit_finds_the_weights_that_a_dictionary_was_made_for(offset_check
     assert check_fit(made, compat, texts=toy_texts).fit["fvu_here"] < 0.01
 
 
-@pytest.mark.parametrize("what", ["weights_hash", "weights", "tokenizer_hash", "dtype", "prefix"])
+@pytest.mark.parametrize("what", ["weights_hash", "weights", "tokenizer_hash", "config", "dtype", "prefix"])
 def test_what_is_trained_or_fitted_is_kept_under_its_model(toy, toy_texts, what):
-    """Other weights, the same ones folded, another tokenizer, precision or BOS rule: another dictionary."""
-    other = dataclasses.replace(toy, provenance={**toy.provenance, what: "another"})
+    """Other weights, the same ones folded or with other settings, another tokenizer, precision or BOS rule: another dictionary."""
+    other = dataclasses.replace(toy, provenance={**toy.provenance, what: {"eps": 1} if what == "config" else "another"})
     if what == "dtype":
         other = dataclasses.replace(toy, dtype="bfloat16")
     if what == "prefix":
