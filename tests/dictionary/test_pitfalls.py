@@ -103,7 +103,7 @@ def test_check_fit_finds_the_weights_that_a_dictionary_was_made_for(offset_check
 
 @pytest.mark.parametrize("what", ["weights_hash", "weights", "tokenizer_hash", "config", "dtype", "prefix"])
 def test_what_is_trained_or_fitted_is_kept_under_its_model(toy, toy_texts, what):
-    """Other weights, the same ones folded or with other settings, another tokenizer, precision or BOS rule: another dictionary."""
+    """Other weights or settings, weights folded, another tokenizer, precision or BOS rule: another dictionary."""
     other = dataclasses.replace(toy, provenance={**toy.provenance, what: {"eps": 1} if what == "config" else "another"})
     if what == "dtype":
         other = dataclasses.replace(toy, dtype="bfloat16")
