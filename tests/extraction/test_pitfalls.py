@@ -303,6 +303,7 @@ CHANGED = {
     "span of a region": lambda key: key(text=("head_end", 1)),
     "span of the target": lambda key: key(text=("verb_end", 1)),
     "regions": lambda key: key(regions=("head",)),
+    "order of regions": lambda key: key(regions=("whole", "head")),
     "align": lambda key: key(align="start"),
     "window": lambda key: key(window=(-1, 1)),
     "keep_x": lambda key: key(keep_x=True),
@@ -342,6 +343,8 @@ def test_the_key_follows_everything_that_moves_numbers(toy_stimuli, toy_model, m
     base = key()
     assert key(model=("device", "cuda:1")) == key(model=("threads", 64)) == base
     assert CHANGED[what](key) != base
+    both = ("head", "verb")  # the same spans, with and without scores of the target
+    assert key(regions=both) != key(regions=both, slot=None)
 
 
 def test_the_key_follows_token_ids(toy_model):
