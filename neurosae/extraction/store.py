@@ -179,7 +179,8 @@ def finish(folder: Path, key: Mapping[str, Any]) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for site in folder.glob("*.zarr") for path in site.rglob("*") if path.is_file())
+    sites = [site for site in folder.glob("*.zarr") if site.name[0] != "."]  # not what a killed run left half-written
+    return sorted(path for site in sites for path in site.rglob("*") if path.is_file())
 
 
 def check_files(folder: Path) -> None:
