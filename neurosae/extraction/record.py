@@ -38,7 +38,7 @@ def site_records(
     missing = _missing(work)
     common = {
         "model": {**model.provenance, "bos": model.tokens.words if model.tokens else None},
-        "batch_invariance": batch_invariance(model, sample, hooks),
+        "batch_invariance": batch_invariance(model, sample[:1] if work.batch_tokens == 1 else sample, hooks),
         "batch_tokens": work.batch_tokens,
         "packing": dict(packing),
         "positions": asdict(asked),

@@ -147,6 +147,24 @@ def test_a_setting_that_the_bridge_leaves_out_is_refused(saved, *, in_memory):
         load_model(source, device="cpu")
 
 
+def test_a_model_whose_batches_differ_is_read_one_text_at_a_time(saved):
+    """Long and short texts of a Phi-3 turn by other angles, those of their batch: refused, and exact by the remedy."""
+    rope = {"rope_type": "longrope", "rope_theta": 100.0, "original_max_position_embeddings": 8}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    settings = GROUPED | {"pad_token_id": 0, "original_max_position_embeddings": 8, "rope_parameters": rope}
+    model = load_model(saved("Phi3ForCausalLM", "Phi3Config", settings), device="cpu", packing="buckets")
+    texts = ["the dog", "the key near the old houses is zzzzzzzzzz"]
+    table = {"item": ["a", "b"], "frame": "f", "split": "test", "text": texts, "word_start": 0, "word_end": 7}
+    stimuli = pd.DataFrame(table, index=pd.Index(["s0", "s1"], name="stimulus"))
+    site = {"s": TinyDictionary("blocks.1.hook_resid_post", 16)}
+    asked = {"regions": ["word"], "scores": False, "keep_x": True}
+    with pytest.raises(ModelError, match=r"gives other vectors in a batch than alone .* use batch_tokens=1"):
+        extract(stimuli, model, site, positions=asked)
+    both = extract(stimuli, model, site, positions=asked, batch_tokens=1)["s"]
+    alone = [extract(stimuli.iloc[[i]], model, site, positions=asked)["s"].obsm["x"] for i in range(2)]
+    np.testing.assert_allclose(both.obsm["x"], np.concatenate(alone), atol=1e-6)
+
+
 def test_an_encoder_with_a_decoder_is_refused_in_one_sentence(saved):
     """Two stacks have two residual streams: refused when the model is loaded."""
     settings = {"d_model": 16, "num_layers": 2, "num_heads": 2, "d_ff": 24, "d_kv": 8, "vocab_size": 340}
