@@ -42,7 +42,7 @@ def ask(toy_stimuli, toy_model, tiny):
     return call
 
 
-def test_extract_agrees_with_one_text_at_a_time(ask, toy_stimuli, toy_model):
+def test_extract_agrees_with_one_text_at_a_time(ask, toy_stimuli, toy_model, *, tiny):
     """Every row equals the dictionary's code of the vector that a pass over its text alone gives."""
     out = ask()["late"]
     for stimulus in toy_stimuli.index[[0, 11, 23]]:
@@ -55,6 +55,7 @@ def test_extract_agrees_with_one_text_at_a_time(ask, toy_stimuli, toy_model):
         mine = (out.obs["stimulus"] == stimulus).to_numpy() & (out.obs["region"] == "head").to_numpy()
         assert_allclose(out.obsm["x"][mine], x.numpy(), atol=1e-5)
         assert_allclose(out.obs["norm"][mine], x.norm(dim=1).numpy(), rtol=1e-5)
+        assert_allclose(out.X[mine].toarray(), tiny(3, seed=1).encode(x).toarray(), atol=1e-4)
 
 
 def test_surprisal_and_logit_diff_agree_with_the_full_logits(checkpoint, toy_stimuli, tiny):
