@@ -271,6 +271,13 @@ def test_generate_refuses_hooks_that_do_not_exist_or_fire(cached, raw):
             generate(cached, raw, "ab", clamp=[pushed(raw, hook=hook)], n_tokens=2, seed=0)
 
 
+def test_generation_refuses_a_hook_that_never_fires(toy):
+    """Known to the model and silent in every pass: the text would be the plain one, under the name of an edit."""
+    edit = Edit("blocks.1.attn.hook_hidden_states", "add", "all", vector=np.ones(16))
+    with pytest.raises(ModelError, match=r"hook points never fired: blocks\.1\.attn\.hook_hidden_states"):
+        continue_texts(toy, PROMPTS, (edit,), sampling=Sampling(2, 1, 0), seed=0)
+
+
 def test_generation_refuses_long_prompts_wrong_places_and_nothing(cached, raw):
     """The context, a place that only scored stimuli have, an empty prompt, and no feature at all."""
     with pytest.raises(DataError, match="exceed the context"):
