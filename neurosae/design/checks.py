@@ -375,11 +375,16 @@ def _tokens(
 ) -> tuple[pd.DataFrame | None, list[str]]:
     if tokenizer is None:
         return None, []
-    from neurosae.design.token_checks import as_tokenizer, target_problems, token_numbers, token_table
+    from neurosae.design.token_checks import as_tokenizer, growing_problem, target_problems, token_numbers, token_table
 
     ours = as_tokenizer(tokenizer)
     straddle = bool(analysis is not None and analysis.positions.allow_straddle)
     numbers, borders = token_numbers(stimuli, ours, regions=regions, allow_straddle=straddle)
+    asked = None if analysis is None else analysis.positions
+    if asked is not None and asked.tokens in ("max", "sum") and not asked.length_match:
+        factors = list(design.factors)
+        if problem := growing_problem(stimuli, numbers, rule=asked.tokens, factors=factors, regions=regions):
+            raise _Refusal(("positions", "tokens"), problem)
     targets = target_problems(design, stimuli, ours)
     found = [f"{borders[0]} ({len(borders)} such borders)"] if borders else []
     if targets:

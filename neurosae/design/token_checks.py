@@ -52,6 +52,39 @@ def token_numbers(
     return pd.DataFrame(found, index=stimuli.index), problems
 
 
+def unequal_lengths(n_tokens: pd.Series, levels: pd.DataFrame) -> str:
+    """Mean number of tokens by condition where its distribution differs between conditions; "" where it does not.
+
+    Parameters
+    ----------
+    n_tokens : of a region, one per stimulus
+    levels : the factors of these stimuli, same index; without columns every difference counts
+    """
+    factors = [levels[name] for name in levels]
+    cells: Any = n_tokens.groupby(factors, observed=True) if factors else [((), n_tokens)]
+    shares: dict[Any, Any] = {k: sorted(cell.value_counts(normalize=True).items()) for k, cell in cells}
+    first = next(iter(shares.values()))
+    if all(share == first for share in shares.values()) and (factors or len(first) == 1):
+        return ""
+    means = {"/".join(map(str, np.atleast_1d(k))): sum(n * share for n, share in v) for k, v in shares.items()}
+    return ", ".join(f"{name} {mean:.2f}" for name, mean in means.items())
+
+
+def growing_problem(
+    stimuli: pd.DataFrame, numbers: pd.DataFrame, *, rule: str, factors: list[str], regions: tuple[str, ...]
+) -> str:
+    """Why `tokens: max` or `sum` cannot be taken of these regions; "" where it can."""
+    for region in regions:
+        known = cast("pd.Series", numbers[f"tokens of {region}"].dropna())
+        means = unequal_lengths(known, cast("pd.DataFrame", stimuli.loc[known.index, factors])) if len(known) else ""
+        if means:
+            return (
+                f"{rule} grows with span length, and region '{region}' has different numbers of tokens by condition "
+                f"(mean {means}); use last, first or mean, or set length_match: true."
+            )
+    return ""
+
+
 def token_table(design: Design, stimuli: pd.DataFrame, numbers: pd.DataFrame) -> pd.DataFrame:
     """Mean token counts by level: one row per number and factor, a column `means`, Spearman's `rho` with the levels."""
     rows = []

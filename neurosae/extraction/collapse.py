@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from neurosae.design.token_checks import unequal_lengths
 from neurosae.errors import DataError, choose
 from neurosae.extraction.responses import KEY, Responses, add_warnings, each_site, take_rows
 from neurosae.spec.design import Design
@@ -137,12 +138,7 @@ def _refuse_unequal_lengths(adata: Any, rule: str) -> None:
     record = json.loads(adata.uns[KEY])["design"]
     factors = [] if record is None else list(Design.from_json(record).factors)
     for region, obs in adata.obs.drop_duplicates(["stimulus", "region"]).groupby("region", observed=True):
-        cells = obs.groupby(factors, observed=True) if factors else [((), obs)]
-        shares = {k: tuple(sorted(cell["n_tokens"].value_counts(normalize=True).items())) for k, cell in cells}
-        if len(set(shares.values())) > 1 or (not factors and obs["n_tokens"].nunique() > 1):
-            means = ", ".join(
-                f"{'/'.join(map(str, np.atleast_1d(k)))} {sum(a * b for a, b in v):.2f}" for k, v in shares.items()
-            )
+        if means := unequal_lengths(obs["n_tokens"], obs[factors]):
             raise DataError(
                 f"tokens: {rule} grows with span length, and region '{region}' has different numbers of "
                 f"tokens by condition (mean {means}); use last, first or mean, or set length_match: true."

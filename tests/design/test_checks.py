@@ -173,6 +173,16 @@ def test_tokens_are_counted_by_level(designs):
     report = check(designs["agreement"](6), tokenizer=chars)
     assert report.tokens.set_index(["measure", "factor"])["spread"]["tokens of head", "subject"] == 1
     assert any(w.startswith("not one token:") and "'is' is 2 tokens" in w for w in report.warnings)
+    spec = analysis({"e": NUMBER}, t=contrast())
+    for tokens, more in (("max", {}), ("sum", {}), ("mean", {}), ("max", {"length_match": True})):
+        positions = spec.positions.model_copy(update={"tokens": tokens, "regions": ["head", "pre_verb"], **more})
+        changed = spec.model_copy(update={"positions": positions})
+        if tokens == "mean" or more:
+            check(designs["agreement"](8), changed, tokenizer=chars)
+        else:  # as the run would, after extraction: in a region that no test asks for, too
+            with pytest.raises(SpecError, match=rf"{tokens} grows with span length, and region 'head' has different"):
+                check(designs["agreement"](8), changed, tokenizer=chars)
+            check(designs["agreement"](8), changed, tokenizer=backend)
 
 
 def test_tokens_of_a_real_model(designs, shared_data):

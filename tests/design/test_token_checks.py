@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from neurosae.design.token_checks import token_numbers
+from neurosae.design.token_checks import growing_problem, token_numbers, unequal_lengths
 from neurosae.extraction.tokens import make_tokenizer
 
 
@@ -31,3 +31,17 @@ def test_token_numbers_refuses_straddled_borders_and_empty_regions():
     numbers, problems = token_numbers(stimuli[:2], by_words(), regions=("noun",), allow_straddle=True)
     assert numbers["tokens of noun"].tolist() == [1, 1]
     assert not problems
+
+
+def test_a_maximum_over_regions_of_unequal_length_is_refused():
+    """It grows with length; equal distributions of lengths in all conditions are no trouble, nor a text without it."""
+    levels = pd.DataFrame({"near": ["sg", "pl"] * 3}, index=list("abcdef"))
+    numbers = pd.DataFrame({"tokens of noun": [1.0, 1, 2, 2, None, None]}, index=levels.index)
+    ask = {"rule": "max", "factors": ["near"], "regions": ("noun",)}
+    assert not growing_problem(levels, numbers, **ask)
+    numbers.loc["f"] = 3
+    found = growing_problem(levels, numbers, **ask)
+    assert found.startswith("max grows with span length, and region 'noun' has different numbers")
+    assert "(mean pl 2.00, sg 1.50)" in found
+    assert unequal_lengths(numbers["tokens of noun"].dropna(), levels[[]])
+    assert not unequal_lengths(numbers["tokens of noun"].iloc[:2], levels[[]])
