@@ -32,6 +32,7 @@ _WHERE = {
     "neurosae.spec.analysis": ("load_analysis",),
     "neurosae.spec.blocks": ("TESTS",),
     "neurosae.spec.results": ("check_results", "read_results", "stack", "write_results"),
+    "neurosae.cache": ("cache_table", "kept", "prune_cache", "pruned"),
     "neurosae.design.expand": ("expand",),
     "neurosae.design.importers": ("import_design", "write_design"),
     "neurosae.design.checks": ("check",),

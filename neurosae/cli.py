@@ -302,6 +302,24 @@ def run(
     typer.echo(study.folder / "report.html")
 
 
+@app.command()
+def cache(
+    *,
+    out: Out = Path("results"),
+    prune: Annotated[bool, typer.Option("--prune", help="Remove entries, by one of the two rules or both.")] = False,
+    older_than: Annotated[float | None, typer.Option(help="With --prune: days since an entry was written.")] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="With --prune: 500MB, 2GB: the oldest go until this is left.")
+    ] = None,
+) -> None:
+    """List responses, dictionaries and texts kept for later runs, and remove the old. Results are never touched."""
+    if prune:
+        typer.echo(ns.pruned(out, older_than=older_than, keep=keep))
+    elif older_than is not None or keep is not None:
+        raise NeurosaeError("--older-than and --keep say what to remove; add --prune.")
+    typer.echo(ns.kept(out))
+
+
 def main() -> None:
     """Entry point: errors on one line, a traceback only with --debug, no progress bars with --quiet."""
     if "--quiet" in sys.argv:

@@ -28,7 +28,7 @@ LAYERS = """
 3  spec.attribution spec.causal spec.design spec.examine spec.examine_tests spec.factorial spec.generation
 3  spec.geometry spec.integration spec.patching spec.planning spec.positions spec.subjects
 4  design.importers design.regions design.units design.weights extraction.slow_tokens extraction.trie spec.blocks
-4  dictionary.screen_kernels extraction.siblings spec.geometry_checks
+4  cache dictionary.screen_kernels extraction.siblings spec.geometry_checks
 5  design.confounds design.expand design.levels design.orthogonal design.regressors extraction.packing
 5  extraction.sites extraction.tokens spec.choices spec.circuits spec.interventions spec.maps spec.parametric
 5  dictionary.screen spec.patching_checks
