@@ -13,7 +13,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from neurosae.dictionary.screen import Screen, room_for, screen_rows
+from neurosae.dictionary.screen import Screen, fine_enough, room_for, screen_rows
 from neurosae.dictionary.screen_kernels import dot_products, keep_above, keep_largest, list_rows, lowered
 from neurosae.errors import ModelError
 
@@ -21,7 +21,6 @@ CELLS = 1 << 24  # screened values held at once: 32 or 64 MB
 ROWS = 512  # per matrix product
 DOUBT = 2.0  # of screening errors, in standard deviations if roundings were independent
 TOO_MANY = 0.05  # of all features, listed per row: from here on the finer product is cheaper
-PROBE = 64  # rows that show whether it is
 
 
 def codes_topk(x: Tensor, screen: Screen, k: int) -> sparse.csr_matrix:
@@ -74,14 +73,15 @@ def _codes(x: Tensor, screen: Screen, choice: tuple[int, Tensor]) -> sparse.csr_
         raise ModelError(
             "activations are not finite, so the model overflowed; set `model: {dtype: float32}` or bfloat16."
         )
-    x, m, roughs = x.detach().contiguous(), len(screen.weights), list(screen.roughs)
+    x, m = x.detach().contiguous(), len(screen.weights)
+    roughs = fine_enough(x, screen)
     k, limits = choice[0], choice[1].expand(m).contiguous().numpy()
     step = max(1, min(ROWS, CELLS // m, max(len(x), 1)))
     room = np.empty(step * m, dtype=np.int32), np.empty(step * m, dtype=np.float32), room_for(roughs[0], step)
     guess, doubt = np.array([0.1], dtype=np.float32), np.float32(min(1.0, DOUBT / max(x.shape[1], 1) ** 0.5))
     data, columns, counts, start = [], [], [np.zeros(1, dtype=np.int64)], 0
     while start < len(x):
-        part = x[start : start + (min(step, PROBE) if start == 0 and len(roughs) > 1 else step)]
+        part = x[start : start + step]
         lists = room[0], room[1], np.empty(len(part), dtype=np.int64)
         rough, tau = roughs[0], np.zeros(len(part), dtype=np.float32)
         rows = screen_rows(part, rough, room[2][: len(part)]), (screen.bias.numpy(), *rough[1:])

@@ -29,6 +29,7 @@ from neurosae.errors import ModelError
 UNIT = 2.0**-24  # rounding of float32
 SLACK = np.float32(1.0001)  # of the norms, which are themselves rounded
 NARROWEST, WIDEST = 8, 1024  # rows for int8: 1024 x 127^2 < 2^24, so that float32 holds the product
+PROBE, BLUR = 64, 0.9  # rows looked at, and the bound in standard deviations at which bfloat16 becomes the faster
 RELATIVE = {torch.int8: np.float32(2.0**-22), torch.bfloat16: np.float32(2.0**-8), torch.float32: np.float32(0)}
 
 
@@ -135,6 +136,23 @@ def _rounded(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, np.ndarray, np.n
         back = rounded.float()
         lost[0], lost[1] = (rows - back).norm(dim=1).numpy(), back.norm(dim=1).numpy()
     return rounded, step, lost
+
+
+def fine_enough(x: Tensor, screen: Screen) -> list[Rough]:
+    """The roundings that tell the features of such rows apart, by the bound e over the spread |x| |w| / sqrt d.
+
+    A coordinate that dwarfs the others takes int8's steps for itself. The last rounding always stays.
+    """
+    roughs, some = list(screen.roughs), x[:PROBE]
+    size = some.norm(dim=1).numpy()
+    while len(roughs) > 1 and len(some):
+        _, _, (gone, _) = _rounded(some, roughs[0].weights.dtype)
+        of_rows = np.median(gone / np.maximum(size, np.float32(1e-30)))
+        of_features = np.median(roughs[0].lost / np.maximum(roughs[0].length, np.float32(1e-30)))
+        if (of_rows + of_features) * x.shape[1] ** 0.5 <= BLUR:
+            break
+        roughs.pop(0)
+    return roughs
 
 
 def screen_rows(x: Tensor, rough: Rough, out: Tensor) -> Screened:

@@ -12,7 +12,7 @@ import torch
 
 from neurosae.dictionary import encode
 from neurosae.dictionary.encode import codes_threshold, codes_topk
-from neurosae.dictionary.screen import exact_int8, fast_products, prepare_screen, room_for, screen_rows
+from neurosae.dictionary.screen import exact_int8, fast_products, fine_enough, prepare_screen, room_for, screen_rows
 from neurosae.errors import ModelError
 
 slow = pytest.mark.skipif(
@@ -145,18 +145,23 @@ def test_codes_invariant_to_where_the_list_is_cut(kind, doubt, monkeypatch):
     assert (whole != codes_topk(x, prepare_screen(weights, bias, kinds=(kind,)), 9)).nnz == 0
 
 
-def test_codes_invariant_to_a_change_of_screen(monkeypatch):
-    """Rows that int8 rounds to nearly nothing are screened by the finer product; the codes are the same."""
-    x, weights, bias = planted(n=200, seed=6)
-    x[:, 7] += 500
-    weights[:, 7], used = 0, []
+@pytest.mark.parametrize("noticed", [True, False])
+def test_codes_invariant_to_a_change_of_screen(monkeypatch, noticed):
+    """Rows that int8 rounds to nearly nothing go to the finer product: at once, or after a block of long lists."""
+    x, weights, bias = planted(n=200, d=1000 if noticed else 96, seed=6)
+    assert fine_enough(x, prepare_screen(weights, bias, kinds=FAST))[0].weights.dtype == getattr(torch, FAST[0])
+    x[:, 7] += 60 if noticed else 500
+    if not noticed:
+        weights[:, 7] = 0
+    used = []
     monkeypatch.setattr(encode, "screen_rows", lambda *args: used.append(args[1].weights.dtype) or screen_rows(*args))
+    monkeypatch.setattr(encode, "ROWS", 100)
     codes = codes_topk(x, prepare_screen(weights, bias, kinds=FAST), 9)
+    first, second = used
     assert (codes != codes_topk(x, prepare_screen(weights, bias, kinds=("float32",)), 9)).nnz == 0
     if "int8" in FAST:
-        assert used[0] == torch.int8
-        assert len(used) > 1
-        assert torch.int8 not in used[1:]
+        assert (first == torch.int8) == (not noticed)
+        assert second != torch.int8
 
 
 def test_topk_keeps_only_what_is_positive():
