@@ -89,15 +89,15 @@ def main() -> int:
     end = peak()
     what = f"{seen.n_tokens // 1000} k tokens x {M:,} features"
     print(f"  {what}: {seen.n_active.sum():,} active cells; memory at its peak: {started:.0f} MB before the text")
-    floors.add("streaming", f"peak memory, MB, {what}", end, floor=LIMIT, most=True)
-    floors.add("streaming", "its growth in the last half of the text, MB", halves[1] - halves[0], floor=GROWTH, most=True)
+    floors.add("stream", f"peak memory, MB, {what}", end, floor=LIMIT, most=True)
+    floors.add("stream", "its growth in the last half of the text, MB", halves[1] - halves[0], floor=GROWTH, most=True)
 
     def stream(take) -> None:
         stream_text(model, {"site": dictionary}, made_texts(16_000), take=take, n_tokens=16_000)
 
     again = Activity(M)
     floors.ratio(
-        "streaming", "stream without a summary / with it", floor=0.5, peer=lambda: cpu(lambda: stream(lambda *_: None), 2),
+        "stream", "stream without a summary / with it", floor=0.5, peer=lambda: cpu(lambda: stream(lambda *_: None), 2),
         ours=lambda: cpu(lambda: stream(lambda site, codes, tokens: again.add(codes)), 2),
     )  # fmt: skip
     return floors.finish()
