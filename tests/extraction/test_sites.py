@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from neurosae.errors import ModelError
 from neurosae.extraction.firing import check_sites, firing_order
@@ -189,3 +190,32 @@ def test_firing_order_is_the_order_of_the_pass(toy_model):
     hooks = ["blocks.2.hook_resid_post", "hook_embed", "blocks.0.hook_attn_out", "blocks.0.attn.hook_z"]
     order = [firing.name for firing in firing_order(toy_model, hooks)]
     assert order == ["hook_embed", "blocks.0.attn.hook_z", "blocks.0.hook_attn_out", "blocks.2.hook_resid_post"]
+
+
+PARTS = {  # of layer 1: attention, its output projection, the MLP, and the projection back from the MLP
+    "gpt2": lambda m: (m.transformer.h[1].attn, "c_proj", m.transformer.h[1].mlp, "c_proj"),
+    "llama": lambda m: (m.model.layers[1].self_attn, "o_proj", m.model.layers[1].mlp, "down_proj"),
+    "neox": lambda m: (m.gpt_neox.layers[1].attention, "dense", m.gpt_neox.layers[1].mlp, "dense_4h_to_h"),
+}
+
+
+@pytest.mark.parametrize("family", PARTS)
+def test_attention_mlp_and_heads_agree_with_transformers(checkpoint, family):
+    """What leaves attention, a head and the MLP is what the modules of transformers give, read by hooks of torch."""
+    theirs = AutoModelForCausalLM.from_pretrained(checkpoint(family), attn_implementation="eager").eval()
+    attention, out, mlp, down = PARTS[family](theirs)
+    seen = {}
+    attention.register_forward_hook(lambda module, args, given: seen.update(attn=given[0]))
+    getattr(attention, out).register_forward_pre_hook(lambda module, args: seen.update(z=args[0]))
+    mlp.register_forward_hook(lambda module, args, given: seen.update(mlp=given))
+    getattr(mlp, down).register_forward_pre_hook(lambda module, args: seen.update(post=args[0]))
+    ours = load_model(checkpoint(family), device="cpu")
+    with torch.inference_mode():
+        theirs(torch.tensor(IDS), attention_mask=torch.tensor(MASK))
+    names = {"attn": "hook_attn_out", "mlp": "hook_mlp_out", "z": "attn.hook_z", "post": "mlp.hook_post"}
+    hooks = [f"blocks.1.{name}" for name in names.values()]
+    got = hooked_pass(ours, IDS, MASK, hooks=[*hooks, "blocks.1.attn.hook_z.h2"], rows=ROWS, cols=COLS)
+    for part, name in names.items():
+        wanted = seen[part][ROWS, COLS].flatten(1)
+        torch.testing.assert_close(got[f"blocks.1.{name}"], wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
+    torch.testing.assert_close(got["blocks.1.attn.hook_z.h2"], seen["z"][ROWS, COLS].unflatten(1, (4, 8))[:, 2])
