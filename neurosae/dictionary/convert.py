@@ -9,9 +9,9 @@
 | dictionary_learning | `config.json`, `ae.pt` | standard, gated, topk, batchtopk and its kin, jumprelu |
 | sparsify | `cfg.json`, `sae.safetensors` | topk |
 
-The numbers are those that sae-lens makes of the same files after a download. Files of the other formats that it knows
-(connor_rob_hook_z, deepseek_r1, qwen_scope, goodfire) take their settings from the name of the repository: they are
-read as `release:` only.
+The numbers are those that sae-lens makes of the same files after a download, for sparsify those of sparsify itself.
+Files of the other formats that it knows (connor_rob_hook_z, deepseek_r1, qwen_scope, goodfire) take their settings from
+the name of the repository: they are read as `release:` only.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def _dictionary_learning(folder: Path) -> tuple[dict[str, Any], State]:
     if kind == "jumprelu":
         state["threshold"] = raw["threshold"].float().expand(len(state["b_enc"])).clone()
     facts = {"hook_name": f"blocks.{told['layer']}.hook_resid_post", "model_name": told.get("lm_name")}
-    if told.get("submodule_name", "").startswith(("mlp", "attn")):
+    if not isinstance(told["layer"], int) or (told.get("submodule_name") or "").startswith(("mlp", "att")):
         facts["hook_name"] = ""  # not of the residual stream; the site says where
     settings = {"architecture": kind, "apply_b_dec_to_input": told["dict_class"] != "JumpReluAutoEncoder"}
     if kind == "topk":
@@ -191,6 +191,8 @@ def _sparsify(folder: Path) -> tuple[dict[str, Any], State]:
     told, raw = _json(folder / CONFIG), _tensors(folder / "sae.safetensors")
     if told.get("signed") or told.get("transcode") or told.get("skip_connection"):
         raise ModelError(f"{folder}: signed codes and transcoders of sparsify are not supported; use a plain one.")
+    if told.get("activation", "topk") != "topk":
+        raise ModelError(f"{folder}: activation {told['activation']} of sparsify is not known; topk is.")
     encoder, decoder = (raw.get(f"W_{n}", raw.get(f"{n}oder.weight")) for n in ("enc", "dec"))
     if encoder is None or decoder is None:
         raise ModelError(f"{folder}: sae.safetensors lacks its encoder or decoder; copy the dictionary again.")
@@ -201,13 +203,24 @@ def _sparsify(folder: Path) -> tuple[dict[str, Any], State]:
         "b_enc": raw.get("b_enc", raw.get("encoder.bias", torch.zeros(max(decoder.shape)))),
         "b_dec": raw.get("b_dec", raw.get("decoder.bias", torch.zeros(d))),
     }
-    where = _hook_of(folder, {"": "hook_resid_post"})
-    if folder.name == "embed_tokens":
-        where = {"hook_name": "hook_embed"}
-    # as sae-lens reads it: b_dec is subtracted unless the decoder was normalized
-    subtracts = not told.get("normalize_decoder", False)
-    settings = {"architecture": "topk", "k": int(told["k"]), "apply_b_dec_to_input": subtracts}
-    return {**settings, "metadata": {"prepend_bos": True, **where}}, state
+    # sparsify subtracts b_dec always; sae-lens only where normalize_decoder is off, which loses most of the fit
+    settings = {"architecture": "topk", "k": int(told["k"]), "apply_b_dec_to_input": True}
+    return {**settings, "metadata": {"prepend_bos": True, **_module_of(folder.name)}}, state
+
+
+MODULES = {
+    "": "hook_resid_post", "mlp": "hook_mlp_out", "attention": "hook_attn_out", "attn": "hook_attn_out",
+    "self_attn": "hook_attn_out",
+}  # fmt: skip
+
+
+def _module_of(name: str) -> dict[str, str]:
+    """The hook point of a folder of sparsify, named after the module whose output it reads: `layers.3.mlp`."""
+    if name == "embed_tokens":
+        return {"hook_name": "hook_embed"}
+    found = re.search(r"layers[._](\d+)(?:[._](\w+(?:\.\w+)*))?$", name)
+    site = MODULES.get(found[2] or "") if found else None
+    return {"hook_name": f"blocks.{found[1]}.{site}"} if found and site else {}
 
 
 FORMATS = {

@@ -146,6 +146,49 @@ def test_sparsify_agrees_with_sae_lens(lens, tmp_path):
             assert torch.allclose(ours.reconstruct(x), theirs(x), atol=1e-5)
 
 
+def test_sparsify_recovers_its_own_codes(tmp_path):
+    """The formula of sparsify, with its default settings: b_dec is subtracted whether the decoder is normalized or not.
+
+    sae-lens does not subtract it where `normalize_decoder` is on, as it is in public releases.
+    """
+    made = tensors()
+    x = torch.randn(30, D, generator=torch.Generator().manual_seed(3))
+    z = ((x - made["b_dec"]) @ made["W_enc"] + made["b_enc"]).relu()
+    kept = z.topk(K)
+    wanted = torch.zeros_like(z).scatter(1, kept.indices, kept.values)
+    hooks = {"": "hook_resid_post", ".mlp": "hook_mlp_out", ".attention": "hook_attn_out", ".mlp.act": None}
+    for ending, hook in hooks.items():
+        folder = tmp_path / f"layers.1{ending}"
+        folder.mkdir()
+        sparsify(folder)
+        told = json.loads((folder / "cfg.json").read_text()) | {"normalize_decoder": True, "expansion_factor": 6}
+        (folder / "cfg.json").write_text(json.dumps(told))
+        ours = read_dictionary(folder)
+        assert np.abs(ours.encode(x).toarray() - wanted.numpy()).max() < 1e-5
+        assert torch.allclose(ours.reconstruct(x), wanted @ made["W_dec"] + made["b_dec"], atol=1e-5)
+        assert ours.hook == (f"blocks.1.{hook}" if hook else "")
+
+
+def test_sparsify_refuses_other_activations(tmp_path):
+    """groupmax keeps the largest of each group: other codes than the k largest."""
+    sparsify(tmp_path)
+    told = json.loads((tmp_path / "cfg.json").read_text()) | {"activation": "groupmax"}
+    (tmp_path / "cfg.json").write_text(json.dumps(told))
+    with pytest.raises(ModelError, match="activation groupmax of sparsify is not known"):
+        read_dictionary(tmp_path)
+
+
+@pytest.mark.parametrize("module", [None, "attention_out_layer_1", "mlp_out_layer_1", "resid_post_layer_1"])
+def test_dictionary_learning_names_its_hook_where_it_is_sure(module, tmp_path):
+    """Its `submodule_name` may be null; an attention or MLP output is never called the residual stream."""
+    dictionary_learning(tmp_path)
+    told = json.loads((tmp_path / "config.json").read_text())
+    told["trainer"]["submodule_name"] = module
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    stream = module is None or module.startswith("resid")
+    assert read_dictionary(tmp_path).hook == ("blocks.1.hook_resid_post" if stream else "")
+
+
 def test_old_folders_agree_with_sae_lens(lens, tmp_path):
     """A folder of sae-lens before version 6: other keys, the same codes, and our own fast encoder."""
     made = tensors()
