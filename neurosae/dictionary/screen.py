@@ -28,6 +28,7 @@ from neurosae.errors import ModelError
 
 UNIT = 2.0**-24  # rounding of float32
 SLACK = np.float32(1.0001)  # of the norms, which are themselves rounded
+LEAST = np.float32(1e-17)  # added to them: squares below 1e-38 are lost in their sums
 NARROWEST, WIDEST = 8, 1024  # rows for int8: 1024 x 127^2 < 2^24, so that float32 holds the product
 PROBE, BLUR = 64, 0.9  # rows looked at, and the bound in standard deviations at which bfloat16 becomes the faster
 RELATIVE = {torch.int8: np.float32(2.0**-22), torch.bfloat16: np.float32(2.0**-8), torch.float32: np.float32(0)}
@@ -122,7 +123,7 @@ def prepare_screen(weights: Tensor, bias: Tensor, *, kinds: tuple[str, ...] | No
 
 def _rough(weights: Tensor, kind: str) -> Rough:
     rounded, step, (gone, kept) = _rounded(weights, getattr(torch, kind))
-    return Rough(rounded, step, gone * SLACK, kept * SLACK)
+    return Rough(rounded, step, gone * SLACK + LEAST, kept * SLACK + LEAST)
 
 
 def _rounded(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, np.ndarray, np.ndarray]:
@@ -172,7 +173,8 @@ def screen_rows(x: Tensor, rough: Rough, out: Tensor) -> Screened:
         raw = torch.mm(rounded, rough.weights.t(), out=out)
         raw = raw.view(torch.int16).numpy().view(np.uint16) if dtype == torch.bfloat16 else raw.numpy()
     lost = gone + kept * np.float32(x.shape[1] * UNIT)
-    return Screened(raw, step, x.norm(dim=1).numpy() * SLACK, lost * SLACK, RELATIVE[dtype])
+    size = x.norm(dim=1).numpy() * SLACK + LEAST
+    return Screened(raw, step, size, lost * SLACK + LEAST, RELATIVE[dtype])
 
 
 def room_for(rough: Rough, n_rows: int) -> Tensor:

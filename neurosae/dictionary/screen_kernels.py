@@ -126,7 +126,7 @@ def list_rows(rows, lists, limits):
         for j in range(m):
             v = value[j]
             e = size[r] * lost[j] + missing[r] * length[j] + relative * abs(v - bias[j]) + np.float32(1.2e-7) * abs(v)
-            flags[j] = np.uint8(1) if v + e >= max(own[j], tau[r]) else np.uint8(0)
+            flags[j] = np.uint8(0) if v + e < max(own[j], tau[r]) else np.uint8(1)  # nan: listed
         counts[r] = _flagged(flags, found)
         listed[n : n + counts[r]] = found[: counts[r]]
         n += counts[r]

@@ -196,6 +196,17 @@ def test_screen_survives_extreme_scales():
     assert codes_topk(x[:0], screen, 3).shape == (0, len(weights))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_codes_agree_with_torch_where_squares_leave_float32(size, kind):
+    """A bound that underflows to 0 or becomes nan lists more features and loses none."""
+    x, weights, _ = planted()
+    screen = prepare_screen(weights, torch.zeros(len(weights)), kinds=(kind,))
+    assert active(codes_topk(x * size, screen, 12)) == dense_topk(x, weights, screen.bias, k=12)[0]
+    above = codes_threshold(x * size, screen, torch.full((len(weights),), 2.0 * size))
+    assert active(above) == [set(row.nonzero()[:, 0].tolist()) for row in x.double() @ weights.double().t() > 2.0]
+
+
 def test_encode_refuses_what_is_not_finite():
     """An overflow of the model is named, not encoded; so is a broken encoder."""
     x, weights, bias = planted(n=2)
