@@ -203,7 +203,7 @@ def _sparsify(folder: Path) -> tuple[dict[str, Any], State]:
         "b_enc": raw.get("b_enc", raw.get("encoder.bias", torch.zeros(max(decoder.shape)))),
         "b_dec": raw.get("b_dec", raw.get("decoder.bias", torch.zeros(d))),
     }
-    # sparsify subtracts b_dec always; sae-lens only where normalize_decoder is off, which loses most of the fit
+    # sparsify subtracts b_dec always, sae-lens only where normalize_decoder is off
     settings = {"architecture": "topk", "k": int(told["k"]), "apply_b_dec_to_input": True}
     return {**settings, "metadata": {"prepend_bos": True, **_module_of(folder.name)}}, state
 
