@@ -52,7 +52,7 @@ def main() -> int:
     header("torch", "sae-lens")
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    floors, (x, weights, bias), fast = Floors(), simulated(), fast_products()
+    floors, (x, weights, bias), fast = Floors(), simulated(), fast_products(D)
     same = check_equal(x, weights, bias)
     screen, transposed = prepare_screen(weights, bias), weights.t().contiguous()
     print(f"  fast products: {', '.join(fast) or 'float32'}; identical sets in {same} of {N} rows, the rest are ties")

@@ -261,4 +261,5 @@ def test_no_path_of_a_machine_is_in_the_tree():
     for path in PATHS.values():
         text = path.read_text(encoding="utf-8")
         assert "/home/" not in text
-        assert "/work/" not in text
+        assert f"{Path.home()}/" not in text
+        assert f"{PACKAGE.parent}/" not in text

@@ -78,11 +78,16 @@ def growing_problem(
         known = cast("pd.Series", numbers[f"tokens of {region}"].dropna())
         means = unequal_lengths(known, cast("pd.DataFrame", stimuli.loc[known.index, factors])) if len(known) else ""
         if means:
-            return (
-                f"{rule} grows with span length, and region '{region}' has different numbers of tokens by condition "
-                f"(mean {means}); use last, first or mean, or set length_match: true."
-            )
+            return growing_words(rule, region, means=means)
     return ""
+
+
+def growing_words(rule: str, region: str, *, means: str) -> str:
+    """The refusal of a maximum or sum over regions of unequal length."""
+    return (
+        f"{rule} grows with span length, and region '{region}' has different numbers of tokens by condition "
+        f"(mean {means}); use last, first or mean, or set length_match: true."
+    )
 
 
 def token_table(design: Design, stimuli: pd.DataFrame, numbers: pd.DataFrame) -> pd.DataFrame:

@@ -78,9 +78,15 @@ class Screened(NamedTuple):
     relative: np.float32
 
 
-def fast_products() -> tuple[str, ...]:
-    """Roundings that this processor multiplies fast (int8 by AVX512-VNNI, bfloat16 by AVX512-BF16 or AMX)."""
-    found = {"int8": _has("vnni") and _has("avx512"), "bfloat16": _has("avx512_bf16") or _has("amx_tile")}
+def fast_products(d: int) -> tuple[str, ...]:
+    """Roundings that this processor multiplies fast, for rows of length d.
+
+    int8 by AVX512-VNNI, where its products are exact (`exact_int8`); bfloat16 by AVX512-BF16 or AMX.
+    """
+    found = {
+        "int8": _has("vnni") and _has("avx512") and exact_int8(d),
+        "bfloat16": _has("avx512_bf16") or _has("amx_tile"),
+    }
     return tuple(kind for kind, fast in found.items() if fast)
 
 
@@ -117,7 +123,7 @@ def prepare_screen(weights: Tensor, bias: Tensor, *, kinds: tuple[str, ...] | No
         raise ModelError("the encoder holds values that are not finite; copy or train the dictionary again.")
     weights, bias = weights.detach().contiguous(), bias.detach().contiguous()
     if kinds is None:
-        kinds = tuple(kind for kind in fast_products() if kind != "int8" or exact_int8(weights.shape[1]))
+        kinds = fast_products(weights.shape[1])
     return Screen(weights, bias, tuple(_rough(weights, kind) for kind in kinds or ("float32",)))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from neurosae.design.token_checks import unequal_lengths
+from neurosae.design.token_checks import growing_words, unequal_lengths
 from neurosae.errors import DataError, choose
 from neurosae.extraction.responses import KEY, Responses, add_warnings, each_site, take_rows
 from neurosae.spec.design import Design
@@ -139,10 +139,7 @@ def _refuse_unequal_lengths(adata: Any, rule: str) -> None:
     factors = [] if record is None else list(Design.from_json(record).factors)
     for region, obs in adata.obs.drop_duplicates(["stimulus", "region"]).groupby("region", observed=True):
         if means := unequal_lengths(obs["n_tokens"], obs[factors]):
-            raise DataError(
-                f"tokens: {rule} grows with span length, and region '{region}' has different numbers of "
-                f"tokens by condition (mean {means}); use last, first or mean, or set length_match: true."
-            )
+            raise DataError(f"tokens: {growing_words(rule, str(region), means=means)}")
 
 
 COLLAPSE: dict[str, Callable[[anndata.AnnData], anndata.AnnData]] = {
